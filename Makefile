@@ -1,0 +1,36 @@
+# make demo   trains, sparsifies, prunes and distils a small YOLOv4 and compares the stages
+# make test   passes the tests
+# Both make .venv first, if it is missing (make env).
+
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+
+# make demo DATA=path/to/folder uses your own data, in PASCAL VOC's layout
+DATA ?=
+WORK_DIR ?= work_dirs/demo
+DEMO_DATA := work_dirs/demo-data
+ifeq ($(strip $(DATA)),)
+CONFIG ?= configs/yolov4/yolov4_n_fast_1xb16-40e_demo-192.py
+else
+CONFIG ?= configs/yolov4/yolov4_n_fast_1xb16-60e_voc-320.py
+endif
+# More arguments of tools/compress.py, as ARGS='--target-params 0.5'
+ARGS ?=
+
+.PHONY: env demo test lint
+
+env:
+	@tools/environment/make_env.sh .venv
+
+demo: env
+ifeq ($(strip $(DATA)),)
+	@$(PYTHON) tools/dataset_converters/make_demo_dataset.py $(DEMO_DATA)
+endif
+	@$(PYTHON) tools/compress.py $(CONFIG) --data $(or $(strip $(DATA)),$(DEMO_DATA)) \
+		--work-dir $(WORK_DIR) $(ARGS)
+
+test: env
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 tests
+
+lint: env
+	@$(PYTHON) -m ruff check .

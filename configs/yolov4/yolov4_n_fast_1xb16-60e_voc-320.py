@@ -1,0 +1,99 @@
+# A small YOLOv4 for one VOC-format folder (JPEGImages, Annotations, ImageSets/Main)
+# and a CPU. For another folder change data_root, classes and the two splits.
+_base_ = './yolov4_fast_1xb64-50e_voc.py'
+
+# ========================Frequently modified parameters======================
+data_root = 'data/BCCD/'
+classes = ('Platelets', 'RBC', 'WBC')
+train_split = 'trainval'
+val_split = 'test'
+max_epochs = 60
+img_scale = (320, 320)  # width, height
+train_batch_size_per_gpu = 16
+train_num_workers = 2
+base_lr = 0.01
+
+# ========================Possible modified parameters========================
+deepen_factor = 0.33
+widen_factor = 0.1875
+affine_scale = 0.5
+lr_factor = 0.01
+dataset_type = 'mmgcp.VOCFormatDataset'
+
+# ===============================Unmodified in most cases====================
+num_classes = len(classes)
+metainfo = dict(classes=classes)
+# Anchors for the scale of 608 above, shrunk with the image
+anchors = [[(width * img_scale[0] / 608, height * img_scale[0] / 608)
+            for width, height in level] for level in _base_.anchors]
+model = dict(
+    backbone=dict(deepen_factor=deepen_factor, widen_factor=widen_factor),
+    neck=dict(deepen_factor=deepen_factor, widen_factor=widen_factor),
+    bbox_head=dict(
+        head_module=dict(num_classes=num_classes, widen_factor=widen_factor),
+        prior_generator=dict(base_sizes=anchors),
+        loss_cls=dict(loss_weight=_base_.loss_cls_weight * num_classes / 80),
+        loss_obj=dict(loss_weight=_base_.loss_obj_weight * (img_scale[0] / 640)**2)))
+
+train_pipeline = [
+    *_base_.pre_transform,
+    dict(type='Mosaic', img_scale=img_scale, pad_val=114.0, pre_transform=_base_.pre_transform),
+    dict(
+        type='YOLOv5RandomAffine',
+        max_rotate_degree=0.0,
+        max_shear_degree=0.0,
+        scaling_ratio_range=(1 - affine_scale, 1 + affine_scale),
+        border=(-img_scale[0] // 2, -img_scale[1] // 2),
+        border_val=(114, 114, 114)),
+    dict(type='YOLOv5HSVRandomAug'),
+    dict(type='mmdet.RandomFlip', prob=0.5),
+    dict(
+        type='mmdet.PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'flip', 'flip_direction'))
+]
+train_dataloader = dict(
+    batch_size=train_batch_size_per_gpu,
+    num_workers=train_num_workers,
+    dataset=dict(
+        _delete_=True,
+        type=dataset_type,
+        data_root=data_root,
+        metainfo=metainfo,
+        ann_file=f'ImageSets/Main/{train_split}.txt',
+        data_prefix=dict(sub_data_root=''),
+        filter_cfg=dict(filter_empty_gt=False, min_size=32),
+        pipeline=train_pipeline))
+
+test_pipeline = [
+    dict(type='LoadImageFromFile', backend_args=_base_.backend_args),
+    dict(type='YOLOv5KeepRatioResize', scale=img_scale),
+    dict(type='LetterResize', scale=img_scale, allow_scale_up=False, pad_val=dict(img=114)),
+    dict(type='LoadAnnotations', with_bbox=True, _scope_='mmdet'),
+    dict(
+        type='mmdet.PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'pad_param'))
+]
+val_dataloader = dict(
+    batch_size=8,
+    num_workers=train_num_workers,
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        metainfo=metainfo,
+        ann_file=f'ImageSets/Main/{val_split}.txt',
+        data_prefix=dict(sub_data_root=''),
+        pipeline=test_pipeline,
+        batch_shapes_cfg=None))
+test_dataloader = val_dataloader
+val_evaluator = dict(iou_thrs=[percent / 100 for percent in range(50, 100, 5)])
+test_evaluator = val_evaluator
+
+optim_wrapper = dict(
+    optimizer=dict(lr=base_lr, batch_size_per_gpu=train_batch_size_per_gpu))
+default_hooks = dict(
+    # MMYOLO's warm-up lasts 1000 iterations at least, too long for a small data set
+    param_scheduler=dict(
+        lr_factor=lr_factor, max_epochs=max_epochs, warmup_epochs=3, warmup_mim_iter=50),
+    checkpoint=dict(interval=10, save_best='pascal_voc/mAP'),
+    logger=dict(interval=10))
+train_cfg = dict(max_epochs=max_epochs, val_interval=10)

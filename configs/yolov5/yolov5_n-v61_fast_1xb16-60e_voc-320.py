@@ -1,0 +1,57 @@
+# MMYOLO's YOLOv5-n with the data, schedule and augmentation of the small YOLOv4.
+_base_ = '../yolov4/yolov4_n_fast_1xb16-60e_voc-320.py'
+
+deepen_factor = 0.33
+widen_factor = 0.25
+anchors = [
+    [(10, 13), (16, 30), (33, 23)],  # P3/8
+    [(30, 61), (62, 45), (59, 119)],  # P4/16
+    [(116, 90), (156, 198), (373, 326)]  # P5/32
+]
+
+strides = _base_.strides
+norm_cfg = dict(type='BN', momentum=0.03, eps=0.001)
+act_cfg = dict(type='SiLU', inplace=True)
+layers_cfg = dict(
+    deepen_factor=deepen_factor, widen_factor=widen_factor, norm_cfg=norm_cfg, act_cfg=act_cfg)
+model = dict(
+    backbone=dict(_delete_=True, type='YOLOv5CSPDarknet', **layers_cfg),
+    neck=dict(
+        _delete_=True,
+        type='YOLOv5PAFPN',
+        in_channels=[256, 512, 1024],
+        out_channels=[256, 512, 1024],
+        num_csp_blocks=3,
+        **layers_cfg),
+    bbox_head=dict(
+        _delete_=True,
+        type='YOLOv5Head',
+        head_module=dict(
+            type='YOLOv5HeadModule',
+            num_classes=_base_.num_classes,
+            in_channels=[256, 512, 1024],
+            widen_factor=widen_factor,
+            featmap_strides=strides,
+            num_base_priors=3),
+        prior_generator=dict(
+            type='mmdet.YOLOAnchorGenerator', base_sizes=anchors, strides=strides),
+        loss_cls=dict(
+            type='mmdet.CrossEntropyLoss',
+            use_sigmoid=True,
+            reduction='mean',
+            loss_weight=_base_.loss_cls_weight * _base_.num_classes / 80),
+        loss_bbox=dict(
+            type='IoULoss',
+            iou_mode='ciou',
+            bbox_format='xywh',
+            eps=1e-7,
+            reduction='mean',
+            loss_weight=_base_.loss_bbox_weight,
+            return_iou=True),
+        loss_obj=dict(
+            type='mmdet.CrossEntropyLoss',
+            use_sigmoid=True,
+            reduction='mean',
+            loss_weight=_base_.loss_obj_weight * (_base_.img_scale[0] / 640)**2),
+        prior_match_thr=4.,
+        obj_level_weights=[4., 1., 0.4]))

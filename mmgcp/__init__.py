@@ -1,0 +1,10 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+from .compatibility import allow_mmengine_checkpoints, check_versions
+from .version import __version__
+
+check_versions()
+allow_mmengine_checkpoints()
+
+from . import datasets, distillation, engine, models, pruning  # noqa: E402,F401
+
+__all__ = ['__version__']

@@ -1,0 +1,96 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""Parameters and multiply-accumulate operations of a detector."""
+from dataclasses import dataclass
+from typing import Dict, Sequence, Tuple
+
+import torch
+import torch.nn as nn
+
+COUNTED_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+
+
+@dataclass(frozen=True)
+class ConvStatistics:
+    """What the cost of a convolution or linear layer consists of.
+
+    Attributes:
+        in_channels (int): Input channels of one convolution group.
+        out_channels (int): Output channels.
+        kernel_size (int): Weights for each pair of input and output channel.
+        positions (int): Positions at which the kernel is applied to an image.
+    """
+    in_channels: int
+    out_channels: int
+    kernel_size: int
+    positions: int
+
+    @property
+    def weights(self) -> int:
+        """Number of weights, without the bias."""
+        return self.in_channels * self.out_channels * self.kernel_size
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulate operations for one image, without the bias."""
+        return self.weights * self.positions
+
+
+@torch.no_grad()
+def record_convs(model: nn.Module, input_shape: Sequence[int]) -> Dict[str, ConvStatistics]:
+    """Run a model once and record its convolutions and linear layers.
+
+    Args:
+        model (nn.Module): A detector that understands ``model(x, mode='tensor')``.
+        input_shape (Sequence[int]): Shape (C, H, W) of the image in pixels.
+
+    Returns:
+        dict[str, ConvStatistics]: One for each layer that ran. A layer that runs
+        several times (a head shared by the levels) has the sum of its positions.
+    """
+    positions: Dict[str, int] = {}
+
+    def hook(name):
+        def count(module, inputs, output):
+            # a transposed convolution applies its kernel at each input position
+            tensor = inputs[0] if isinstance(module, nn.ConvTranspose2d) else output
+            channels = tensor.shape[-1 if isinstance(module, nn.Linear) else 1]
+            positions[name] = positions.get(name, 0) + tensor[0].numel() // channels
+        return count
+
+    handles = [module.register_forward_hook(hook(name))
+               for name, module in model.named_modules() if isinstance(module, COUNTED_TYPES)]
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        device = next(model.parameters()).device
+        model(torch.zeros(1, *input_shape, device=device), mode='tensor')
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in training.items():
+            module.training = mode
+    return {name: _statistics(model.get_submodule(name), count)
+            for name, count in positions.items()}
+
+
+def count_complexity(model: nn.Module, input_shape: Sequence[int]) -> Tuple[int, int]:
+    """Count the parameters and the multiply-accumulate operations of a detector.
+
+    The operations are those of convolutions and linear layers, as in the literature.
+
+    Args:
+        model (nn.Module): A detector that understands ``model(x, mode='tensor')``.
+        input_shape (Sequence[int]): Shape (C, H, W) of the image in pixels.
+
+    Returns:
+        tuple[int, int]: Parameters, and operations for one image.
+    """
+    macs = sum(item.macs for item in record_convs(model, input_shape).values())
+    return sum(param.numel() for param in model.parameters()), macs
+
+
+def _statistics(module: nn.Module, positions: int) -> ConvStatistics:
+    if isinstance(module, nn.Linear):
+        return ConvStatistics(module.in_features, module.out_features, 1, positions)
+    return ConvStatistics(module.in_channels // module.groups, module.out_channels,
+                          module.kernel_size[0] * module.kernel_size[1], positions)

@@ -1,0 +1,235 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""From Darknet's cfg and weights to a config and a checkpoint of mmgcp."""
+from pathlib import Path
+from typing import Dict, List, Sequence, Tuple, Union
+
+import numpy as np
+import torch
+from mmdet.visualization import get_palette
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmyolo.models.utils import make_round
+
+from mmgcp.utils.config import build_detector
+
+from .cfg import DarknetError, Section
+from .layers import BN_EPS, STAGE_BLOCKS, channel_table, conv_channels, count_blocks, match_layers
+from .weights import Header, read_weights
+
+BASE_CONFIG = 'mmyolo::yolov5/yolov5_s-v61_syncbn_fast_8xb16-300e_coco.py'
+STRIDES = [8, 16, 32]
+
+# What is taken from the base config; the other variables only describe its own model.
+_KEPT_KEYS = (
+    'default_hooks', 'custom_hooks', 'env_cfg', 'vis_backends', 'visualizer', 'log_processor',
+    'log_level', 'load_from', 'resume', 'optim_wrapper', 'param_scheduler', 'train_cfg',
+    'val_cfg', 'test_cfg', 'train_pipeline', 'test_pipeline', 'train_dataloader',
+    'val_dataloader', 'test_dataloader', 'val_evaluator', 'test_evaluator', 'tta_model',
+    'tta_pipeline', 'img_scale')
+
+
+def model_config(sections: Sequence[Section]) -> dict:
+    """Translate a cfg to the config of a detector with the same channels.
+
+    Args:
+        sections (Sequence[Section]): All sections of the cfg.
+
+    Returns:
+        dict: The model config.
+
+    Raises:
+        DarknetError: The cfg is not YOLOv4, or has channels that no widen_factor gives.
+    """
+    channels = channel_table(sections)
+    if sections[0].integer('channels', '3') != 3:
+        raise DarknetError(f'{sections[0]}: only images of 3 channels are supported')
+    widen_factor = channels['backbone.stage5.0'][1] / 1024
+    scaling = dict(
+        widen_factor=widen_factor, norm_cfg=dict(type='BN', momentum=0.03, eps=BN_EPS))
+    deepen_factor = infer_deepen_factor(count_blocks(sections))
+    model = dict(
+        type='YOLODetector',
+        data_preprocessor=dict(
+            type='YOLOv5DetDataPreprocessor', mean=[0., 0., 0.], std=[255., 255., 255.],
+            bgr_to_rgb=True),
+        backbone=dict(
+            type='mmgcp.YOLOv4CSPDarknet', deepen_factor=deepen_factor, **scaling),
+        neck=dict(
+            type='mmgcp.YOLOv4PAFPN', deepen_factor=deepen_factor,
+            in_channels=[256, 512, 1024], out_channels=[128, 256, 512], **scaling),
+        bbox_head=_head_config(sections, scaling),
+        test_cfg=dict(
+            multi_label=True, nms_pre=30000, score_thr=0.001,
+            nms=dict(type='nms', iou_threshold=0.65), max_per_img=300))
+    _check_channels(model, channels)
+    return model
+
+
+def infer_deepen_factor(num_blocks: Sequence[int]) -> float:
+    """Find a deepen_factor that gives these numbers of residual blocks.
+
+    Args:
+        num_blocks (Sequence[int]): Residual blocks of each stage.
+
+    Returns:
+        float: The factor.
+
+    Raises:
+        DarknetError: There is none with at most two decimals.
+    """
+    for factor in (1.0, 0.33, 0.67, *(i / 100 for i in range(1, 500))):
+        if [make_round(blocks, factor) for blocks in STAGE_BLOCKS] == list(num_blocks):
+            return factor
+    raise DarknetError(f'no deepen_factor gives stages of {list(num_blocks)} residual blocks')
+
+
+def _head_config(sections: Sequence[Section], scaling: dict) -> dict:
+    yolos = [section for section in sections if section.name == 'yolo']
+    base_sizes = [_anchors(section) for section in yolos]
+    num_classes = yolos[0].integer('classes', '20')
+    num_anchors = len(base_sizes[0])
+    _check_yolos(sections, num_classes, num_anchors)
+    return dict(
+        type='mmgcp.YOLOv4Head',
+        head_module=dict(
+            type='mmgcp.YOLOv4HeadModule', num_classes=num_classes,
+            in_channels=[128, 256, 512], featmap_strides=STRIDES,
+            num_base_priors=num_anchors, **scaling),
+        prior_generator=dict(
+            type='mmdet.YOLOAnchorGenerator', base_sizes=base_sizes, strides=STRIDES),
+        bbox_coder=dict(
+            type='mmgcp.YOLOv4BBoxCoder',
+            scale_x_y=[section.number('scale_x_y', '1') for section in yolos],
+            strides=STRIDES),
+        loss_cls=dict(
+            type='mmdet.CrossEntropyLoss', use_sigmoid=True, reduction='mean',
+            loss_weight=0.5 * num_classes / 80),
+        match_iou_thr=yolos[0].number('iou_thresh', '1'),
+        ignore_iou_thr=yolos[0].number('ignore_thresh', '.5'))
+
+
+def _anchors(section: Section) -> List[Tuple[float, float]]:
+    """The anchors (width, height) of a level in pixels."""
+    numbers = section.floats('anchors')
+    mask = section.ints('mask')
+    if len(numbers) % 2 or max(mask) >= len(numbers) // 2 or min(mask) < 0:
+        raise DarknetError(f'{section}: mask={section.options["mask"]} does not fit '
+                           f'the {len(numbers)} numbers of anchors')
+    return [(numbers[2 * i], numbers[2 * i + 1]) for i in mask]
+
+
+def _check_yolos(sections: Sequence[Section], num_classes: int, num_anchors: int):
+    """The levels must agree, and the convolutions before them have the channels they need."""
+    filters = num_anchors * (5 + num_classes)
+    for before, section in zip(sections, sections[1:]):
+        if section.name != 'yolo':
+            continue
+        if (section.integer('classes', '20'), len(section.ints('mask'))) != (num_classes,
+                                                                             num_anchors):
+            raise DarknetError(f'{section} differs from the first [yolo] in its number of '
+                               'classes or anchors')
+        if before.integer('filters') != filters:
+            raise DarknetError(
+                f'{before} has {before.integer("filters")} filters, but {section} with '
+                f'{num_anchors} anchors and {num_classes} classes needs {filters}')
+
+
+def _check_channels(model: dict, channels: Dict[str, Tuple[int, int]]):
+    detector = build_detector(Config(dict(model=model)))
+    for name, expected in channels.items():
+        found = conv_channels(detector, name)
+        if found != expected:
+            factor = model['backbone']['widen_factor']
+            raise DarknetError(
+                f'no widen_factor gives the channels of this network: {name} maps '
+                f'{expected[0]} to {expected[1]} channels, but with a widen_factor of {factor} '
+                f'{found[0]} to {found[1]}; networks pruned elsewhere are not supported yet')
+
+
+def load_parameters(sections: Sequence[Section],
+                    path: Union[str, Path]) -> Tuple[Header, Dict[str, np.ndarray]]:
+    """Read the weights of a YOLOv4 network; a partial file gives its first layers.
+
+    Args:
+        sections (Sequence[Section]): All sections of the cfg.
+        path (str | Path): The weights file.
+
+    Returns:
+        tuple[Header, dict[str, np.ndarray]]: The header and the parameters by their
+        keys in the state dict.
+    """
+    channels = channel_table(sections)
+    shapes = [(f'layer {index}, {layer}', layer.parameter_shapes(channels[layer.module]))
+              for index, layer in enumerate(match_layers(sections)) if layer.module]
+    return read_weights(path, shapes)
+
+
+def checkpoint(parameters: Dict[str, np.ndarray], header: Header,
+               classes: Sequence[str]) -> dict:
+    """Make a checkpoint for :func:`mmdet.apis.init_detector` or ``init_cfg``.
+
+    Args:
+        parameters (dict[str, np.ndarray]): The parameters.
+        header (Header): Header of the weights file.
+        classes (Sequence[str]): Names of the classes.
+
+    Returns:
+        dict: The checkpoint.
+    """
+    state_dict = {}
+    for key, array in parameters.items():
+        state_dict[key] = torch.from_numpy(array)
+        if key.endswith('.running_var'):
+            name = key[:-len('running_var')]
+            state_dict[f'{name}num_batches_tracked'] = torch.tensor(0)
+    dataset_meta = dict(classes=tuple(classes), palette=get_palette('random', len(classes)))
+    return dict(
+        meta=dict(dataset_meta=dataset_meta, darknet=vars(header)), state_dict=state_dict)
+
+
+def complete_config(sections: Sequence[Section], classes: Sequence[str]) -> Config:
+    """Make a config with all that training and inference need.
+
+    All but the model and the input size is as MMYOLO trains YOLOv5-s on COCO.
+
+    Args:
+        sections (Sequence[Section]): All sections of the cfg.
+        classes (Sequence[str]): Names of the classes.
+
+    Returns:
+        Config: The config.
+    """
+    scale = (sections[0].integer('width', '416'), sections[0].integer('height', '416'))
+    base = get_config(BASE_CONFIG)
+    config = {key: value for key, value in base.to_dict().items() if key in _KEPT_KEYS}
+    config = _replace_scale(config, tuple(base.img_scale), scale)
+    config.update(
+        model=model_config(sections),
+        num_classes=len(classes),
+        custom_imports=dict(imports=['mmgcp'], allow_failed_imports=False),
+        default_scope='mmyolo')
+    metainfo = dict(classes=tuple(classes), palette=get_palette('random', len(classes)))
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        dataset = config[name]['dataset']
+        dataset['metainfo'] = metainfo
+        if dataset.get('batch_shapes_cfg'):
+            dataset['batch_shapes_cfg']['img_size'] = max(scale)
+    return Config(config)
+
+
+def _replace_scale(value, old: Tuple[int, int], new: Tuple[int, int]):
+    """Put another (width, height) wherever the config says the old one or half of it.
+
+    Albumentations, which not everyone has installed, is left out on the way.
+    """
+    if isinstance(value, dict):
+        return {key: _replace_scale(item, old, new) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        if list(value) == [old[0], old[1]]:
+            return new
+        if list(value) == [-old[0] // 2, -old[1] // 2]:
+            return -new[0] // 2, -new[1] // 2
+        return type(value)(
+            _replace_scale(item, old, new) for item in value
+            if not (isinstance(item, dict) and item.get('type') == 'mmdet.Albu'))
+    return value

@@ -1,0 +1,101 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""Darknet's weights files: a header, then the parameters as little-endian float32."""
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Dict, Iterable, Sequence, Tuple, Union
+
+import numpy as np
+
+from .cfg import DarknetError
+
+Shapes = Dict[str, Tuple[int, ...]]
+
+
+@dataclass
+class Header:
+    """Header of a weights file.
+
+    Args:
+        major (int): Major version of the format. Defaults to 0.
+        minor (int): Minor version of the format. Defaults to 2.
+        revision (int): Revision of the format. Defaults to 5.
+        seen (int): Number of images seen in training. Defaults to 0.
+    """
+
+    major: int = 0
+    minor: int = 2
+    revision: int = 5
+    seen: int = 0
+
+    @property
+    def seen_format(self) -> str:
+        """str: How the number of images is packed, 64 bits since version 0.2."""
+        return '<q' if self.major * 10 + self.minor >= 2 else '<i'
+
+
+def read_weights(path: Union[str, Path],
+                 layers: Sequence[Tuple[str, Shapes]]) -> Tuple[Header, Dict[str, np.ndarray]]:
+    """Read a weights file, which may end after any layer.
+
+    Args:
+        path (str | Path): The file.
+        layers (Sequence[tuple[str, dict]]): For each convolution what to call it in
+            errors and the names and shapes of its parameters, in Darknet's order.
+
+    Returns:
+        tuple[Header, dict[str, np.ndarray]]: The header and the parameters by name.
+
+    Raises:
+        DarknetError: The file ends inside a layer, holds no layer, or has bytes left.
+    """
+    left = Path(path).stat().st_size
+    arrays: Dict[str, np.ndarray] = {}
+    with open(path, 'rb') as file:
+        header = _read_header(file, path)
+        left -= file.tell()
+        for name, shapes in layers:
+            if left == 0:
+                break
+            needed = 4 * sum(int(np.prod(shape)) for shape in shapes.values())
+            if needed > left:
+                raise DarknetError(f'{path} ends inside {name}: the layer needs {needed} bytes, '
+                                   f'but {left} are left')
+            for key, shape in shapes.items():
+                arrays[key] = _read_array(file, shape)
+            left -= needed
+    if left:
+        raise DarknetError(f'{path} has {left} bytes left over after the last layer, {name}')
+    if not arrays:
+        raise DarknetError(f'{path} holds no layer')
+    return header, arrays
+
+
+def _read_header(file: BinaryIO, path: Union[str, Path]) -> Header:
+    try:
+        header = Header(*struct.unpack('<3i', file.read(12)))
+        size = struct.calcsize(header.seen_format)
+        header.seen, = struct.unpack(header.seen_format, file.read(size))
+    except struct.error:
+        raise DarknetError(f'{path} ends inside its header') from None
+    return header
+
+
+def _read_array(file: BinaryIO, shape: Tuple[int, ...]) -> np.ndarray:
+    data = file.read(4 * int(np.prod(shape)))
+    return np.frombuffer(data, '<f4').reshape(shape).astype(np.float32)
+
+
+def write_weights(path: Union[str, Path], header: Header, arrays: Iterable[np.ndarray]):
+    """Write a weights file.
+
+    Args:
+        path (str | Path): The file.
+        header (Header): Its header.
+        arrays (Iterable[np.ndarray]): The parameters in Darknet's order.
+    """
+    with open(path, 'wb') as file:
+        file.write(struct.pack('<3i', header.major, header.minor, header.revision))
+        file.write(struct.pack(header.seen_format, header.seen))
+        for array in arrays:
+            file.write(np.ascontiguousarray(array, '<f4').tobytes())

@@ -1,0 +1,208 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""Looks into a folder in PASCAL VOC's layout before anything is trained on it.
+
+The layout is ``JPEGImages/*.jpg``, ``Annotations/*.xml`` and ``ImageSets/Main/*.txt``.
+Boxes are ``xmin ymin xmax ymax``, counted from one, both ends belonging to the object.
+"""
+import re
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple, Union
+
+IMAGE_DIR = 'JPEGImages'
+ANNOTATION_DIR = 'Annotations'
+SPLIT_DIR = 'ImageSets/Main'
+LAYOUT = (IMAGE_DIR, ANNOTATION_DIR, SPLIT_DIR)
+BOX_KEYS = ('xmin', 'ymin', 'xmax', 'ymax')
+
+PathLike = Union[str, Path]
+
+
+class VOCError(ValueError):
+    """A data set that is not in PASCAL VOC's format, said in one sentence."""
+
+
+@dataclass(frozen=True)
+class VOCInfo:
+    """What a VOC-format folder holds.
+
+    Attributes:
+        root (Path): The folder with JPEGImages, Annotations and ImageSets/Main.
+        splits (dict[str, int]): Number of images of each image set.
+        classes (list[str]): Names of all annotated objects, sorted.
+        num_images (int): Number of different images in all the image sets.
+        num_objects (dict[str, int]): Number of objects of each class.
+    """
+
+    root: Path
+    splits: Dict[str, int]
+    classes: List[str]
+    num_images: int
+    num_objects: Dict[str, int]
+
+
+def find_voc_root(path: PathLike) -> Path:
+    """Find the folder with the three VOC folders: ``path`` or its only such subfolder."""
+    path = Path(path)
+    if not path.is_dir():
+        raise VOCError(f'The data set folder {path} does not exist.')
+    if _has_layout(path):
+        return path
+    candidates = sorted(child for child in path.iterdir() if _has_layout(child))
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        names = ', '.join(child.name for child in candidates)
+        raise VOCError(f'{path} holds several VOC data sets ({names}): name one of them.')
+    missing = ', '.join(name for name in LAYOUT if not (path / name).is_dir())
+    raise VOCError(f'{path} is not a VOC data set: it has no {missing}.')
+
+
+def inspect_voc(path: PathLike) -> VOCInfo:
+    """Read all image sets and their annotations.
+
+    Args:
+        path (str | Path): A VOC-format folder or the parent of one.
+
+    Returns:
+        VOCInfo: The image sets, classes and counts.
+
+    Raises:
+        VOCError: The folder is not a sound VOC data set.
+    """
+    return check_voc(path)
+
+
+def check_voc(path: PathLike, classes: Optional[Sequence[str]] = None) -> VOCInfo:
+    """Check a VOC-format data set as a whole; the first fault found is raised.
+
+    Args:
+        path (str | Path): A VOC-format folder or the parent of one.
+        classes (Sequence[str], optional): The only class names allowed. Any by default.
+
+    Returns:
+        VOCInfo: What the data set holds.
+
+    Raises:
+        VOCError: A folder or file is missing, an annotation cannot be read, a box has no
+            positive size or an object has a class outside ``classes``.
+    """
+    root = find_voc_root(path)
+    splits = _read_splits(root)
+    image_ids = sorted({image_id for ids in splits.values() for image_id in ids})
+    counter = Counter()
+    for image_id in image_ids:
+        xml_path = root / ANNOTATION_DIR / f'{image_id}.xml'
+        names = read_class_names(xml_path)
+        if classes is not None:
+            check_class_names(names, classes, xml_path)
+        counter.update(names)
+    return VOCInfo(
+        root=root,
+        splits={name: len(ids) for name, ids in splits.items()},
+        classes=sorted(counter),
+        num_images=len(image_ids),
+        num_objects=dict(sorted(counter.items())))
+
+
+def choose_splits(info: VOCInfo) -> Tuple[List[str], str]:
+    """Choose image sets that share no image for training and for testing.
+
+    With a test set, training gets trainval or else train and val. Without one, val is
+    the test set and training gets train alone. An empty image set counts as missing.
+
+    Args:
+        info (VOCInfo): From :func:`inspect_voc`.
+
+    Returns:
+        tuple[list[str], str]: Names of the training sets and of the test set.
+    """
+    present = [name for name, number in info.splits.items() if number]
+    if 'test' in present:
+        test = 'test'
+        names = ['trainval'] if 'trainval' in present else ['train', 'val']
+    else:
+        test = 'val'
+        names = ['train']
+    train = [name for name in names if name in present]
+    if not train or test not in present:
+        raise VOCError(
+            f'{info.root / SPLIT_DIR} must have trainval.txt or train.txt to train on and '
+            f'test.txt or val.txt to test on, but only has images in: '
+            f'{", ".join(present) or "none"}.')
+    return train, test
+
+
+def read_class_names(xml_path: PathLike) -> List[str]:
+    """Read the class of every object of an annotation, whose boxes are checked.
+
+    Args:
+        xml_path (str | Path): The annotation.
+
+    Returns:
+        list[str]: One name an object.
+    """
+    try:
+        root = ElementTree.parse(str(xml_path)).getroot()
+    except ElementTree.ParseError as error:
+        raise VOCError(f'The annotation {xml_path} is not XML: {error}.') from error
+    except FileNotFoundError as error:
+        raise VOCError(f'The annotation {xml_path} does not exist.') from error
+    return [_read_object(element, xml_path) for element in root.findall('object')]
+
+
+def check_class_names(names: Sequence[str], classes: Sequence[str], where: PathLike) -> None:
+    """Raise :class:`VOCError` when one of ``names`` is not one of ``classes``."""
+    for name in names:
+        if name not in classes:
+            raise VOCError(f'Class {name!r} in {where} is not one of the known classes '
+                           f'({", ".join(classes)}).')
+
+
+def _has_layout(path: Path) -> bool:
+    return all((path / name).is_dir() for name in LAYOUT)
+
+
+def _read_splits(root: Path) -> Dict[str, List[str]]:
+    splits = {}
+    for split_path in sorted((root / SPLIT_DIR).glob('*.txt')):
+        lines = split_path.read_text().splitlines()
+        if _is_class_list(lines):
+            continue
+        for line in lines:
+            _check_files(root, line, split_path)
+        splits[split_path.stem] = lines
+    if not splits:
+        raise VOCError(f'{root / SPLIT_DIR} has no image set such as train.txt.')
+    return splits
+
+
+def _is_class_list(lines: List[str]) -> bool:
+    """Whether these are the lines of, say, dog_train.txt: an image and 1, 0 or -1."""
+    return bool(lines) and all(re.fullmatch(r'\S+\s+(-1|0|1)', line.strip()) for line in lines)
+
+
+def _check_files(root: Path, image_id: str, split_path: Path) -> None:
+    if not image_id or image_id != image_id.strip():
+        raise VOCError(f'{split_path} has an empty line or spaces around a name: {image_id!r}.')
+    for folder, suffix in ((IMAGE_DIR, '.jpg'), (ANNOTATION_DIR, '.xml')):
+        path = root / folder / f'{image_id}{suffix}'
+        if not path.is_file():
+            raise VOCError(f'{split_path} names {image_id!r}, but {path} does not exist.')
+
+
+def _read_object(element: ElementTree.Element, xml_path: PathLike) -> str:
+    name = element.findtext('name')
+    if not name:
+        raise VOCError(f'An object in {xml_path} has no name.')
+    try:
+        xmin, ymin, xmax, ymax = (float(element.findtext(f'bndbox/{key}')) for key in BOX_KEYS)
+    except (TypeError, ValueError) as error:
+        raise VOCError(f'An object {name!r} in {xml_path} has no box of four numbers.') from error
+    # Both ends belong to the object: xmin == xmax is one pixel wide.
+    if not (xmax >= xmin and ymax >= ymin):
+        raise VOCError(f'An object {name!r} in {xml_path} has a box without positive size: '
+                       f'{xmin:g} {ymin:g} {xmax:g} {ymax:g}.')
+    return name

@@ -1,0 +1,4 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+from .yolov4_head import YOLOv4Head, YOLOv4HeadModule
+
+__all__ = ['YOLOv4Head', 'YOLOv4HeadModule']

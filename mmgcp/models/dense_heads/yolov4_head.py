@@ -1,0 +1,297 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+from typing import List, Sequence, Tuple, Union
+
+import torch
+import torch.nn as nn
+from mmcv.cnn import ConvModule
+from mmdet.models.utils import multi_apply
+from mmdet.structures.bbox import bbox_overlaps
+from mmdet.utils import ConfigType, OptInstanceList, OptMultiConfig
+from mmengine.dist import get_dist_info
+from mmengine.structures import InstanceData
+from mmyolo.models.dense_heads import YOLOv5Head, YOLOv5HeadModule
+from torch import Tensor
+
+from mmgcp.registry import MODELS
+
+
+@MODELS.register_module()
+class YOLOv4HeadModule(YOLOv5HeadModule):
+    """The layers of YOLOv4's head: on each level a 3x3 and a prediction convolution.
+
+    Args:
+        num_classes (int): Number of foreground classes.
+        in_channels (int | Sequence[int]): Number of channels of each level, before
+            widening.
+        widen_factor (float): Multiplier of the number of channels. Defaults to 1.0.
+        num_base_priors (int): Anchors of a level. Defaults to 3.
+        featmap_strides (Sequence[int]): Stride of each level in pixels.
+            Defaults to (8, 16, 32).
+        norm_cfg (dict): Config of the normalisation layers.
+        act_cfg (dict): Config of the activation layers. Defaults to LeakyReLU(0.1).
+        init_cfg (dict, optional): Initialisation config. Defaults to None.
+    """
+
+    def __init__(self,
+                 num_classes: int,
+                 in_channels: Union[int, Sequence[int]],
+                 widen_factor: float = 1.0,
+                 num_base_priors: int = 3,
+                 featmap_strides: Sequence[int] = (8, 16, 32),
+                 norm_cfg: ConfigType = dict(type='BN', momentum=0.03, eps=0.001),
+                 act_cfg: ConfigType = dict(type='LeakyReLU', negative_slope=0.1, inplace=True),
+                 init_cfg: OptMultiConfig = None):
+        self.norm_cfg = norm_cfg
+        self.act_cfg = act_cfg
+        super().__init__(
+            num_classes,
+            in_channels,
+            widen_factor=widen_factor,
+            num_base_priors=num_base_priors,
+            featmap_strides=featmap_strides,
+            init_cfg=init_cfg)
+
+    def _init_layers(self):
+        self.convs_bridge = nn.ModuleList()
+        self.convs_pred = nn.ModuleList()
+        for channels in self.in_channels:
+            self.convs_bridge.append(
+                ConvModule(channels, 2 * channels, 3, padding=1,
+                           norm_cfg=self.norm_cfg, act_cfg=self.act_cfg))
+            self.convs_pred.append(
+                nn.Conv2d(2 * channels, self.num_base_priors * self.num_out_attrib, 1))
+
+    def forward(self, x: Tuple[Tensor]) -> Tuple[List[Tensor]]:
+        """Predict on the levels of the pyramid.
+
+        Args:
+            x (tuple[Tensor]): A map (N, C, H, W) for each level.
+
+        Returns:
+            tuple[list[Tensor]]: For each level the class scores (N, A * num_classes,
+            H, W), the box predictions (N, A * 4, H, W) and the objectnesses
+            (N, A, H, W), all raw (before the sigmoid), with A anchors.
+        """
+        return multi_apply(self.forward_single, x, self.convs_bridge, self.convs_pred)
+
+    def forward_single(self, x: Tensor, conv_bridge: nn.Module,
+                       conv_pred: nn.Module) -> Tuple[Tensor, Tensor, Tensor]:
+        """Predict on one level; see :meth:`forward`."""
+        return super().forward_single(conv_bridge(x), conv_pred)
+
+
+@MODELS.register_module()
+class YOLOv4Head(YOLOv5Head):
+    """Head of `YOLOv4 <https://arxiv.org/abs/2004.10934>`_.
+
+    Inference is that of :class:`mmyolo.models.YOLOv5Head` with another box coder.
+    The loss follows Darknet: an anchor is positive for a ground truth whose centre
+    lies in its cell if their shapes overlap by more than ``match_iou_thr``, or if
+    it is the best of all anchors of all levels; the box loss is CIoU, the
+    objectness and class losses are binary cross-entropy, and the objectness of
+    negatives that predict some ground truth with an IoU above ``ignore_iou_thr``
+    is left out. The losses are averaged and weighted as in MMYOLO instead of being
+    summed as in Darknet.
+
+    Args:
+        head_module (dict): Config of the layers.
+        prior_generator (dict): Config of the anchors.
+        bbox_coder (dict): Config of the box coder.
+        loss_cls (dict): Config of the classification loss.
+        loss_bbox (dict): Config of the box loss; it gets boxes as (x1, y1, x2, y2).
+        loss_obj (dict): Config of the objectness loss.
+        match_iou_thr (float): Shape overlap above which an anchor is positive.
+            Defaults to 0.213, Darknet's ``iou_thresh``.
+        ignore_iou_thr (float): Overlap above which a negative is ignored.
+            Defaults to 0.7, Darknet's ``ignore_thresh``.
+        objectness_smooth (bool): The objectness target of a positive is the CIoU
+            of its box instead of 1, as with Darknet's option of that name.
+            Defaults to True.
+        obj_level_weights (List[float]): Weight of the objectness loss of each level.
+            Defaults to [4.0, 1.0, 0.4].
+        **kwargs: See :class:`mmyolo.models.YOLOv5Head`.
+    """
+
+    def __init__(self,
+                 head_module: ConfigType,
+                 prior_generator: ConfigType = dict(
+                     type='mmdet.YOLOAnchorGenerator',
+                     base_sizes=[[(12, 16), (19, 36), (40, 28)], [(36, 75), (76, 55), (72, 146)],
+                                 [(142, 110), (192, 243), (459, 401)]],
+                     strides=[8, 16, 32]),
+                 bbox_coder: ConfigType = dict(type='mmgcp.YOLOv4BBoxCoder'),
+                 loss_bbox: ConfigType = dict(
+                     type='IoULoss',
+                     iou_mode='ciou',
+                     bbox_format='xyxy',
+                     eps=1e-7,
+                     reduction='mean',
+                     loss_weight=0.05,
+                     return_iou=True),
+                 match_iou_thr: float = 0.213,
+                 ignore_iou_thr: float = 0.7,
+                 objectness_smooth: bool = True,
+                 **kwargs):
+        super().__init__(
+            head_module,
+            prior_generator=prior_generator,
+            bbox_coder=bbox_coder,
+            loss_bbox=loss_bbox,
+            **kwargs)
+        self.match_iou_thr = match_iou_thr
+        self.ignore_iou_thr = ignore_iou_thr
+        self.objectness_smooth = objectness_smooth
+
+    def loss_by_feat(self,
+                     cls_scores: Sequence[Tensor],
+                     bbox_preds: Sequence[Tensor],
+                     objectnesses: Sequence[Tensor],
+                     batch_gt_instances: Union[Tensor, Sequence[InstanceData]],
+                     batch_img_metas: Sequence[dict],
+                     batch_gt_instances_ignore: OptInstanceList = None) -> dict:
+        """Compute the losses from the raw predictions.
+
+        Args:
+            cls_scores (Sequence[Tensor]): (N, A * num_classes, H, W) for each level.
+            bbox_preds (Sequence[Tensor]): (N, A * 4, H, W) for each level.
+            objectnesses (Sequence[Tensor]): (N, A, H, W) for each level.
+            batch_gt_instances (Tensor | Sequence[InstanceData]): Ground truths,
+                either (M, 6) as (image index, label, x1, y1, x2, y2) in pixels or
+                one ``InstanceData`` for each image.
+            batch_img_metas (Sequence[dict]): Not used.
+            batch_gt_instances_ignore (list[InstanceData], optional): Not used.
+
+        Returns:
+            dict[str, Tensor]: ``loss_cls``, ``loss_obj`` and ``loss_bbox``.
+        """
+        targets = self._stack_targets(batch_gt_instances).to(cls_scores[0].device)
+        matches = self._match_anchors(targets[:, 4:] - targets[:, 2:4])
+        featmap_sizes = [pred.shape[-2:] for pred in bbox_preds]
+        mlvl_priors = self.prior_generator.grid_priors(
+            featmap_sizes, device=bbox_preds[0].device)
+
+        batch_size = len(bbox_preds[0])
+        losses = [
+            self._loss_single(level, *predictions, targets, matches[:, level])
+            for level, predictions in enumerate(
+                zip(cls_scores, bbox_preds, objectnesses, mlvl_priors))
+        ]
+        _, world_size = get_dist_info()
+        names = ('loss_cls', 'loss_obj', 'loss_bbox')
+        return {
+            name: sum(level_losses) * batch_size * world_size
+            for name, level_losses in zip(names, zip(*losses))
+        }
+
+    def _stack_targets(self, gts: Union[Tensor, Sequence[InstanceData]]) -> Tensor:
+        """(M, 6) as (image index, label, x1, y1, x2, y2) from either form of ground truth."""
+        if isinstance(gts, Tensor):
+            return gts
+        rows = []
+        for index, instances in enumerate(gts):
+            boxes = getattr(instances.bboxes, 'tensor', instances.bboxes)
+            labels = instances.labels[:, None].to(boxes)
+            rows.append(torch.cat((torch.full_like(labels, index), labels, boxes), dim=1))
+        return torch.cat(rows)
+
+    def _match_anchors(self, sizes: Tensor) -> Tensor:
+        """Which anchors are positive for which ground truth, by shape.
+
+        Args:
+            sizes (Tensor): Widths and heights (M, 2) in pixels.
+
+        Returns:
+            Tensor: Boolean (M, num_levels, A).
+        """
+        strides = sizes.new_tensor(self.featmap_strides)
+        anchors = self.priors_base_sizes.to(sizes) * strides[:, None, None]
+        sizes = sizes[:, None, None]
+        intersections = torch.min(sizes, anchors).prod(-1)
+        unions = sizes.prod(-1) + anchors.prod(-1) - intersections
+        ious = (intersections / unions).flatten(1)
+        positive = ious > self.match_iou_thr
+        if len(ious):
+            positive[torch.arange(len(ious), device=ious.device), ious.argmax(1)] = True
+        return positive.view(-1, self.num_levels, self.num_base_priors)
+
+    def _loss_single(self, level: int, cls_score: Tensor, bbox_pred: Tensor, objectness: Tensor,
+                     priors: Tensor, targets: Tensor,
+                     matches: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """Losses (class, objectness, box) of one level.
+
+        Args:
+            level (int): Index of the level.
+            cls_score (Tensor): (N, A * num_classes, H, W).
+            bbox_pred (Tensor): (N, A * 4, H, W).
+            objectness (Tensor): (N, A, H, W).
+            priors (Tensor): Anchors (H * W * A, 4) as (x1, y1, x2, y2) in pixels.
+            targets (Tensor): (M, 6), see :meth:`_stack_targets`.
+            matches (Tensor): Boolean (M, A), see :meth:`_match_anchors`.
+        """
+        batch_size, num_anchors, height, width = objectness.shape
+        stride = self.featmap_strides[level]
+
+        def last(pred: Tensor) -> Tensor:
+            """(N, A * C, H, W) to (N, H, W, A, C) in single precision."""
+            pred = pred.float().view(batch_size, num_anchors, -1, height, width)
+            return pred.permute(0, 3, 4, 1, 2)
+
+        cls_score, bbox_pred, objectness = last(cls_score), last(bbox_pred), last(objectness)
+        objectness = objectness[..., 0]
+        priors = priors.view(height, width, num_anchors, 4)
+
+        gt_inds, anchor_inds = matches.nonzero(as_tuple=True)
+        positives = targets[gt_inds]
+        centers = (positives[:, 2:4] + positives[:, 4:]) / 2 / stride
+        x_inds = centers[:, 0].long().clamp(0, width - 1)
+        y_inds = centers[:, 1].long().clamp(0, height - 1)
+        cells = (positives[:, 0].long(), y_inds, x_inds, anchor_inds)
+
+        target_obj = torch.zeros_like(objectness)
+        weight_obj = 1 - self._overlaps_some_target(bbox_pred, priors, targets, stride).float()
+        loss_cls, loss_box = cls_score.sum() * 0, bbox_pred.sum() * 0
+        if len(positives):
+            boxes = self.bbox_coder.decode(priors[cells[1:]], bbox_pred[cells], stride)
+            loss_box, ious = self.loss_bbox(boxes, positives[:, 2:])
+            if self.num_classes > 1:
+                one_hot = torch.zeros_like(cls_score[cells])
+                one_hot[torch.arange(len(one_hot)), positives[:, 1].long()] = 1
+                loss_cls = self.loss_cls(cls_score[cells], one_hot)
+            target_obj[cells] = ious.detach().clamp(0) if self.objectness_smooth else 1.
+            weight_obj[cells] = 1.
+        loss_obj = self.loss_obj(
+            objectness, target_obj, weight=weight_obj, avg_factor=objectness.numel())
+        return loss_cls, loss_obj * self.obj_level_weights[level], loss_box
+
+    @torch.no_grad()
+    def _overlaps_some_target(self, bbox_pred: Tensor, priors: Tensor, targets: Tensor,
+                              stride: int) -> Tensor:
+        """Which predicted boxes overlap a ground truth of their image enough to be ignored.
+
+        Args:
+            bbox_pred (Tensor): (N, H, W, A, 4).
+            priors (Tensor): (H, W, A, 4).
+            targets (Tensor): (M, 6), see :meth:`_stack_targets`.
+            stride (int): Stride of the level in pixels.
+
+        Returns:
+            Tensor: Boolean (N, H, W, A).
+        """
+        shape = bbox_pred.shape[:-1]
+        if len(targets) == 0:
+            return bbox_pred.new_zeros(shape, dtype=torch.bool)
+        boxes = self.bbox_coder.decode(priors, bbox_pred, stride).view(shape[0], -1, 4)
+        ious = bbox_overlaps(boxes, self._pad_targets(targets, shape[0]))
+        return (ious.amax(-1) > self.ignore_iou_thr).view(shape)
+
+    @staticmethod
+    def _pad_targets(targets: Tensor, batch_size: int) -> Tensor:
+        """Boxes (batch_size, G, 4) of (M, 6) targets, with empty boxes behind each image's own."""
+        order = targets[:, 0].argsort()
+        image_inds = targets[order, 0].long()
+        counts = image_inds.bincount(minlength=batch_size)
+        starts = counts.cumsum(0) - counts
+        places = torch.arange(len(targets), device=targets.device) - starts[image_inds]
+        boxes = targets.new_zeros(batch_size, int(counts.max()), 4)
+        boxes[image_inds, places] = targets[order, 2:]
+        return boxes

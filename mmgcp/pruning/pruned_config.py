@@ -1,0 +1,60 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""The config of a pruned detector."""
+import copy
+from typing import Dict, List
+
+from mmengine.config import Config
+
+from .pruned_detector import ChannelTable
+
+# Filled in by MMEngine with the folder of the config file
+CHECKPOINT = '{{ fileDirname }}/pruned.pth'
+
+
+def make_pruned_config(cfg: Config, package: str, changed_channels: ChannelTable) -> Config:
+    """Make the config of a pruned detector from that of the original.
+
+    It is complete, with every base merged, and everything under ``model`` stays where
+    it was, so that children of it override the same places.
+
+    Args:
+        cfg (Config): The original's config.
+        package (str): Package of the detector's class, as ``'mmyolo'``.
+        changed_channels (dict[str, list[int]]): Channels left in the pruned layers.
+
+    Returns:
+        Config: The config, which loads ``pruned.pth`` from beside itself.
+    """
+    content: Dict = copy.deepcopy(cfg.to_dict())
+    model = content.pop('model')
+    if model['type'].split('.')[-1] == 'PrunedDetector':  # pruned before
+        changed_channels = {**model['channels'], **changed_channels}
+    else:
+        model['detector'] = f'{package}.{model["type"].split(".")[-1]}'
+    model.update(type='mmgcp.PrunedDetector', channels=changed_channels)
+    _drop_pretrained(model)
+    content['model'] = model
+    imports: List[str] = content.get('custom_imports', {}).get('imports', [])
+    content['custom_imports'] = dict(
+        imports=list(dict.fromkeys([*([imports] if isinstance(imports, str) else imports),
+                                    'mmgcp'])),
+        allow_failed_imports=False)
+    content.update(load_from=CHECKPOINT, resume=False)
+    content.pop('work_dir', None)
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        # MMEngine passes a scope that is left here on to the function
+        ((content.get(name) or {}).get('collate_fn') or {}).pop('_scope_', None)
+    return Config(content)
+
+
+def _drop_pretrained(content) -> None:
+    """Remove the initialisations from a checkpoint, which has the original's channels."""
+    if isinstance(content, dict):
+        init_cfg = content.get('init_cfg')
+        if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
+            del content['init_cfg']
+        for value in content.values():
+            _drop_pretrained(value)
+    elif isinstance(content, (list, tuple)):
+        for value in content:
+            _drop_pretrained(value)

@@ -1,0 +1,129 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""The data that the steps of pruning hand to each other."""
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from mmgcp.utils import UserError
+
+
+class PruningError(UserError):
+    """A pruning request that cannot be met; nothing has been touched."""
+
+
+@dataclass(frozen=True)
+class ChannelSlice:
+    """The channels of one layer that belong to a coupled set.
+
+    Attributes:
+        module (str): Name of the module.
+        side (str): ``'out'`` for output channels (also of normalisation layers),
+            ``'in'`` for input channels.
+        channels (Tensor): Indices (K,) of the layer's channels on that side.
+        roots (Tensor): Indices (K,) of the set's channels that they belong to.
+    """
+    module: str
+    side: str
+    channels: Tensor
+    roots: Tensor
+
+    def select(self, roots: Tensor) -> Tensor:
+        """Return the layer's channels that belong to the given channels of the set."""
+        return self.channels[torch.isin(self.roots, roots)]
+
+
+@dataclass(frozen=True)
+class CoupledChannels:
+    """Channels of several layers that can only be removed together.
+
+    Attributes:
+        name (str): Name of the layer whose output channels number the set.
+        size (int): Number of channels of the set.
+        slices (Tuple[ChannelSlice]): Where the channels occur.
+    """
+    name: str
+    size: int
+    slices: Tuple[ChannelSlice, ...]
+
+    def side(self, side: str) -> List[ChannelSlice]:
+        """Return the slices of one side."""
+        return [item for item in self.slices if item.side == side]
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Layers that share one threshold.
+
+    Attributes:
+        name (str): Name of the group.
+        modules (Tuple[str]): Patterns (as of the shell) of module names. A pattern
+            stands for the modules it matches and all modules inside of them.
+        ratio (float, optional): Share of the group's channels below its threshold.
+        threshold (float, optional): Threshold of the group's scores.
+            Without ratio and threshold a budget has to decide.
+    """
+    name: str
+    modules: Tuple[str, ...]
+    ratio: Optional[float] = None
+    threshold: Optional[float] = None
+
+    def __post_init__(self):
+        object.__setattr__(self, 'modules', tuple(self.modules))
+        if self.ratio is not None and self.threshold is not None:
+            raise PruningError(
+                f'layer group {self.name!r} has both a ratio and a threshold; give one of them')
+        if self.ratio is not None and not 0 <= self.ratio < 1:
+            raise PruningError(
+                f'the ratio of layer group {self.name!r} must be in [0, 1), but is {self.ratio}')
+
+
+@dataclass
+class SetPlan:
+    """What happens to one coupled set.
+
+    Attributes:
+        name (str): Name of the set.
+        groups (List[str]): Layer groups that its layers belong to.
+        layers (List[str]): Layers whose output channels it couples.
+        size (int): Number of channels before.
+        removed (List[int]): Channels to remove, ascending.
+    """
+    name: str
+    groups: List[str]
+    layers: List[str]
+    size: int
+    removed: List[int]
+
+
+@dataclass
+class PruningPlan:
+    """Which channels are removed, and why.
+
+    Attributes:
+        sets (List[SetPlan]): One for each prunable coupled set.
+        thresholds (Dict[str, float]): Threshold of each layer group.
+        skipped (Dict[str, str]): Layers that are left alone, with the reason.
+        options (dict): The options that led to the plan.
+    """
+    sets: List[SetPlan]
+    thresholds: Dict[str, float] = field(default_factory=dict)
+    skipped: Dict[str, str] = field(default_factory=dict)
+    options: dict = field(default_factory=dict)
+
+    def removed(self) -> Dict[str, Tensor]:
+        """Return the removed channels of each set as an index tensor."""
+        return {
+            item.name: torch.tensor(item.removed, dtype=torch.long)
+            for item in self.sets if item.removed
+        }
+
+    def save(self, path: Union[str, Path]) -> None:
+        """Write the plan as JSON, one line a set."""
+        data = asdict(self)
+        sets = ',\n    '.join(json.dumps(item) for item in data.pop('sets'))
+        head = json.dumps(dict(format='mmgcp.pruning_plan', version=1, **data), indent=2)
+        Path(path).write_text(f'{head[:-2]},\n  "sets": [\n    {sets}\n  ]\n}}\n')

@@ -1,0 +1,58 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""Reading configs and building the detectors they describe."""
+import os.path as osp
+from typing import Optional
+
+import torch.nn as nn
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+
+from .errors import UserError
+
+
+def load_config(path: str, cfg_options: Optional[dict] = None) -> Config:
+    """Read a config.
+
+    Args:
+        path (str): A file, or a config inside a package as ``mmyolo::yolov8/….py``.
+        cfg_options (dict, optional): Settings to override. Defaults to None.
+
+    Returns:
+        Config: The config.
+
+    Raises:
+        UserError: There is no such config, or it has no model.
+    """
+    try:
+        if '::' in path:
+            from mmengine.hub import get_config
+            cfg = get_config(path)
+        elif osp.isfile(path):
+            cfg = Config.fromfile(path)
+        else:
+            raise FileNotFoundError(path)
+    except FileNotFoundError as error:
+        raise UserError(f'there is no config {error}' if str(error) == path else
+                        f'the config {path} needs a file that does not exist: {error}') from None
+    except Exception as error:  # a config is Python, in which anything can go wrong
+        raise UserError(f'the config {path} cannot be read: '
+                        f'{type(error).__name__}: {error}') from error
+    if cfg_options:
+        cfg.merge_from_dict(cfg_options)
+    if 'model' not in cfg:
+        raise UserError(f'the config {path} describes no model')
+    return cfg
+
+
+def build_detector(cfg: Config) -> nn.Module:
+    """Build the detector of a config, with plain instead of synchronised BatchNorm.
+
+    Args:
+        cfg (Config): A whole config with ``model`` and ``default_scope``.
+
+    Returns:
+        nn.Module: The detector, not initialised, in train mode.
+    """
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmyolo')):
+        return revert_sync_batchnorm(MODELS.build(cfg.model))

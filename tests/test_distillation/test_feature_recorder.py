@@ -1,0 +1,82 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+import pytest
+import torch
+import torch.nn as nn
+
+from mmgcp.distillation import FeatureRecorder
+from mmgcp.utils import UserError
+
+
+class Model(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.flatten = nn.Flatten()
+        self.unused = nn.ReLU()
+
+    def forward(self, x, times=1):
+        for _ in range(times):
+            y = self.conv(x)
+        return self.flatten(y)
+
+
+@pytest.fixture
+def model():
+    return Model()
+
+
+def num_hooks(model):
+    return sum(len(module._forward_hooks) for module in model.modules())
+
+
+def test_record(model):
+    x = torch.rand(2, 3, 4, 4)
+    with FeatureRecorder(model, ['conv']) as features:
+        assert num_hooks(model) == 1
+        model(x)
+    assert list(features) == ['conv'] and torch.equal(features['conv'], model.conv(x))
+    assert features['conv'].requires_grad
+    assert num_hooks(model) == 0
+
+
+def test_each_use_has_its_own_features(model):
+    recorder = FeatureRecorder(model, ['conv'])
+    with recorder as first:
+        model(torch.rand(2, 3, 4, 4))
+    with recorder as second:
+        model(torch.rand(1, 3, 2, 2))
+    assert first['conv'].shape == (2, 4, 4, 4) and second['conv'].shape == (1, 4, 2, 2)
+    assert recorder.features == {}
+
+
+def test_missing_module(model):
+    with pytest.raises(UserError, match="the teacher has no module 'convs'.*'conv'"):
+        FeatureRecorder(model, ['convs'], 'teacher')
+
+
+def test_module_that_does_not_run(model):
+    with pytest.raises(RuntimeError, match="'unused' of the model did not run"):
+        with FeatureRecorder(model, ['unused']):
+            model(torch.rand(1, 3, 2, 2))
+    assert num_hooks(model) == 0
+
+
+def test_module_that_runs_twice(model):
+    with pytest.raises(RuntimeError, match="'conv' of the model ran more than once"):
+        with FeatureRecorder(model, ['conv']):
+            model(torch.rand(1, 3, 2, 2), times=2)
+    assert num_hooks(model) == 0
+
+
+def test_output_that_is_no_feature_map(model):
+    with pytest.raises(TypeError, match=r"'flatten' .* but returns a tensor of shape \(1, 16\)"):
+        with FeatureRecorder(model, ['flatten']):
+            model(torch.rand(1, 3, 2, 2))
+
+
+def test_error_inside_is_not_hidden(model):
+    with pytest.raises(ZeroDivisionError):
+        with FeatureRecorder(model, ['conv']):
+            1 / 0
+    assert num_hooks(model) == 0

@@ -1,0 +1,45 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""Compress a detector: train it, sparsify, prune and distil it, test each stage and compare."""
+import argparse
+import os.path as osp
+from pathlib import Path
+
+from mmengine.config import DictAction
+
+from mmgcp.pipeline import CompressOptions, compress
+from mmgcp.pipeline.compress import format_table
+from mmgcp.utils.cli import run_tool
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__ + ' Started again with the same arguments it goes on where it was.')
+    parser.add_argument('config', help='config of the detector, a file or as mmyolo::...')
+    parser.add_argument('checkpoint', nargs='?', help='trained detector; default: train it')
+    parser.add_argument('--work-dir', help='default: work_dirs/CONFIG_NAME-compressed')
+    parser.add_argument('--data', help="folder in PASCAL VOC's layout (JPEGImages, Annotations, "
+                        "ImageSets/Main) to use instead of the config's data")
+    parser.add_argument('--target-params', type=float, help='share of the parameters to keep')
+    parser.add_argument('--target-flops', type=float, help='share of the operations to keep')
+    parser.add_argument('--epochs', type=int, help="of the first stage; default: the config's")
+    parser.add_argument('--sparse-epochs', type=int, help='default: those of the first stage')
+    parser.add_argument('--distill-epochs', type=int, help='default: those of the first stage')
+    parser.add_argument('--sparsity-rate', type=float, default=CompressOptions.sparsity_rate)
+    parser.add_argument('--sparsity-schedule', default=CompressOptions.sparsity_schedule)
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
+                        help='settings of the config to override, as key=value')
+    return parser.parse_args()
+
+
+def main():
+    args = vars(parse_args())
+    name = osp.splitext(osp.basename(args['config']))[0]
+    work_dir = Path(args.pop('work_dir') or osp.join('work_dirs', f'{name}-compressed'))
+    rows = compress(
+        CompressOptions(work_dir=work_dir, tools_dir=Path(__file__).resolve().parent, **args))
+    print(f'\n{format_table(rows)}\n\nwritten to {work_dir}: summary.json, summary.md, '
+          'detections.png')
+
+
+if __name__ == '__main__':
+    run_tool(main)

@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Makes .venv with everything mmgcp needs.
+#
+#   tools/environment/make_env.sh [VENV_DIR]
+#
+# Where the python on the PATH already holds a working OpenMMLab stack, .venv
+# only adds mmgcp and its test tools on top of it: nothing is rebuilt and that
+# environment is not written to. Otherwise the versions pinned in
+# requirements/ are installed and mmcv is built from source, once for each
+# (python, torch) pair: the wheel is kept in ${XDG_CACHE_HOME:-~/.cache}/mmgcp.
+set -euo pipefail
+shopt -s inherit_errexit
+cd "$(dirname "$0")/../.."
+
+MMCV_VERSION=2.0.1
+VENV=${1:-.venv}
+STAMP="$VENV/.mmgcp-$(cat setup.py requirements/*.txt "$0" | cksum | cut -d' ' -f1)"
+WHEELS="${XDG_CACHE_HOME:-$HOME/.cache}/mmgcp/wheels"
+CHECK='import mmcv.ops, mmdet, mmyolo'
+
+say() { printf '[env] %s\n' "$*"; }
+
+[ -e "$STAMP" ] && exit 0
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-} python3.11 python3 python; do
+        if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 8))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo 'mmgcp needs Python 3.8 or newer (3.11 is tested) with the venv module.' >&2
+    return 1
+}
+
+# Prints the first python on the PATH that holds a working OpenMMLab stack.
+find_stack() {
+    local candidate
+    for candidate in ${PYTHON:-} python python3; do
+        if "$candidate" -c "$CHECK" 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+}
+
+# Prints the path of an mmcv wheel with compiled ops that fits the .venv.
+mmcv_wheel() {
+    local key dir sources
+    key=$("$VENV/bin/python" -c 'import sys, torch, platform; print(
+        f"cp{sys.version_info[0]}{sys.version_info[1]}-torch{torch.__version__}-{platform.machine()}")')
+    dir="$WHEELS/$key"
+    if ! compgen -G "$dir/mmcv-$MMCV_VERSION-*.whl" >/dev/null; then
+        # mmcv's setup.py needs pkg_resources, which newer versions of setuptools lack.
+        "$VENV/bin/pip" install -q 'setuptools<80' wheel ninja >&2
+        say "building mmcv $MMCV_VERSION for $key: about 6 minutes on 2 cores, once" >&2
+        sources=$(mktemp -d)
+        mkdir -p "$dir"
+        "$VENV/bin/pip" download -q --no-deps --no-binary :all: --no-build-isolation \
+            -d "$sources" "mmcv==$MMCV_VERSION" >&2
+        tar -xzf "$sources/mmcv-$MMCV_VERSION.tar.gz" -C "$sources"
+        # The headers of torch >= 2.1 refuse C++14, which mmcv's setup.py asks for.
+        sed -i.orig 's/-std=c++14/-std=c++17/g' "$sources/mmcv-$MMCV_VERSION/setup.py"
+        (
+            cd "$sources/mmcv-$MMCV_VERSION"
+            export MMCV_WITH_OPS=1 CFLAGS='-O1 -w' MAX_JOBS="${MAX_JOBS:-$(getconf _NPROCESSORS_ONLN)}"
+            python="$OLDPWD/$VENV/bin/python"
+            [ "${VENV#/}" != "$VENV" ] && python="$VENV/bin/python"
+            PATH="$(dirname "$python"):$PATH" "$python" -m pip wheel --no-build-isolation --no-deps \
+                -w "$sources/out" . >"$sources/build.log" 2>&1 ||
+                { tail -n 40 "$sources/build.log" >&2; exit 1; }
+        )
+        mv "$sources"/out/mmcv-*.whl "$dir/"
+        rm -rf "$sources"
+    fi
+    compgen -G "$dir/mmcv-$MMCV_VERSION-*.whl" | head -n 1
+}
+
+PYTHON_EXE=$(find_python)
+STACK=$(find_stack)
+if [ -n "$STACK" ]; then
+    say "using the OpenMMLab stack of $STACK as it is"
+    "$STACK" -m venv "$VENV"
+    "$STACK" - "$VENV" <<'PY'
+import pathlib, site, subprocess, sys
+packages = [p for p in sys.path if p.endswith('-packages')]
+target = subprocess.check_output(
+    [f'{sys.argv[1]}/bin/python', '-c', 'import site; print(site.getsitepackages()[0])'], text=True)
+pathlib.Path(target.strip(), 'existing_stack.pth').write_text('\n'.join(packages) + '\n')
+PY
+    "$VENV/bin/pip" install -q -r requirements/runtime.txt -r requirements/pruning.txt -r requirements/tests.txt
+else
+    say "making $VENV with $PYTHON_EXE"
+    "$PYTHON_EXE" -m venv "$VENV"
+    say 'installing torch, mmengine, mmdet, mmyolo'
+    "$VENV/bin/pip" install -q -r requirements/openmmlab.txt -r requirements/runtime.txt
+    "$VENV/bin/pip" install -q -r requirements/pruning.txt -r requirements/tests.txt
+    WHEEL=$(mmcv_wheel)
+    "$VENV/bin/pip" install -q "$WHEEL"
+fi
+"$VENV/bin/pip" install -q --no-deps -e .
+"$VENV/bin/python" -c "$CHECK, mmgcp"
+rm -f "$VENV"/.mmgcp-*
+touch "$STAMP"
+say "$VENV is ready"

@@ -1,0 +1,77 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""Convert a YOLOv4 of mmgcp, pruned or not, to the cfg, weights and names of Darknet."""
+import argparse
+from typing import Sequence
+
+from mmengine.config import Config
+
+from mmgcp.darknet import (
+    DarknetError,
+    Header,
+    check_folder,
+    class_names,
+    darknet_parameters,
+    darknet_sections,
+    first_line,
+    format_cfg,
+    input_size,
+    load_detector,
+    write_weights,
+)
+from mmgcp.utils import UserError
+from mmgcp.utils.cli import replacing, run_tool
+from mmgcp.utils.config import load_config
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config of the detector')
+    parser.add_argument('checkpoint', help='its checkpoint')
+    parser.add_argument('out', help='OUT.cfg, OUT.weights and OUT.names are written')
+    parser.add_argument('--input-size', type=int, nargs=2, metavar=('WIDTH', 'HEIGHT'),
+                        help='input size in pixels; by default the config\'s')
+    return parser.parse_args()
+
+
+def main():
+    """Convert the files named on the command line."""
+    args = parse_args()
+    check_folder(args.out)
+    config = _read_config(args.config)
+    detector, meta = load_detector(config, args.checkpoint)
+    sections = darknet_sections(detector, tuple(args.input_size or input_size(config)))
+    names = _class_names(meta, detector.bbox_head.num_classes)
+    parameters = darknet_parameters(detector)
+
+    header = Header(seen=meta.get('darknet', {}).get('seen', 0))
+    outputs = [f'{args.out}.{ending}' for ending in ('cfg', 'weights', 'names')]
+    with replacing(*outputs) as (cfg_file, weights_file, names_file):
+        cfg_file.write_text(format_cfg(sections), encoding='utf-8')
+        write_weights(weights_file, header, parameters)
+        names_file.write_text(''.join(f'{name}\n' for name in names), encoding='utf-8')
+    print(f'Wrote {", ".join(outputs)}: {len(sections) - 1} layers, '
+          f'{sum(parameter.size for parameter in parameters)} parameters.')
+
+
+def _read_config(path: str) -> Config:
+    try:
+        return load_config(path)
+    except UserError:
+        raise
+    except Exception as error:  # a config is Python code and may raise anything
+        raise DarknetError(f'{path} is not a config that MMEngine reads: '
+                           f'{first_line(error)}') from error
+
+
+def _class_names(meta: dict, num_classes: int) -> Sequence[str]:
+    dataset_meta = {key.lower(): value for key, value in meta.get('dataset_meta', {}).items()}
+    names = dataset_meta.get('classes') or class_names(num_classes)
+    if len(names) != num_classes:
+        raise DarknetError(f'the checkpoint names {len(names)} classes, but the model has '
+                           f'{num_classes}')
+    return names
+
+
+if __name__ == '__main__':
+    run_tool(main)
