@@ -229,10 +229,10 @@ def format_table(rows: List[dict]) -> str:
     lines = ['| stage     | mAP50 |   mAP | parameters       | MACs             | latency  |',
              '|:----------|------:|------:|-----------------:|-----------------:|---------:|']
     for row in rows:
-        params = f'{row["parameters"] / 1e6:.3f} M {row["parameters"] / first["parameters"] - 1:+6.1%}'
-        macs = f'{row["macs"] / 1e9:.3f} G {row["macs"] / first["macs"] - 1:+6.1%}'
-        lines.append(f'| {row["stage"]:<9} | {row["mAP50"]:.3f} | {row["mAP"]:.3f} | {params:>16} '
-                     f'| {macs:>16} | {row["latency_ms"]:>5.1f} ms |')
+        sizes = [f'{row[name] / scale:.3f} {unit} {row[name] / first[name] - 1:+6.1%}'
+                 for name, scale, unit in (('parameters', 1e6, 'M'), ('macs', 1e9, 'G'))]
+        lines.append(f'| {row["stage"]:<9} | {row["mAP50"]:.3f} | {row["mAP"]:.3f} '
+                     f'| {sizes[0]:>16} | {sizes[1]:>16} | {row["latency_ms"]:>5.1f} ms |')
     return '\n'.join(lines)
 
 

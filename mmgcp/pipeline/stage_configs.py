@@ -117,18 +117,17 @@ def _voc_data(cfg: Config, voc: VOCInfo) -> List[str]:
         '        filter_cfg=dict(filter_empty_gt=False, min_size=32),\n'
         '        pipeline=_base_.train_pipeline)' for split in train_splits
     ]
-    train = train_sets[0].replace('dict(\n', 'dict(\n        _delete_=True,\n', 1)
+    train = train_sets[0]
     if len(train_sets) > 1:
-        train = ("dict(\n        _delete_=True,\n        type='ConcatDataset',\n"
-                 f'        datasets=[{", ".join(train_sets)}])')
+        train = f"dict(\n        type='ConcatDataset',\n        datasets=[{', '.join(train_sets)}])"
     return [
-        f'data_root = {str(voc.root)!r}',
+        f'data_root = {str(voc.root.resolve())!r}',
         f'metainfo = dict(classes={tuple(voc.classes)!r})',
         'train_dataloader = dict(',
         "    collate_fn=dict(_delete_=True, type='yolov5_collate'),",
-        f'    dataset={train})',
+        f'    dataset={_anew(train)})',
         'val_dataloader = dict(',
-        f'    dataset={dataset.replace("dict(", "dict(_delete_=True, ", 1)}'
+        f'    dataset={_anew(dataset)}'
         f"        ann_file='ImageSets/Main/{test_split}.txt',\n        test_mode=True,\n"
         '        pipeline=_base_.test_pipeline))',
         'test_dataloader = val_dataloader',
@@ -138,6 +137,11 @@ def _voc_data(cfg: Config, voc: VOCInfo) -> List[str]:
         'test_evaluator = val_evaluator',
         f'model = dict(bbox_head={head!r})',
     ]
+
+
+def _anew(text: str) -> str:
+    """Let a dictionary replace that of the base instead of being merged with it."""
+    return text.replace('dict(\n', 'dict(\n        _delete_=True,\n', 1)
 
 
 def _num_classes(model: dict) -> int:

@@ -10,7 +10,8 @@ from typing import Dict, Optional
 
 from mmgcp.utils import UserError
 
-TRAIN_LINE = re.compile(r'Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\].*?eta: (.+?)  .*? loss: (\S+)')
+TRAIN_LINE = re.compile(
+    r'Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\].*?eta: (.+?)  .*? loss: (\S+)')
 TEST_LINE = re.compile(r'Epoch\((val|test)\).*?(\[\s*\d+/\d+\])\s+(.*mAP.*?)(?:data_time|$)')
 
 

@@ -1,0 +1,161 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+import copy
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pruning_samples import (Block, RandomNet, Toy, batch, choose, difference, randomise,
+                             residual_toy, run, set_channels)
+
+from mmgcp.pruning.dependency_graph import find_coupled_channels
+from mmgcp.pruning.structures import ChannelSlice, CoupledChannels, PruningError
+from mmgcp.pruning.surgery import gather_channels, keep_channels, remove_channels
+
+OPS = st.lists(
+    st.tuples(st.sampled_from(['conv', 'add', 'cat', 'repeat', 'pool', 'up']),
+              st.integers(0, 9), st.integers(0, 9), st.integers(2, 6)),
+    min_size=1, max_size=8)
+
+
+def assert_exact(model, coupled_sets, removed, size):
+    expected = run(set_channels(copy.deepcopy(model), coupled_sets, removed), size)
+    before = run(model, size)
+    remove_channels(model, coupled_sets, removed)
+    assert difference(run(model, size), expected) < 1e-9
+    return difference(before, expected)
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_yolov4_equals_the_original_with_channels_at_zero(model, sets, seed):
+    removed = choose(sets, seed, share=0.8)
+    # the channels matter: zeroing them is no empty statement
+    assert assert_exact(model, sets, removed, 64) > 1e-3
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(ops=OPS, seed=st.integers(0, 99))
+def test_random_networks(ops, seed):
+    model = randomise(RandomNet(ops), seed)
+    coupled_sets, skipped = find_coupled_channels(model, (3, 16, 16))
+    assert {name for name in skipped if name.startswith('preds')} == {
+        f'preds.{index}' for index in range(len(model.preds))}
+    # every convolution is in a set or has a reason
+    named = {item.module for coupled in coupled_sets for item in coupled.side('out')}
+    assert named | set(skipped) >= {
+        name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    assert_exact(model, coupled_sets, choose(coupled_sets, seed), 16)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_linear_behind_flatten(seed):
+    model = randomise(Toy(
+        lambda net, x: net.pred(net.hidden(net.b(net.a(x)).flatten(1))),
+        a=Block(3, 6), b=Block(6, 4), hidden=nn.Linear(4 * 64, 7), pred=nn.Linear(7, 2)), seed)
+    coupled_sets, _ = find_coupled_channels(model, (3, 8, 8))
+    removed = {'a.conv': torch.tensor([1, 5]), 'b.conv': torch.tensor([0, 2, 3])}
+    assert assert_exact(model, coupled_sets, removed, 8) > 1e-3
+    assert model.hidden.weight.shape == (7, 64)
+
+
+def test_transposed_convolution():
+    up = nn.ConvTranspose2d(6, 5, 2, 2)
+    model = randomise(Toy(lambda net, x: net.pred(F.leaky_relu(net.bn(net.up(net.a(x))))),
+                          a=Block(3, 6), up=up, bn=nn.BatchNorm2d(5), pred=nn.Conv2d(5, 2, 1)))
+    coupled_sets, _ = find_coupled_channels(model, (3, 8, 8))
+    removed = {'a.conv': torch.tensor([1, 4]), 'up': torch.tensor([0])}
+    assert assert_exact(model, coupled_sets, removed, 8) > 1e-3
+    assert (up.in_channels, up.out_channels, *up.weight.shape[:2]) == (4, 4, 4, 4)
+
+
+def test_attributes_tell_the_truth(model, sets):
+    remove_channels(model, sets, choose(sets, 1))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.weight.shape[:2] == (module.out_channels, module.in_channels)
+            assert module.bias is None or len(module.bias) == module.out_channels
+        elif isinstance(module, nn.BatchNorm2d):
+            assert {module.num_features} == {
+                len(getattr(module, name))
+                for name in ('weight', 'bias', 'running_mean', 'running_var')}
+
+
+def test_keeps_requires_grad_and_mode(model, sets):
+    for name, param in model.named_parameters():
+        param.requires_grad_('stage2' not in name)
+    model.train()
+    model.neck.eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    remove_channels(model, sets, choose(sets, 2))
+    for name, param in model.named_parameters():
+        assert isinstance(param, nn.Parameter)
+        assert param.requires_grad == ('stage2' not in name)
+    assert modes == {name: module.training for name, module in model.named_modules()}
+    assert len(set(modes.values())) == 2
+
+
+def test_pruned_yolov4_trains(model, sets):
+    before = sum(param.numel() for param in model.parameters())
+    remove_channels(model, sets, choose(sets, 3))
+    assert sum(param.numel() for param in model.parameters()) < 0.7 * before
+    model.train()
+    losses = model(**model.data_preprocessor(batch(), True), mode='loss')
+    sum(losses.values()).backward()
+    for name, param in model.named_parameters():
+        assert param.grad is not None and param.grad.isfinite().all(), name
+        assert param.grad.abs().sum() > 0, name
+
+
+def test_no_channels_changes_nothing(model, sets):
+    state = copy.deepcopy(model.state_dict())
+    remove_channels(model, sets, {})
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_keep_channels_takes_the_given_order():
+    conv = randomise(nn.Sequential(nn.Conv2d(3, 5, 1)))[0]
+    weight, bias = conv.weight.detach().clone(), conv.bias.detach().clone()
+    keep_channels(conv, 'out', torch.tensor([4, 1]))
+    keep_channels(conv, 'in', torch.tensor([2, 0]))
+    assert torch.equal(conv.weight, weight[[4, 1]][:, [2, 0]])
+    assert torch.equal(conv.bias, bias[[4, 1]])
+
+
+def test_norm_without_scale():
+    norm = nn.BatchNorm2d(4, affine=False)
+    norm.running_mean += torch.arange(4)
+    keep_channels(norm, 'out', torch.tensor([1, 3]))
+    assert norm.running_mean.tolist() == [1, 3] and norm.num_features == 2
+    assert norm.weight is None
+
+
+def test_layer_that_cannot_be_reduced():
+    with pytest.raises(PruningError, match='GroupNorm'):
+        keep_channels(nn.GroupNorm(2, 4), 'out', torch.tensor([0]))
+
+
+def test_gather_channels_by_hand():
+    def piece(module, side, channels, roots):
+        return ChannelSlice(module, side, torch.tensor(channels), torch.tensor(roots))
+
+    coupled_sets = [
+        CoupledChannels('a', 3, (piece('a', 'out', [0, 1, 2], [0, 1, 2]),
+                                 piece('c', 'in', [4, 5, 6, 7, 8, 9], [0, 1, 2, 0, 1, 2]))),
+        CoupledChannels('b', 2, (piece('b', 'out', [3, 5], [0, 1]),
+                                 piece('c', 'in', [2, 3], [0, 1]))),
+        CoupledChannels('d', 2, (piece('d', 'out', [0, 1], [0, 1]), )),
+    ]
+    found = gather_channels(coupled_sets, {'a': torch.tensor([0, 2]), 'b': torch.tensor([1])})
+    assert {key: sorted(value.tolist()) for key, value in found.items()} == {
+        ('a', 'out'): [0, 2], ('b', 'out'): [5], ('c', 'in'): [3, 4, 6, 7, 9]}
+
+
+def test_residual_chain_by_hand():
+    model = residual_toy(3)
+    coupled_sets, _ = find_coupled_channels(model, (3, 16, 16))
+    weight = model.a2.conv.weight.detach().clone()
+    removed = {'stem.conv': torch.tensor([0, 6]), 'a2.conv': torch.tensor([5])}
+    assert_exact(model, coupled_sets, removed, 16)
+    assert torch.equal(model.a2.conv.weight, weight[:5][:, [1, 2, 3, 4, 5, 7]])

@@ -1,0 +1,68 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+import re
+import shutil
+
+import torch
+
+from mmgcp.datasets.demo import CLASSES
+
+
+def train_epochs(text):
+    return re.findall(r'Epoch\(train\)\s+\[(\d+)\]', text)
+
+
+def test_one_epoch(trained):
+    assert set(train_epochs(trained['output'])) == {'1'}
+    losses = re.findall(r' loss: (\S+)', trained['output'])
+    assert len(losses) == 2 and all(0 < float(loss) < 100 for loss in losses)
+    assert re.search(r'Epoch\(val\) \[1\]\[1/1\].*pascal_voc/AP50: ', trained['output'])
+    checkpoint = torch.load(str(trained['work_dir'] / 'epoch_1.pth'), map_location='cpu')
+    assert checkpoint['meta']['epoch'] == 1
+    assert checkpoint['state_dict']['backbone.stem.conv.weight'].shape == (8, 3, 3, 3)
+    outputs = checkpoint['state_dict']['bbox_head.head_module.convs_pred.0.weight'].shape[0]
+    assert outputs == 3 * (5 + len(CLASSES))
+
+
+def test_resume(trained, run_process, tmp_path):
+    """The second epoch goes on from the weights, optimizer and counter of the first."""
+    work_dir = tmp_path / 'run'
+    shutil.copytree(str(trained['work_dir']), str(work_dir))
+    marker = work_dir / 'last_checkpoint'
+    marker.write_text(marker.read_text().replace(str(trained['work_dir']), str(work_dir)))
+    result = run_process(
+        'train.py', trained['config'], '--work-dir', work_dir, '--resume', '--cfg-options',
+        'train_cfg.max_epochs=2', 'default_hooks.param_scheduler.max_epochs=2', cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert set(train_epochs(result.stdout + result.stderr)) == {'2'}
+    first, second = (torch.load(str(work_dir / f'epoch_{epoch}.pth'), map_location='cpu')
+                     for epoch in (1, 2))
+    assert second['meta']['epoch'] == 2
+    assert second['meta']['iter'] == 2 * first['meta']['iter']
+    key = 'backbone.stem.bn.num_batches_tracked'
+    assert second['state_dict'][key] == 2 * first['state_dict'][key] > 0
+
+
+def test_missing_config(exit_message, tmp_path):
+    assert exit_message('train.py', 'nowhere.py') == 'train.py: there is no config nowhere.py'
+    assert not list(tmp_path.iterdir())
+
+
+def test_faulty_config(exit_message, tmp_path):
+    (tmp_path / 'faulty.py').write_text('model = dict(\n')
+    message = exit_message('train.py', 'faulty.py')
+    assert message.startswith('train.py: the config faulty.py cannot be read: SyntaxError')
+    assert [path.name for path in tmp_path.iterdir()] == ['faulty.py']
+
+
+def test_missing_data(write_config, run_process, assert_one_sentence, tmp_path):
+    config = write_config(tmp_path / 'tiny.py', data_root=tmp_path / 'nowhere')
+    result = run_process('train.py', config, cwd=tmp_path)
+    assert str(tmp_path / 'nowhere') in assert_one_sentence(result, 'train.py')
+
+
+def test_unknown_class(write_config, run_process, assert_one_sentence, tmp_path):
+    config = write_config(tmp_path / 'tiny.py', classes=CLASSES[:2])
+    result = run_process('train.py', config, cwd=tmp_path)
+    last = assert_one_sentence(result, 'train.py')
+    unknown = re.search(r"Class '(\w+)' in \S+\.xml is not one of the known classes", last)
+    assert unknown.group(1) in CLASSES[2:]
