@@ -24,7 +24,8 @@ def parse_args():
     parser.add_argument('--epochs', type=int, help="of the first stage; default: the config's")
     parser.add_argument('--sparse-epochs', type=int, help='default: those of the first stage')
     parser.add_argument('--distill-epochs', type=int, help='default: those of the first stage')
-    parser.add_argument('--sparsity-rate', type=float, default=CompressOptions.sparsity_rate)
+    parser.add_argument('--sparsity-rate', type=float,
+                        help="default: the config's sparsity_rate, or 1e-3")
     parser.add_argument('--sparsity-schedule', default=CompressOptions.sparsity_schedule)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
                         help='settings of the config to override, as key=value')

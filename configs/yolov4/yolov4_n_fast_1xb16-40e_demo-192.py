@@ -24,8 +24,8 @@ model = dict(
     bbox_head=dict(
         head_module=dict(num_classes=num_classes),
         prior_generator=dict(base_sizes=anchors),
-        loss_cls=dict(loss_weight=0.3),
-        loss_obj=dict(loss_weight=0.3)))
+        loss_cls=dict(loss_weight=0.1),
+        loss_obj=dict(loss_weight=0.15)))
 
 train_pipeline = [
     *_base_.pre_transform,

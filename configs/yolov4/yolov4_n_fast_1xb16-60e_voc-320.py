@@ -12,6 +12,9 @@ img_scale = (320, 320)  # width, height
 train_batch_size_per_gpu = 16
 train_num_workers = 2
 base_lr = 0.01
+# Of sparse training: so high because the schedule is so short. A scale factor of 1 moves by
+# about lr / (1 - momentum) * rate an iteration.
+sparsity_rate = 2e-2
 
 # ========================Possible modified parameters========================
 deepen_factor = 0.33

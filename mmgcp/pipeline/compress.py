@@ -37,7 +37,8 @@ class CompressOptions:
         epochs (int, optional): Epochs of the first stage. Defaults to the config's.
         sparse_epochs (int, optional): Epochs of sparse training. Defaults to ``epochs``.
         distill_epochs (int, optional): Epochs of distilling. Defaults to ``epochs``.
-        sparsity_rate (float): Rate of the sparsity penalty.
+        sparsity_rate (float, optional): Rate of the sparsity penalty. Defaults to the
+            config's ``sparsity_rate``, or 1e-3.
         sparsity_schedule (str): Schedule of that rate.
         cfg_options (dict): More settings of the config to override.
     """
@@ -51,7 +52,7 @@ class CompressOptions:
     epochs: Optional[int] = None
     sparse_epochs: Optional[int] = None
     distill_epochs: Optional[int] = None
-    sparsity_rate: float = 1e-3
+    sparsity_rate: Optional[float] = None
     sparsity_schedule: str = 'two_phase'
     cfg_options: Dict[str, object] = field(default_factory=dict)
 
@@ -165,9 +166,14 @@ class _Pipeline:
         epochs = self.options.sparse_epochs or self.epochs
         config = self.folder / 'sparse.py'
         config.write_text(sparse_config(Config.fromfile(baseline), trained, epochs,
-                                        self.options.sparsity_rate,
+                                        self._sparsity_rate(),
                                         self.options.sparsity_schedule))
         return self._train('sparse', config, epochs)
+
+    def _sparsity_rate(self) -> float:
+        if self.options.sparsity_rate is not None:
+            return self.options.sparsity_rate
+        return self.cfg.get('sparsity_rate', 1e-3)
 
     def _prune(self, baseline: Path, sparse: Path) -> None:
         options = []

@@ -43,7 +43,7 @@ class ToolRunner:
         print(f'[{stage}] {tool} {" ".join(arguments)}', flush=True)
         command = [sys.executable, '-u', str(self.tools_dir / tool), *arguments]
         last = ''
-        with log.open('a') as file:
+        with log.open('a', buffering=1) as file:
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                 env=dict(os.environ, PYTHONWARNINGS='ignore'))

@@ -38,8 +38,10 @@ def test_resume(trained, run_process, tmp_path):
                      for epoch in (1, 2))
     assert second['meta']['epoch'] == 2
     assert second['meta']['iter'] == 2 * first['meta']['iter']
-    key = 'backbone.stem.bn.num_batches_tracked'
-    assert second['state_dict'][key] == 2 * first['state_dict'][key] > 0
+    # the weights themselves; state_dict has their moving averages
+    key = 'module.backbone.stem.bn.num_batches_tracked'
+    assert second['ema_state_dict'][key] == 2 * first['ema_state_dict'][key] > 0
+    assert second['ema_state_dict']['steps'] == 2 * first['ema_state_dict']['steps'] > 0
 
 
 def test_missing_config(exit_message, tmp_path):

@@ -1,0 +1,90 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+import sys
+
+import pytest
+
+from mmgcp.utils import UserError
+from mmgcp.utils.cli import replacing, run_tool
+
+
+def raising(error):
+
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.fixture(autouse=True)
+def tool_name(monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['/some/where/tool.py', 'argument'])
+
+
+def test_success():
+    calls = []
+    run_tool(lambda: calls.append(1))
+    assert calls == [1]
+
+
+@pytest.mark.parametrize('error, message', [
+    (UserError('there is no config x.py'), 'tool.py: there is no config x.py'),
+    (FileNotFoundError(2, 'No such file or directory', 'x.txt'),
+     "tool.py: [Errno 2] No such file or directory: 'x.txt'"),
+    (PermissionError(13, 'Permission denied', 'x'), "tool.py: [Errno 13] Permission denied: 'x'"),
+])
+def test_user_errors(error, message):
+    """SystemExit with a text: Python prints it to stderr and ends with status 1."""
+    with pytest.raises(SystemExit) as caught:
+        run_tool(raising(error))
+    assert caught.value.code == message
+
+
+def test_interrupt(capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_tool(raising(KeyboardInterrupt()))
+    assert caught.value.code == 130
+    output = capsys.readouterr()
+    assert output.err.strip() == 'interrupted' and not output.out
+
+
+@pytest.mark.parametrize('kind', [RuntimeError, ValueError, KeyError, AssertionError])
+def test_bugs_keep_their_traceback(kind):
+    with pytest.raises(kind):
+        run_tool(raising(kind('a bug')))
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_replacing(tmp_path):
+    (tmp_path / 'a.txt').write_text('old')
+    with replacing(tmp_path / 'a.txt', str(tmp_path / 'b.png')) as temporaries:
+        for temporary in temporaries:
+            assert temporary.parent == tmp_path
+            temporary.write_text('new')
+        assert [temporary.suffix for temporary in temporaries] == ['.txt', '.png']
+        assert (tmp_path / 'a.txt').read_text() == 'old' and not (tmp_path / 'b.png').exists()
+    assert names(tmp_path) == ['a.txt', 'b.png']
+    assert [(tmp_path / name).read_text() for name in names(tmp_path)] == ['new', 'new']
+
+
+@pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize('number', [0, 1, 2])
+def test_failure_changes_nothing(tmp_path, error, number):
+    """However many of the files are already written."""
+    (tmp_path / 'a.txt').write_text('old')
+    with pytest.raises(error):
+        with replacing(tmp_path / 'a.txt', tmp_path / 'b.txt') as temporaries:
+            for temporary in temporaries[:number]:
+                temporary.write_text('new')
+            raise error
+    assert names(tmp_path) == ['a.txt'] and (tmp_path / 'a.txt').read_text() == 'old'
+
+
+def test_forgotten_file(tmp_path):
+    """A file that was not written is an error, and no temporary stays."""
+    with pytest.raises(FileNotFoundError):
+        with replacing(tmp_path / 'a.txt', tmp_path / 'b.txt') as temporaries:
+            temporaries[1].write_text('new')
+    assert names(tmp_path) == []

@@ -1,0 +1,141 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn as nn
+from mmengine.config import Config
+
+import mmgcp  # noqa: F401
+from mmgcp.utils import UserError
+from mmgcp.utils.config import build_detector, load_config
+
+COCO_CONFIG = (Path(__file__).parents[2] / 'configs' / 'yolov4' /
+               'yolov4_syncbn_fast_8xb16-300e_coco.py')
+
+
+@pytest.fixture
+def write(tmp_path):
+
+    def write_text(text, name='config.py'):
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return write_text
+
+
+def test_file(write):
+    cfg = load_config(write("model = dict(type='A', width=3)\nepochs = 5\n"))
+    assert cfg.model == dict(type='A', width=3) and cfg.epochs == 5
+
+
+def test_options(write):
+    options = {'model.width': 7, 'train_cfg': dict(max_epochs=2), 'model.neck.depth': 1}
+    cfg = load_config(write("model = dict(type='A', width=3)\n"), options)
+    assert cfg.model == dict(type='A', width=7, neck=dict(depth=1))
+    assert cfg.train_cfg.max_epochs == 2
+
+
+def test_options_may_bring_the_model(write):
+    assert load_config(write('epochs = 5\n'), {'model.type': 'A'}).model.type == 'A'
+
+
+def test_config_of_a_package():
+    cfg = load_config('mmyolo::yolov5/yolov5_s-v61_syncbn_fast_8xb16-300e_coco.py')
+    assert cfg.model.bbox_head.type == 'YOLOv5Head'
+
+
+def test_base(write):
+    write("model = dict(type='A', width=3)\n", 'base.py')
+    cfg = load_config(write("_base_ = './base.py'\nmodel = dict(width=4)\n"))
+    assert cfg.model == dict(type='A', width=4)
+
+
+@pytest.mark.parametrize('path', ['nowhere.py', 'no/folder/config.py'])
+def test_missing(path):
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    assert str(caught.value) == f'there is no config {path}'
+
+
+def test_folder(tmp_path):
+    with pytest.raises(UserError, match='^there is no config '):
+        load_config(str(tmp_path))
+
+
+def test_missing_in_a_package():
+    with pytest.raises(UserError, match='mmyolo::yolov5/nothing.py') as caught:
+        load_config('mmyolo::yolov5/nothing.py')
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_missing_package():
+    with pytest.raises(UserError, match='nopackage::config.py'):
+        load_config('nopackage::config.py')
+
+
+def test_missing_base(write):
+    path = write("_base_ = './nowhere.py'\nmodel = dict(type='A')\n")
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    message = str(caught.value)
+    assert message.startswith(f'the config {path} needs a file that does not exist: ')
+    assert 'nowhere.py' in message[len(path) + 20:] and len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize('text, error', [
+    ('model = dict(\n', 'SyntaxError'),
+    ('model = undefined_name\n', 'NameError'),
+    ('model = dict(width=1 / 0)\n', 'ZeroDivisionError'),
+    ("custom_imports = dict(imports=['no_such_package'])\nmodel = dict(type='A')\n",
+     'ImportError'),
+])
+def test_faulty(write, text, error):
+    path = write(text)
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    message = str(caught.value)
+    assert message.startswith(f'the config {path} cannot be read: {error}: ')
+
+
+def test_without_model(write):
+    path = write('train_cfg = dict(max_epochs=3)\n')
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    assert str(caught.value) == f'the config {path} describes no model'
+
+
+@pytest.mark.parametrize('num_classes, parameters', [(80, 64_363_101), (20, 64_040_001)])
+def test_published_size(num_classes, parameters):
+    """The sizes of Darknet's yolov4.cfg and its variant for PASCAL VOC."""
+    cfg = load_config(str(COCO_CONFIG), {'model.bbox_head.head_module.num_classes': num_classes})
+    with torch.device('meta'):
+        detector = build_detector(cfg)
+        assert sum(parameter.numel() for parameter in detector.parameters()) == parameters
+        cls_scores, bbox_preds, objectnesses = detector(torch.empty(1, 3, 64, 96), mode='tensor')
+    assert [tuple(item.shape) for item in (*cls_scores, *bbox_preds, *objectnesses)] == [
+        (1, channels, 64 // stride, 96 // stride)
+        for channels in (3 * num_classes, 12, 3) for stride in (8, 16, 32)
+    ]
+
+
+def test_batch_norm_is_not_synchronised():
+    cfg = load_config(str(COCO_CONFIG))
+    assert cfg.model.backbone.norm_cfg.type == 'SyncBN'
+    with torch.device('meta'):
+        detector = build_detector(cfg)
+    kinds = [type(module).__name__ for module in detector.modules()
+             if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert len(kinds) == 107 and 'SyncBatchNorm' not in kinds
+    assert detector.training
+
+
+def test_scope_is_left_alone():
+    """A detector of MMYOLO is built whatever the scope around, which stays."""
+    from mmengine.registry import DefaultScope
+    cfg = Config(dict(model=dict(
+        type='YOLOv5CSPDarknet', widen_factor=0.125, deepen_factor=0.33)))
+    DefaultScope.get_instance('scope_of_this_test', scope_name='mmdet')
+    before = DefaultScope.get_current_instance()
+    assert type(build_detector(cfg)).__name__ == 'YOLOv5CSPDarknet'
+    assert DefaultScope.get_current_instance() is before
