@@ -10,9 +10,9 @@ DATA ?=
 WORK_DIR ?= work_dirs/demo
 DEMO_DATA := work_dirs/demo-data
 ifeq ($(strip $(DATA)),)
-CONFIG ?= configs/yolov4/yolov4_n_fast_1xb16-40e_demo-192.py
+CONFIG ?= configs/yolov4/yolov4_n_fast_1xb8-40e_demo-192.py
 else
-CONFIG ?= configs/yolov4/yolov4_n_fast_1xb16-60e_voc-320.py
+CONFIG ?= configs/yolov4/yolov4_n_fast_1xb8-60e_voc-320.py
 endif
 # More arguments of tools/compress.py, as ARGS='--target-params 0.5'
 ARGS ?=

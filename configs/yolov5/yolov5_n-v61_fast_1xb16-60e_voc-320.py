@@ -1,6 +1,9 @@
-# MMYOLO's YOLOv5-n with the data, schedule and augmentation of the small YOLOv4.
-_base_ = '../yolov4/yolov4_n_fast_1xb16-60e_voc-320.py'
+# MMYOLO's YOLOv5-n with the data, epochs and augmentation of the small YOLOv4, and MMYOLO's
+# batch size and learning rate.
+_base_ = '../yolov4/yolov4_n_fast_1xb8-60e_voc-320.py'
 
+train_batch_size_per_gpu = 16
+base_lr = 0.01
 deepen_factor = 0.33
 widen_factor = 0.25
 anchors = [
@@ -55,3 +58,19 @@ model = dict(
             loss_weight=_base_.loss_obj_weight * (_base_.img_scale[0] / 640)**2),
         prior_match_thr=4.,
         obj_level_weights=[4., 1., 0.4]))
+train_dataloader = dict(batch_size=train_batch_size_per_gpu)
+optim_wrapper = dict(
+    optimizer=dict(lr=base_lr, batch_size_per_gpu=train_batch_size_per_gpu))
+# The base's layer groups are YOLOv4's
+prune_cfg = dict(groups=[
+    dict(name='stride-8', modules=['backbone.stem', 'backbone.stage[12]']),
+    dict(name='stride-16', modules=['backbone.stage3']),
+    dict(name='stride-32', modules=['backbone.stage4', 'neck.reduce_layers']),
+    dict(name='top-down', modules=['neck.upsample_layers', 'neck.top_down_layers']),
+    dict(name='bottom-up', modules=['neck.downsample_layers', 'neck.bottom_up_layers']),
+])
+attention_groups = [
+    dict(name='backbone', weight=1e4, layers=[f'backbone.stage{stage}' for stage in (1, 2, 3)]),
+    dict(name='coarse', weight=1e1, layers=['backbone.stage4', 'neck.bottom_up_layers.1']),
+    dict(name='fine', weight=1e2, layers=['neck.top_down_layers.1', 'neck.bottom_up_layers.0']),
+]

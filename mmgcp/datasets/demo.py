@@ -17,12 +17,14 @@ import numpy as np
 from .voc import ANNOTATION_DIR, IMAGE_DIR, LAYOUT, SPLIT_DIR, inspect_voc
 
 CLASSES = ('cross', 'disc', 'ring', 'square', 'star', 'triangle')
+# Each class keeps to a range of hues, so that a small detector learns it in a short time
+HUE_SPREAD = 18.  # degrees to both sides
 OPTIONS_FILE = 'dataset.json'
-FORMAT_VERSION = 1
-# Sides of an object as fractions of the image's longer side: 20 and 144 pixels of 320
-MIN_SIDE = 0.0625
-MAX_SIDE = 0.45
-MAX_OBJECTS = 6
+FORMAT_VERSION = 2
+# Sides of an object as fractions of the image's longer side: 26 and 160 pixels of 320
+MIN_SIDE = 0.08
+MAX_SIDE = 0.5
+MAX_OBJECTS = 5
 MAX_ATTEMPTS = 60
 MAX_IOU = 0.2
 MIN_VISIBLE = 0.78
@@ -151,7 +153,7 @@ def render_image(rng: np.random.Generator, size: int) -> Tuple[np.ndarray, List[
         size (int): Longer side in pixels.
 
     Returns:
-        tuple[np.ndarray, list[DemoObject]]: The image (H, W, 3), BGR uint8, and 1 to 6
+        tuple[np.ndarray, list[DemoObject]]: The image (H, W, 3), BGR uint8, and 1 to 5
         objects.
     """
     image = draw_background(rng, *_choose_shape(rng, size))
@@ -298,7 +300,7 @@ def _try_object(rng: np.random.Generator, image: np.ndarray, objects: List[DemoO
     for other in objects:
         other.visible &= ~new.visible
     objects.append(new)
-    paint(image, coverage, _choose_color(rng, image, coverage))
+    paint(image, coverage, _choose_color(rng, name, image, coverage))
 
 
 def _fits(new: DemoObject, objects: List[DemoObject], min_side: float) -> bool:
@@ -328,18 +330,21 @@ def box_iou(first: Box, second: Box) -> float:
     return inside / (sum(areas) - inside)
 
 
-def _choose_color(rng: np.random.Generator, image: np.ndarray,
+def _choose_color(rng: np.random.Generator, name: str, image: np.ndarray,
                   coverage: np.ndarray) -> np.ndarray:
     """Choose the shape's colours (H, W, 3), far from what it covers and what is around."""
+    class_hue = 360 * CLASSES.index(name) / len(CLASSES)
     kernel = np.ones((9, 9), np.uint8)
     near = image[cv2.dilate((coverage > 0).astype(np.uint8), kernel) > 0]
     behind = np.percentile(near, (10, 50, 90), axis=0)
     best, contrast = None, -1.0
     for _ in range(30):
-        color = rng.uniform(0, 255, 3)
+        hue = (class_hue + rng.uniform(-HUE_SPREAD, HUE_SPREAD)) % 360
+        hsv = np.float32([[[hue, rng.uniform(0.6, 1), rng.uniform(0.45, 1)]]])
+        color = 255 * cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0]
         # Half of the distance is brightness, as colours of equal brightness look alike
-        hue = np.linalg.norm(behind - color, axis=1)
-        distance = (hue / 2 + abs((behind - color).mean(axis=1))).min()
+        tint = np.linalg.norm(behind - color, axis=1)
+        distance = (tint / 2 + abs((behind - color).mean(axis=1))).min()
         if distance > contrast:
             best, contrast = color, distance
         if contrast >= MIN_CONTRAST:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
+from mmgcp.utils import UserError
+
 IMAGE_DIR = 'JPEGImages'
 ANNOTATION_DIR = 'Annotations'
 SPLIT_DIR = 'ImageSets/Main'
@@ -20,7 +22,7 @@ BOX_KEYS = ('xmin', 'ymin', 'xmax', 'ymax')
 PathLike = Union[str, Path]
 
 
-class VOCError(ValueError):
+class VOCError(UserError):
     """A data set that is not in PASCAL VOC's format, said in one sentence."""
 
 

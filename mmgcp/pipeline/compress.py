@@ -70,14 +70,20 @@ class State:
         self.path = path
         self.steps = json.loads(path.read_text()) if path.exists() else {}
         self.history = hashlib.sha256()
+        self.entered: List[str] = []
 
     def enter(self, step: str, *inputs: object) -> bool:
-        """Begin a step; tells if its inputs are those of the last start."""
+        """Begin a step; tells if its inputs are those of the last start.
+
+        If they are not, it and all steps after it count as not done.
+        """
         self.history.update(repr((step, inputs)).encode())
         record = self.steps.get(step, {})
         same = record.get('inputs') == self.history.hexdigest()
         if not same:
+            self.steps = {name: self.steps[name] for name in self.entered}
             self._write(step, dict(inputs=self.history.hexdigest()))
+        self.entered.append(step)
         return same
 
     def result(self, step: str) -> Optional[dict]:

@@ -5,6 +5,7 @@ from typing import List
 
 import torch.nn as nn
 from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor
 
 from .errors import UserError
 
@@ -26,6 +27,9 @@ def load_strictly(model: nn.Module, path: str, model_name: str = 'the config') -
     """
     checkpoint = read_checkpoint(path)
     state = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(state, dict) or not all(
+            isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+        raise UserError(f'the checkpoint {path} holds no weights by name')
     state = {key[len('module.'):] if key.startswith('module.') else key: value
              for key, value in state.items()}
     expected = model.state_dict()

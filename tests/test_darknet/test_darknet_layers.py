@@ -3,9 +3,18 @@ import pytest
 import torch
 from darknet_samples import SIZE, build, randomise, tiny_config, write_darknet
 
-from mmgcp.darknet import (DarknetError, Section, channel_table, darknet_parameters,
-                           darknet_sections, format_cfg, match_layers, model_config, parse_cfg,
-                           yolov4_layers)
+from mmgcp.darknet import (
+    DarknetError,
+    Section,
+    channel_table,
+    darknet_parameters,
+    darknet_sections,
+    format_cfg,
+    match_layers,
+    model_config,
+    parse_cfg,
+    yolov4_layers,
+)
 from mmgcp.darknet.layers import sources
 
 

@@ -3,6 +3,7 @@
 import pytest
 from darknet_samples import build, randomise, tiny_config, write_darknet
 from opencv_darknet import assert_agrees, needs_opencv_4
+
 from mmgcp.darknet import checkpoint, load_parameters, model_config, read_cfg
 
 pytestmark = needs_opencv_4

@@ -6,8 +6,17 @@ import pytest
 import torch
 from darknet_samples import build, tiny_config
 
-from mmgcp.darknet import (DarknetError, Header, checkpoint, load_parameters, match_layers,
-                           model_config, read_cfg, read_weights, write_weights)
+from mmgcp.darknet import (
+    DarknetError,
+    Header,
+    checkpoint,
+    load_parameters,
+    match_layers,
+    model_config,
+    read_cfg,
+    read_weights,
+    write_weights,
+)
 
 LAYERS = [('layer 0', {'a.bias': (2, ), 'a.weight': (2, 1, 1, 1)}), ('layer 2', {'b': (3, )})]
 

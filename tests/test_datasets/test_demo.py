@@ -10,8 +10,16 @@ import pytest
 
 from mmgcp.datasets import check_voc, choose_splits
 from mmgcp.datasets import demo as demo_module
-from mmgcp.datasets.demo import (CLASSES, DemoOptions, box_iou, make_demo_dataset, mask_to_box,
-                                 paint, render_image, shape_mask)
+from mmgcp.datasets.demo import (
+    CLASSES,
+    DemoOptions,
+    box_iou,
+    make_demo_dataset,
+    mask_to_box,
+    paint,
+    render_image,
+    shape_mask,
+)
 
 OPTIONS = DemoOptions(num_train=4, num_val=2, num_test=2, size=128, seed=5)
 

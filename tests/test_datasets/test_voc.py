@@ -1,8 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import pytest
 
-from mmgcp.datasets import (VOCError, VOCInfo, check_voc, choose_splits, find_voc_root,
-                            inspect_voc)
+from mmgcp.datasets import VOCError, VOCInfo, check_voc, choose_splits, find_voc_root, inspect_voc
 
 ANNOTATION = '<annotation><filename>{0}.jpg</filename>{1}</annotation>'
 OBJECT = ('<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax>'

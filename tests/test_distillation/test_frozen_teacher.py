@@ -112,8 +112,9 @@ def test_config_without_model(teacher_files):
 
 
 def test_checkpoint_of_another_width(teacher_files):
-    with pytest.raises(UserError, match=r"teacher.pth does not fit the teacher's config: \d+ mismatched "
-                                         r'\(backbone.stage1.0.conv.weight, [^,]+, [^,]+, ...\)$'):
+    message = (r"teacher.pth does not fit the teacher's config: \d+ mismatched "
+               r'\(backbone.stage1.0.conv.weight, [^,]+, [^,]+, ...\)$')
+    with pytest.raises(UserError, match=message):
         FrozenTeacher(yolov4(widen_factor=0.125), teacher_files['checkpoint'])
 
 

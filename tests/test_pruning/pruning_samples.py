@@ -17,7 +17,7 @@ from mmgcp.registry import MODELS
 
 ROOT = Path(__file__).parents[2]
 YOLOV4_CONFIG = f"""
-_base_ = '{ROOT}/configs/yolov4/yolov4_n_fast_1xb16-60e_voc-320.py'
+_base_ = '{ROOT}/configs/yolov4/yolov4_n_fast_1xb8-60e_voc-320.py'
 model = dict(
     backbone=dict(widen_factor=0.125),
     neck=dict(widen_factor=0.125),
@@ -73,7 +73,7 @@ def randomise(model, seed=0):
                 module.weight.normal_(0, fan_in**-0.5, generator=generator)
                 if module.bias is not None:
                     module.bias.normal_(0, 0.5, generator=generator)
-            elif isinstance(module, nn.BatchNorm2d):
+            elif isinstance(module, nn.BatchNorm2d) and module.affine:
                 module.weight.uniform_(0.1, 1.5, generator=generator)
                 module.bias.normal_(0, 0.3, generator=generator)
                 module.running_mean.normal_(0, 0.2, generator=generator)
@@ -114,7 +114,7 @@ class Toy(nn.Module):
 
     def forward(self, x, mode='tensor'):
         assert mode == 'tensor'
-        return self.run(self, x)
+        return self.run(self, x.to(next(self.parameters()).dtype))
 
 
 def residual_toy(kernel=1):
@@ -160,7 +160,8 @@ class RandomNet(nn.Module):
             elif kind == 'cat':
                 width = widths[first] + widths[second]
             elif kind == 'repeat':
-                width = 2 * widths[first] + widths[second]
+                layer = Block(widths[first], width, kernel, act)
+                width = 2 * width + widths[second]
             else:
                 width = widths[first]
             used |= {first, second} if kind in ('add', 'cat', 'repeat') else {first}
@@ -171,7 +172,7 @@ class RandomNet(nn.Module):
         self.preds = nn.ModuleList([nn.Conv2d(widths[index], 3, 1) for index in self.leaves])
 
     def forward(self, x, mode='tensor'):
-        maps = [self.layers[0](x)]
+        maps = [self.layers[0](x.to(self.preds[0].weight.dtype))]
         for layer, (kind, first, second) in zip(self.layers[1:], self.steps):
             a, b = maps[first], maps[second]
             if kind == 'conv':
@@ -181,6 +182,7 @@ class RandomNet(nn.Module):
             elif kind == 'cat':
                 maps.append(torch.cat((a, b), 1))
             elif kind == 'repeat':
+                a = layer(a)
                 maps.append(torch.cat((a, b, F.max_pool2d(a, 5, 1, 2)), 1))
             elif kind == 'pool':
                 maps.append(F.max_pool2d(a, 3, 1, 1))

@@ -7,8 +7,18 @@ import torch.nn as nn
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pruning_samples import (Block, RandomNet, Toy, batch, choose, difference, randomise,
-                             residual_toy, run, set_channels)
+from pruning_samples import (
+    Block,
+    RandomNet,
+    Toy,
+    batch,
+    choose,
+    difference,
+    randomise,
+    residual_toy,
+    run,
+    set_channels,
+)
 
 from mmgcp.pruning.dependency_graph import find_coupled_channels
 from mmgcp.pruning.structures import ChannelSlice, CoupledChannels, PruningError
@@ -159,3 +169,31 @@ def test_residual_chain_by_hand():
     removed = {'stem.conv': torch.tensor([0, 6]), 'a2.conv': torch.tensor([5])}
     assert_exact(model, coupled_sets, removed, 16)
     assert torch.equal(model.a2.conv.weight, weight[:5][:, [1, 2, 3, 4, 5, 7]])
+
+
+def test_repeated_concatenation_of_a_concatenation():
+    """It is exact or left alone."""
+    def forward(net, x):
+        x = net.a(x)
+        x = torch.cat((x, x), 1)
+        return net.pred(torch.cat((x, x, F.max_pool2d(x, 3, 1, 1)), 1))
+
+    model = randomise(Toy(forward, a=Block(3, 4), pred=nn.Conv2d(24, 2, 1)))
+    coupled_sets, skipped = find_coupled_channels(model, (3, 16, 16))
+    if 'a.conv' not in skipped:
+        assert_exact(model, coupled_sets, {'a.conv': torch.tensor([1])}, 16)
+
+
+@pytest.mark.parametrize('split', ['chunk', 'slice', 'split'])
+def test_parts_of_a_layer(split):
+    """Pruning a layer whose output is taken apart is exact, or it is left alone."""
+    def forward(net, x):
+        x = net.a(x)
+        first, second = dict(chunk=lambda: x.chunk(2, 1), split=lambda: x.split((2, 2), 1),
+                             slice=lambda: (x[:, :2], x[:, 2:]))[split]()
+        return net.pred(torch.cat((first, second, net.b(second)), 1))
+
+    model = randomise(Toy(forward, a=Block(3, 4), b=Block(2, 2), pred=nn.Conv2d(6, 2, 1)))
+    coupled_sets, skipped = find_coupled_channels(model, (3, 16, 16))
+    if 'a.conv' not in skipped:
+        assert_exact(model, coupled_sets, {'a.conv': torch.tensor([3])}, 16)

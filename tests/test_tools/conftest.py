@@ -11,7 +11,7 @@ import pytest
 from mmgcp.datasets.demo import CLASSES, DemoOptions, make_demo_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE = ROOT / 'configs' / 'yolov4' / 'yolov4_n_fast_1xb16-60e_voc-320.py'
+BASE = ROOT / 'configs' / 'yolov4' / 'yolov4_n_fast_1xb8-60e_voc-320.py'
 
 TINY_CONFIG = """
 _base_ = {base!r}

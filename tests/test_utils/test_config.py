@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn as nn
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 
 import mmgcp  # noqa: F401
 from mmgcp.utils import UserError
@@ -130,12 +131,12 @@ def test_batch_norm_is_not_synchronised():
     assert detector.training
 
 
-def test_scope_is_left_alone():
+def test_scope_is_left_alone(monkeypatch):
     """A detector of MMYOLO is built whatever the scope around, which stays."""
-    from mmengine.registry import DefaultScope
+    monkeypatch.setattr(DefaultScope, '_instance_dict', DefaultScope._instance_dict.copy())
     cfg = Config(dict(model=dict(
         type='YOLOv5CSPDarknet', widen_factor=0.125, deepen_factor=0.33)))
     DefaultScope.get_instance('scope_of_this_test', scope_name='mmdet')
-    before = DefaultScope.get_current_instance()
+    assert DefaultScope.get_current_instance().scope_name == 'mmdet'
     assert type(build_detector(cfg)).__name__ == 'YOLOv5CSPDarknet'
-    assert DefaultScope.get_current_instance() is before
+    assert DefaultScope.get_current_instance().scope_name == 'mmdet'

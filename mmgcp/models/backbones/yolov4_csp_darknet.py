@@ -9,11 +9,11 @@ from mmyolo.models.utils import make_divisible, make_round
 
 from mmgcp.registry import MODELS
 
-from ..layers import CSPDarknetLayer
+from ..layers import CSPDarknetLayer, DefaultInitMixin
 
 
 @MODELS.register_module()
-class YOLOv4CSPDarknet(BaseBackbone):
+class YOLOv4CSPDarknet(DefaultInitMixin, BaseBackbone):
     """CSPDarknet53, the backbone of `YOLOv4 <https://arxiv.org/abs/2004.10934>`_.
 
     Its outputs are the ends of the stages in ``out_indices``; at widen_factor 1 the

@@ -51,6 +51,12 @@ class YOLOv4HeadModule(YOLOv5HeadModule):
             featmap_strides=featmap_strides,
             init_cfg=init_cfg)
 
+    def init_weights(self):
+        """Initialise the parameters, and the biases for rare objects as in YOLOv5."""
+        for conv in self.convs_bridge:
+            conv.conv.reset_parameters()
+        super().init_weights()
+
     def _init_layers(self):
         self.convs_bridge = nn.ModuleList()
         self.convs_pred = nn.ModuleList()
@@ -85,13 +91,18 @@ class YOLOv4Head(YOLOv5Head):
     """Head of `YOLOv4 <https://arxiv.org/abs/2004.10934>`_.
 
     Inference is that of :class:`mmyolo.models.YOLOv5Head` with another box coder.
-    The loss follows Darknet: an anchor is positive for a ground truth whose centre
-    lies in its cell if their shapes overlap by more than ``match_iou_thr``, or if
-    it is the best of all anchors of all levels; the box loss is CIoU, the
-    objectness and class losses are binary cross-entropy, and the objectness of
-    negatives that predict some ground truth with an IoU above ``ignore_iou_thr``
-    is left out. The losses are averaged and weighted as in MMYOLO instead of being
-    summed as in Darknet.
+    The loss follows Darknet: an anchor is positive for a ground truth if their shapes
+    overlap by more than ``match_iou_thr``, or if it is the best of all anchors of all
+    levels, in each cell from which the box coder can reach the ground truth's centre;
+    the box loss is CIoU, the objectness and class losses are binary cross-entropy,
+    and the objectness of negatives that predict some ground truth with an IoU above
+    ``ignore_iou_thr`` is left out.
+
+    It deviates from Darknet in two points. Darknet takes only the cell that the
+    centre lies in; here, with ``scale_x_y`` s, the cell beside it counts too if the
+    centre is within (s - 1) / 2 of it, which is next to nothing at YOLOv4's 1.05 to
+    1.2 and makes three cells of one at 2, as in YOLOv5. And the losses are averaged
+    and weighted as in MMYOLO instead of being summed.
 
     Args:
         head_module (dict): Config of the layers.
@@ -241,11 +252,10 @@ class YOLOv4Head(YOLOv5Head):
         priors = priors.view(height, width, num_anchors, 4)
 
         gt_inds, anchor_inds = matches.nonzero(as_tuple=True)
-        positives = targets[gt_inds]
-        centers = (positives[:, 2:4] + positives[:, 4:]) / 2 / stride
-        x_inds = centers[:, 0].long().clamp(0, width - 1)
-        y_inds = centers[:, 1].long().clamp(0, height - 1)
-        cells = (positives[:, 0].long(), y_inds, x_inds, anchor_inds)
+        centers = (targets[gt_inds, 2:4] + targets[gt_inds, 4:]) / 2 / stride
+        match_inds, x_inds, y_inds = self._cells(centers, stride, width, height)
+        positives = targets[gt_inds[match_inds]]
+        cells = (positives[:, 0].long(), y_inds, x_inds, anchor_inds[match_inds])
 
         target_obj = torch.zeros_like(objectness)
         weight_obj = 1 - self._overlaps_some_target(bbox_pred, priors, targets, stride).float()
@@ -262,6 +272,33 @@ class YOLOv4Head(YOLOv5Head):
         loss_obj = self.loss_obj(
             objectness, target_obj, weight=weight_obj, avg_factor=objectness.numel())
         return loss_cls, loss_obj * self.obj_level_weights[level], loss_box
+
+    def _cells(self, centers: Tensor, stride: int, width: int,
+               height: int) -> Tuple[Tensor, Tensor, Tensor]:
+        """Find the cells whose predictions can reach the given centres.
+
+        Args:
+            centers (Tensor): Centres (K, 2) in units of cells.
+            stride (int): Stride of the level in pixels.
+            width (int): Number of cells in a row.
+            height (int): Number of cells in a column.
+
+        Returns:
+            tuple[Tensor]: For each cell found the index of the centre, and the cell's
+            column and row, (P, ) each.
+        """
+        limits = centers.new_tensor((width, height)) - 1
+        own = torch.min(centers.floor().clamp(min=0), limits)
+        # The own cell comes last, so that its objectness is not that of a neighbour's target
+        steps = centers.new_tensor([(-1, 0), (1, 0), (0, -1), (0, 1), (0, 0)])
+        cells = own + steps[:, None]
+        reach = self.bbox_coder.scale_x_y[stride] / 2
+        found = ((centers - cells - 0.5).abs() < reach).all(-1)
+        found &= ((cells >= 0) & (cells <= limits)).all(-1)
+        found[-1] = True
+        steps_found, match_inds = found.nonzero(as_tuple=True)
+        x_inds, y_inds = cells[steps_found, match_inds].long().unbind(-1)
+        return match_inds, x_inds, y_inds
 
     @torch.no_grad()
     def _overlaps_some_target(self, bbox_pred: Tensor, priors: Tensor, targets: Tensor,

@@ -118,3 +118,20 @@ def alternating_convs(in_channels: int, out_channels: int, num_convs: int,
                        norm_cfg=norm_cfg, act_cfg=act_cfg))
         in_channels = channels
     return nn.Sequential(*convs)
+
+
+class DefaultInitMixin:
+    """Initialise convolutions by PyTorch's default, as MMYOLO does for YOLOv5.
+
+    ConvModule's own initialisation is about 2.4 times larger. Before a BatchNorm that
+    changes nothing but the effective learning rate, which would be 6 times smaller.
+    """
+
+    def init_weights(self):
+        """Initialise the parameters, by ``init_cfg`` if it is given."""
+        if self.init_cfg is not None:
+            super().init_weights()
+            return
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                module.reset_parameters()

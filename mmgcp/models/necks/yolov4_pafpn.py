@@ -9,11 +9,11 @@ from mmyolo.models.utils import make_divisible
 
 from mmgcp.registry import MODELS
 
-from ..layers import SPPBlock, alternating_convs
+from ..layers import DefaultInitMixin, SPPBlock, alternating_convs
 
 
 @MODELS.register_module()
-class YOLOv4PAFPN(BaseYOLONeck):
+class YOLOv4PAFPN(DefaultInitMixin, BaseYOLONeck):
     """Spatial pyramid pooling and path aggregation network of `YOLOv4
     <https://arxiv.org/abs/2004.10934>`_.
 

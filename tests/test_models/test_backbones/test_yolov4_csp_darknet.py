@@ -47,7 +47,7 @@ def test_deepen_factor(deepen, numbers):
 def test_widen_factor(widen, channels):
     with torch.device('meta'):
         backbone = YOLOv4CSPDarknet(widen_factor=widen, out_indices=ALL_STAGES)
-        outputs = backbone(torch.empty(1, 3, 32, 32))
+        outputs = backbone(torch.empty(2, 3, 32, 32))
     assert [output.shape[1] for output in outputs] == channels
 
 
@@ -63,9 +63,9 @@ def test_paths_of_the_stages():
 
 
 def test_input_channels():
-    outputs = YOLOv4CSPDarknet(input_channels=1, widen_factor=0.125, out_indices=(5, ))(
-        torch.rand(1, 1, 32, 32))
-    assert [tuple(output.shape) for output in outputs] == [(1, 128, 1, 1)]
+    backbone = YOLOv4CSPDarknet(input_channels=1, widen_factor=0.125, out_indices=(5, ))
+    outputs = backbone(torch.rand(2, 1, 32, 32))
+    assert [tuple(output.shape) for output in outputs] == [(2, 128, 1, 1)]
 
 
 def test_frozen_stages():

@@ -1,5 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import copy
+import itertools
 import math
 
 import pytest
@@ -89,7 +90,8 @@ def complete_iou(first, second):
 class Reference:
     """The loss as the docstring of YOLOv4Head tells it, one cell after the other."""
 
-    def __init__(self, num_classes=3, smooth=True, ignore=0.7, match=0.213):
+    def __init__(self, num_classes=3, smooth=True, ignore=0.7, match=0.213, scales=SCALES):
+        self.scales = scales
         self.num_classes = num_classes
         self.smooth = smooth
         self.ignore = ignore
@@ -99,7 +101,7 @@ class Reference:
 
     def box(self, pred, level, image, anchor, row, column):
         raw = [float(pred[image, 4 * anchor + index, row, column]) for index in range(4)]
-        stride, scale = STRIDES[level], SCALES[level]
+        stride, scale = STRIDES[level], self.scales[level]
         x = stride * (column + scale * sigmoid(raw[0]) - (scale - 1) / 2)
         y = stride * (row + scale * sigmoid(raw[1]) - (scale - 1) / 2)
         width = ANCHORS[level][anchor][0] * math.exp(raw[2])
@@ -116,6 +118,19 @@ class Reference:
         best = max(overlaps, key=overlaps.get)
         return [key for key, value in overlaps.items() if value > self.match or key == best]
 
+    def cells(self, target, level):
+        """Rows and columns of the cells that can reach the centre: its own and those beside."""
+        stride, number = STRIDES[level], SIZE // STRIDES[level]
+        x, y = ((target[axis] + target[axis + 2]) / 2 / stride for axis in (2, 3))
+        column, row = (min(max(math.floor(value), 0), number - 1) for value in (x, y))
+        found = [(row, column)]
+        for place in ((row, column - 1), (row, column + 1), (row - 1, column), (row + 1, column)):
+            reached = all(abs(value - index - 0.5) < self.scales[level] / 2
+                          for value, index in zip((y, x), place))
+            if reached and 0 <= min(place) and max(place) < number:
+                found.append(place)
+        return found
+
     def __call__(self, cls_scores, bbox_preds, objectnesses, targets):
         targets = targets.tolist()
         num_images = len(cls_scores[0])
@@ -125,17 +140,14 @@ class Reference:
             class_losses, box_losses, object_targets = [], [], {}
             for target in targets:
                 image, label = int(target[0]), int(target[1])
-                column = min(max(int((target[2] + target[4]) / 2 // stride), 0), cells - 1)
-                row = min(max(int((target[3] + target[5]) / 2 // stride), 0), cells - 1)
-                for match_level, anchor in self.matches(target):
-                    if match_level != level:
-                        continue
-                    place = (image, anchor, row, column)
+                anchors = [anchor for found, anchor in self.matches(target) if found == level]
+                for anchor, cell in itertools.product(anchors, self.cells(target, level)):
+                    place = (image, anchor, *cell)
                     iou = complete_iou(self.box(bbox_preds[level], level, *place), target[2:])
                     box_losses.append(1 - iou)
                     for index in range(self.num_classes):
                         channel = self.num_classes * anchor + index
-                        score = float(cls_scores[level][image, channel, row, column])
+                        score = float(cls_scores[level][(image, channel, *cell)])
                         class_losses.append(cross_entropy(score, float(index == label)))
                     object_targets[place] = max(iou, 0) if self.smooth else 1.
                     self.positives.add((level, *place))
@@ -181,11 +193,11 @@ def to_instances(targets, num_images):
 @pytest.mark.parametrize('smooth', [True, False])
 def test_loss_against_reference(seed, smooth):
     predictions, targets = make_predictions(seed=seed), make_targets(seed=seed)
-    reference = Reference(smooth=smooth)
+    reference = Reference(smooth=smooth, ignore=0.5)
     expected = reference(*predictions, targets)
     assert reference.ignored and {place[0] for place in reference.positives} == {0, 1, 2}
-    losses = make_head(objectness_smooth=smooth).loss_by_feat(*predictions, targets, [{}, {}])
-    assert_same(losses, expected)
+    head = make_head(objectness_smooth=smooth, ignore_iou_thr=0.5)
+    assert_same(head.loss_by_feat(*predictions, targets, [{}, {}]), expected)
 
 
 @pytest.mark.parametrize('spread', [0.05, 1.5])
@@ -264,12 +276,39 @@ def test_match_threshold(match):
     predictions, targets = make_predictions(seed=8), make_targets(seed=8)
     reference = Reference(match=match)
     expected = reference(*predictions, targets)
-    if match == 0.999:
-        assert len(reference.positives) == len(targets)
-    else:
-        assert len(reference.positives) > len(targets)
+    number = sum(len(reference.matches(target)) for target in targets.tolist())
+    assert (number == len(targets)) == (match > 0.5)
     head = make_head(match_iou_thr=match)
     assert_same(head.loss_by_feat(*predictions, targets, [{}, {}]), expected)
+
+
+@pytest.mark.parametrize('scales', [[2., 2., 2.], [1.6, 1.9, 1.3]])
+@pytest.mark.parametrize('seed', range(3))
+def test_cells_beside_the_own_one(scales, seed):
+    """With a large scale_x_y they can reach the centre, too."""
+    predictions = make_predictions(num_images=3, seed=seed)
+    targets = make_targets(num_images=3, seed=seed, number=9)
+    targets = targets[[0, 9, 18]]
+    reference = Reference(scales=scales)
+    expected = reference(*predictions, targets)
+    number = sum(len(reference.matches(target)) for target in targets.tolist())
+    assert len(reference.positives) > 1.5 * number
+    head = make_head(bbox_coder=dict(type='mmgcp.YOLOv4BBoxCoder', scale_x_y=scales))
+    assert_same(head.loss_by_feat(*predictions, targets, [{}] * 3), expected)
+
+
+def test_three_cells_of_one():
+    """At 2 always the two nearest cells beside, except at the border of the map."""
+    predictions = make_predictions(num_images=3)
+    targets = torch.tensor([[0., 0, 34, 34, 44, 48], [1, 1, -5, -6, 7, 10],
+                            [2, 0, 88, 88, 100, 104]])
+    reference = Reference(scales=[2., 2., 2.])
+    expected = reference(*predictions, targets)
+    places = {place[1:2] + place[3:] for place in reference.positives if place[0] == 0}
+    # centres in cells: (4.875, 5.125), (0.125, 0.25) and, beyond the last, (11.75, 12)
+    assert places == {(0, 5, 4), (0, 4, 4), (0, 5, 5), (1, 0, 0), (2, 11, 11)}
+    head = make_head(bbox_coder=dict(type='mmgcp.YOLOv4BBoxCoder', scale_x_y=[2., 2., 2.]))
+    assert_same(head.loss_by_feat(*predictions, targets, [{}] * 3), expected)
 
 
 def test_best_anchor_of_an_odd_shape():
@@ -285,12 +324,12 @@ def test_ignored_negatives_do_not_count():
     """Neither value nor gradient of their objectness matters; those of others do."""
     cls_scores, bbox_preds, objectnesses = make_predictions(seed=1)
     targets = make_targets(seed=1)
-    reference = Reference()
+    reference = Reference(ignore=0.5)
     reference(cls_scores, bbox_preds, objectnesses, targets)
     assert len(reference.ignored) > 2
     for objectness in objectnesses:
         objectness.requires_grad_()
-    head = make_head()
+    head = make_head(ignore_iou_thr=0.5)
     before = head.loss_by_feat(cls_scores, bbox_preds, objectnesses, targets, [{}, {}])
     before['loss_obj'].backward()
     zero = {(level, *place) for level, objectness in enumerate(objectnesses)
@@ -465,7 +504,7 @@ def test_overfitting_one_image(tiny_detector):
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-        totals.append({name: float(value) for name, value in losses.items()})
+        totals.append({name: value.item() for name, value in losses.items()})
     first, last = sum(totals[0].values()), sum(totals[-1].values())
     assert last < 0.5 * first
     assert all(totals[-1][name] < totals[0][name] for name in ('loss_cls', 'loss_bbox'))

@@ -38,7 +38,8 @@ def test_widen_factor(deepen):
 
 def test_paths(random_norms):
     """Against YOLOv4's file: what each block reads, and in which order."""
-    neck = random_norms(YOLOv4PAFPN(**CHANNELS, widen_factor=0.125)).eval()
+    neck = random_norms(YOLOv4PAFPN(**CHANNELS, widen_factor=0.125))
+    neck.eval()
     fine, middle, coarse = inputs = make_inputs((32, 64, 128))
     expand = dict(scale_factor=2, mode='nearest')
 
@@ -57,7 +58,8 @@ def test_paths(random_norms):
 
 
 def test_freeze_all():
-    neck = YOLOv4PAFPN(**CHANNELS, widen_factor=0.125, freeze_all=True).train()
+    neck = YOLOv4PAFPN(**CHANNELS, widen_factor=0.125, freeze_all=True)
+    neck.train()
     assert not any(parameter.requires_grad for parameter in neck.parameters())
     assert not any(module.training for module in neck.modules()
                    if isinstance(module, nn.BatchNorm2d))

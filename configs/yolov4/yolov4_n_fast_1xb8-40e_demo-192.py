@@ -1,12 +1,13 @@
 # The small YOLOv4 on the rendered shapes of tools/dataset_converters/make_demo_dataset.py.
-_base_ = './yolov4_n_fast_1xb16-60e_voc-320.py'
+_base_ = './yolov4_n_fast_1xb8-60e_voc-320.py'
 
 # ========================Frequently modified parameters======================
 data_root = 'work_dirs/demo-data/'
 classes = ('cross', 'disc', 'ring', 'square', 'star', 'triangle')
 max_epochs = 40
 img_scale = (192, 192)  # width, height
-base_lr = 0.02
+base_lr = 0.01
+train_batch_size_per_gpu = 8
 
 # ========================Possible modified parameters========================
 affine_scale = 0.2
@@ -53,9 +54,11 @@ test_pipeline = [
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'pad_param'))
 ]
 dataset_cfg = dict(data_root=data_root, metainfo=metainfo)
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline, **dataset_cfg))
+train_dataloader = dict(
+    batch_size=train_batch_size_per_gpu, dataset=dict(pipeline=train_pipeline, **dataset_cfg))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline, **dataset_cfg))
 test_dataloader = val_dataloader
-optim_wrapper = dict(optimizer=dict(lr=base_lr))
+optim_wrapper = dict(
+    optimizer=dict(lr=base_lr, batch_size_per_gpu=train_batch_size_per_gpu))
 default_hooks = dict(param_scheduler=dict(max_epochs=max_epochs))
 train_cfg = dict(max_epochs=max_epochs)

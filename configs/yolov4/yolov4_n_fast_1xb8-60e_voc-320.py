@@ -9,17 +9,20 @@ train_split = 'trainval'
 val_split = 'test'
 max_epochs = 60
 img_scale = (320, 320)  # width, height
-train_batch_size_per_gpu = 16
+train_batch_size_per_gpu = 8
 train_num_workers = 2
-base_lr = 0.01
+base_lr = 0.02
 # Of sparse training: so high because the schedule is so short. A scale factor of 1 moves by
 # about lr / (1 - momentum) * rate an iteration.
-sparsity_rate = 2e-2
+sparsity_rate = 5e-3
 
 # ========================Possible modified parameters========================
 deepen_factor = 0.33
 widen_factor = 0.1875
 affine_scale = 0.5
+# More positives for each target than with YOLOv4's settings, for short schedules
+match_iou_thr = 0.1
+scale_x_y = [2.0, 2.0, 2.0]
 lr_factor = 0.01
 dataset_type = 'mmgcp.VOCFormatDataset'
 
@@ -35,6 +38,8 @@ model = dict(
     bbox_head=dict(
         head_module=dict(num_classes=num_classes, widen_factor=widen_factor),
         prior_generator=dict(base_sizes=anchors),
+        bbox_coder=dict(scale_x_y=scale_x_y),
+        match_iou_thr=match_iou_thr,
         loss_cls=dict(loss_weight=_base_.loss_cls_weight * num_classes / 80),
         loss_obj=dict(loss_weight=_base_.loss_obj_weight * (img_scale[0] / 640)**2)))
 

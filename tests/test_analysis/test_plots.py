@@ -1,0 +1,54 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+import cv2
+import numpy as np
+import pytest
+from matplotlib import colormaps
+
+from mmgcp.analysis.plots import plot_channels, plot_score_histograms
+
+
+def colours(path):
+    """Pixels of each colour, as (red, green, blue)."""
+    pixels = cv2.imread(str(path))[..., ::-1].reshape(-1, 3)
+    values, counts = np.unique(pixels, axis=0, return_counts=True)
+    return {tuple(value): count for value, count in zip(values.tolist(), counts.tolist())}
+
+
+def palette(number):
+    return tuple(round(255 * part) for part in colormaps['tab10'](number)[:3])
+
+
+def test_channels_areas(tmp_path):
+    path = tmp_path / 'channels.png'
+    plot_channels(['a', 'b', 'c', 'd'], [100] * 4, [100, 50, 25, 0], ['x', 'x', 'y', ''], path)
+    found = colours(path)
+    grey = found[(0xd8, 0xdd, 0xe3)]
+    # 150 channels in the first group's colour, 25 in the second's, 225 removed
+    assert found[palette(0)] / grey == pytest.approx(150 / 225, rel=0.1)
+    assert found[palette(1)] / grey == pytest.approx(25 / 225, rel=0.2)
+
+
+def test_many_layers_make_a_wide_picture(tmp_path):
+    for number in (10, 110):
+        plot_channels([f'layer{i}' for i in range(number)], [8] * number, [4] * number,
+                      ['x'] * number, tmp_path / f'{number}.png')
+    few, many = (cv2.imread(str(tmp_path / f'{number}.png')) for number in (10, 110))
+    assert few.shape[1] == 960 and many.shape[1] > 2000
+
+
+def test_score_histograms(tmp_path):
+    rng = np.random.default_rng(0)
+    scores = dict(one=rng.random(500).tolist(), two=rng.random(200).tolist())
+    plot_score_histograms(scores, dict(one=0.4), 'score', tmp_path / 'with.png')
+    plot_score_histograms(scores, dict(one=None, two=None), 'score', tmp_path / 'without.png')
+    with_line, without = colours(tmp_path / 'with.png'), colours(tmp_path / 'without.png')
+    assert with_line[palette(0)] > 5000 and with_line[palette(1)] > 5000
+    assert with_line[(0, 0, 0)] > without[(0, 0, 0)] + 50
+    image = cv2.imread(str(tmp_path / 'with.png'))
+    assert image.shape[:2] == (round(120 * 4.2), 960)
+
+
+@pytest.mark.parametrize('scores', [dict(one=[]), dict(one=[0., 0.]), dict(one=[1.], two=[])])
+def test_few_scores(scores, tmp_path):
+    plot_score_histograms(scores, dict.fromkeys(scores, 0.5), 'score', tmp_path / 'few.png')
+    assert cv2.imread(str(tmp_path / 'few.png')).std() > 1

@@ -1,0 +1,86 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+import json
+
+import pytest
+import torch
+import torch.nn as nn
+from pruning_samples import Block, Toy, randomise
+
+from mmgcp.pruning import prune
+from mmgcp.pruning.report import layer_rows, summarize, write_report
+
+
+@pytest.fixture
+def result():
+    model = randomise(Toy(
+        lambda net, x: net.pred(net.raw(net.c(net.a(x) + net.b(x)))), a=Block(3, 4),
+        b=Block(3, 4), c=Block(4, 10), raw=nn.Conv2d(10, 6, 1, bias=False),
+        pred=nn.Conv2d(6, 2, 1)))
+    model.a.bn.weight.data = torch.tensor([0.1, 0.9, 0.1, 0.9])
+    model.b.bn.weight.data = torch.tensor([0.1, 0.9, 0.9, 0.1])
+    model.c.bn.weight.data = torch.linspace(0.1, 1., 10)
+    return prune(model, [dict(name='one', modules=['a'], threshold=0.5),
+                         dict(name='two', modules=['[bc]'], threshold=0.45)],
+                 input_shape=(3, 16, 16))
+
+
+def test_layer_rows_by_hand(result):
+    assert [tuple(row) for row in layer_rows(result)] == [
+        ('pred', '', 2, 2), ('a.conv', 'one + two', 4, 3), ('b.conv', 'one + two', 4, 3),
+        ('c.conv', 'two', 10, 6), ('raw', '', 6, 6)] or [
+        tuple(row) for row in layer_rows(result)] == [
+        ('a.conv', 'one + two', 4, 3), ('b.conv', 'one + two', 4, 3),
+        ('c.conv', 'two', 10, 6), ('raw', '', 6, 6), ('pred', '', 2, 2)]
+
+
+def test_figures_by_hand(result):
+    before = 2 * (12 + 8) + 40 + 20 + 60 + 14
+    after = 2 * (9 + 6) + 18 + 12 + 36 + 14
+    assert result.params == [before, after]
+    assert result.macs == [256 * (24 + 40 + 60 + 12), 256 * (18 + 18 + 36 + 12)]
+
+
+def test_summary(result):
+    lines = summarize(result).splitlines()
+    assert lines[0].split() == ['layer', 'group', 'threshold', 'channels', 'kept']
+    rows = {tuple(line.split()[-4:]) for line in lines[1:]}
+    assert ('10', '->', '6', '60.0%') in rows
+    assert ('8', '->', '6', '75.0%') in rows
+    assert any(line.startswith('(not pruned)') and '100.0%' in line for line in lines)
+    assert any(line.startswith('parameters') and '(-36.8%)' in line for line in lines)
+    assert any(line.startswith('operations') and '(-38.2%)' in line for line in lines)
+
+
+def test_report_files(result, tmp_path):
+    write_report(result, tmp_path)
+    report = json.loads((tmp_path / 'report.json').read_text())
+    assert report['params'] == dict(before=174, after=110)
+    assert report['thresholds'] == dict(one=0.5, two=0.45)
+    assert report['uncompensated'] == ['raw']
+    assert set(report['skipped']) == {'pred', 'raw'}
+    assert dict(layer='c.conv', group='two', before=10, after=6) in report['layers']
+    text = (tmp_path / 'report.md').read_text()
+    assert '| c.conv | two | 10 | 6 | 60% |' in text
+    assert '- pred: its outputs are the predictions' in text
+    assert '## Could not absorb all constants of removed channels\n\n- raw' in text
+    assert '![channels](channels.png)' in text and '![scores](scores.png)' in text
+    for name in ('channels.png', 'scores.png'):
+        assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'
+
+
+def test_report_of_a_group_that_keeps_all(tmp_path):
+    model = randomise(Toy(lambda net, x: net.pred(net.a(x)), a=Block(3, 4),
+                          pred=nn.Conv2d(4, 2, 1)))
+    result = prune(model, [dict(name='one', modules=['a'], ratio=0.)], input_shape=(3, 8, 8))
+    write_report(result, tmp_path)
+    assert json.loads((tmp_path / 'report.json').read_text())['thresholds'] == dict(one=None)
+    assert result.params[0] == result.params[1]
+
+
+def test_report_of_a_group_without_scores(tmp_path):
+    model = randomise(Toy(lambda net, x: net.pred(net.a(x)), a=Block(3, 4),
+                          pred=nn.Conv2d(4, 2, 1)))
+    result = prune(model, [dict(name='one', modules=['pred'], ratio=0.5)], input_shape=(3, 8, 8))
+    write_report(result, tmp_path)
+    assert '(not pruned)' in summarize(result)
+    assert (tmp_path / 'scores.png').stat().st_size > 1000

@@ -1,0 +1,197 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmgcp.analysis import count_complexity
+from mmgcp.utils.config import build_detector
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / 'tools/prune.py'
+OUTPUTS = {'pruned.py', 'pruned.pth', 'plan.json', 'report.json', 'report.md', 'channels.png',
+           'scores.png'}
+CONFIG = f"""
+_base_ = '{ROOT}/configs/yolov4/yolov4_n_fast_1xb8-60e_voc-320.py'
+model = dict(
+    backbone=dict(widen_factor=0.125),
+    neck=dict(widen_factor=0.125),
+    bbox_head=dict(head_module=dict(widen_factor=0.125)))
+"""
+
+
+def save(config, path):
+    torch.manual_seed(0)
+    model = build_detector(Config.fromfile(config))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight)
+            torch.nn.init.normal_(module.bias)
+    meta = dict(dataset_meta=dict(classes=('a', 'b', 'c')), epoch=3)
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), path)
+    return model
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('files')
+    (folder / 'tiny.py').write_text(CONFIG)
+    save(folder / 'tiny.py', folder / 'tiny.pth')
+    return folder
+
+
+@pytest.fixture
+def tool(monkeypatch, capsys):
+    """Run the tool in this process: exit code and what it prints to stderr."""
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, arguments)])
+        try:
+            runpy.run_path(str(TOOL), run_name='__main__')
+        except SystemExit as error:
+            # the interpreter prints a message and exits with 1
+            if isinstance(error.code, str):
+                return 1, capsys.readouterr().err + error.code
+            return error.code, capsys.readouterr().err
+        return 0, capsys.readouterr().out
+    return run
+
+
+def norms(model):
+    return {name: module.num_features for name, module in model.named_modules()
+            if isinstance(module, torch.nn.BatchNorm2d)}
+
+
+def test_outputs(files, tmp_path):
+    out = tmp_path / 'deep' / 'out'
+    result = subprocess.run(
+        [sys.executable, '-W', 'ignore', str(TOOL), str(files / 'tiny.py'),
+         str(files / 'tiny.pth'), '--work-dir', str(out), '--input-size', '96', '64'],
+        capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in out.iterdir()} == OUTPUTS
+    assert [path.name for path in out.parent.iterdir()] == ['out']
+    assert 'stride-16' in result.stdout and str(out) in result.stdout
+
+    report = json.loads((out / 'report.json').read_text())
+    original = build_detector(Config.fromfile(files / 'tiny.py'))
+    pruned = build_detector(Config.fromfile(out / 'pruned.py'))
+    checkpoint = torch.load(out / 'pruned.pth', weights_only=False)
+    pruned.load_state_dict(checkpoint['state_dict'], strict=True)
+    assert checkpoint['meta']['dataset_meta']['classes'] == ('a', 'b', 'c')
+    for key, model in (('before', original), ('after', pruned)):
+        counts = count_complexity(model, (3, 64, 96))
+        assert (report['params'][key], report['macs'][key]) == counts
+        assert {row['layer']: row[key] for row in report['layers']} == {
+            name: module.out_channels for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Conv2d)}
+    # the target of configs/_base_/prune/yolov4_groups.py
+    assert report['params']['after'] == pytest.approx(
+        0.353 * report['params']['before'], rel=0.01)
+    assert report['options']['target_params'] == 0.353
+
+    plan = json.loads((out / 'plan.json').read_text())
+    before, after = norms(original), norms(pruned)
+    for item in plan['sets']:
+        for layer in set(item['layers']) & set(before):
+            assert before[layer] - after[layer] == len(item['removed'])
+    for name in ('channels.png', 'scores.png'):
+        image = cv2.imread(str(out / name))
+        assert min(image.shape[:2]) > 300 and image.std() > 10
+    assert '| backbone.stem.conv | stride-8 |' in (out / 'report.md').read_text()
+
+
+def test_options(files, tool, tmp_path):
+    code, printed = tool(
+        files / 'tiny.py', files / 'tiny.pth', '--work-dir', tmp_path / 'out', '--target-flops',
+        0.6, '--no-compensate', '--cfg-options', 'prune_cfg.merge=majority')
+    assert code == 0, printed
+    report = json.loads((tmp_path / 'out/report.json').read_text())
+    options = report['options']
+    assert (options['target_params'], options['target_flops']) == (None, 0.6)
+    assert options['compensate'] is False and options['merge'] == 'majority'
+    assert report['macs']['after'] == pytest.approx(0.6 * report['macs']['before'], rel=0.01)
+    # operations are counted for the config's image of 320x320 pixels
+    model = build_detector(Config.fromfile(files / 'tiny.py'))
+    assert report['macs']['before'] == count_complexity(model, (3, 320, 320))[1]
+
+
+def test_default_folder(files, tool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, printed = tool(files / 'tiny.py', files / 'tiny.pth', '--target-params', 0.5,
+                         '--input-size', 64, 64)
+    assert code == 0, printed
+    assert {path.name for path in (tmp_path / 'work_dirs/tiny-pruned').iterdir()} == OUTPUTS
+
+
+def arguments(case, files, folder):
+    config, checkpoint, more = files / 'tiny.py', files / 'tiny.pth', []
+    if case == 'config':
+        config = folder / 'absent.py'
+    elif case == 'checkpoint':
+        checkpoint = folder / 'absent.pth'
+    elif case == 'no checkpoint':
+        return [config]
+    elif case == 'broken checkpoint':
+        checkpoint = folder / 'broken.pth'
+        checkpoint.write_text('no checkpoint')
+    elif case == 'architecture':
+        checkpoint = folder / 'other.pth'
+        (folder / 'other.py').write_text(CONFIG.replace('0.125', '0.0625'))
+        save(folder / 'other.py', checkpoint)
+    elif case == 'budget':
+        more = ['--target-params', 0.01, '--cfg-options', 'prune_cfg.min_keep_ratio=0.5']
+    elif case == 'share':
+        more = ['--target-params', 64]
+    elif case == 'prune_cfg':
+        config = folder / 'plain.py'
+        config.write_text("default_scope = 'mmyolo'\nmodel = dict(type='YOLODetector')\n")
+    return [config, checkpoint, *more]
+
+
+@pytest.mark.parametrize('case, message', [
+    ('config', 'there is no config'),
+    ('checkpoint', 'there is no checkpoint'),
+    ('no checkpoint', 'there is no checkpoint: give one'),
+    ('broken checkpoint', 'cannot be read as a checkpoint'),
+    ('architecture', 'does not fit'),
+    ('budget', 'cannot be reached'),
+    ('share', r'in (0, 1]'),
+    ('prune_cfg', 'has no prune_cfg'),
+])
+def test_request_that_cannot_be_met(case, message, files, tool, tmp_path):
+    inputs, outputs = tmp_path / 'in', tmp_path / 'out'
+    inputs.mkdir()
+    given = arguments(case, files, inputs)
+    code, printed = tool(*given, '--work-dir', outputs)
+    assert code == 1
+    assert 'Traceback' not in printed and message in printed
+    (line, ) = [line for line in printed.splitlines() if line.startswith('prune.py: ')]
+    assert line == printed.splitlines()[-1]
+    assert not outputs.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {'in'}
+
+
+def test_one_line_on_stderr(tmp_path):
+    result = subprocess.run(
+        [sys.executable, '-W', 'ignore', str(TOOL), str(tmp_path / 'absent.py'), 'x.pth',
+         '--work-dir', str(tmp_path / 'out')], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr == f'prune.py: there is no config {tmp_path}/absent.py\n'
+    assert not (tmp_path / 'out').exists()
+
+
+def test_failure_while_writing_leaves_nothing(files, tool, tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError('no space left on the device')
+
+    monkeypatch.setattr('mmgcp.pruning.report.plot_channels', fail)
+    code, printed = tool(files / 'tiny.py', files / 'tiny.pth', '--work-dir', tmp_path / 'out',
+                         '--target-params', 0.5, '--input-size', 64, 64)
+    assert code == 1 and 'prune.py: no space left' in printed
+    assert list(tmp_path.iterdir()) == []
