@@ -22,8 +22,10 @@ def parse_args():
     parser.add_argument('--target-params', type=float, help='share of the parameters to keep')
     parser.add_argument('--target-flops', type=float, help='share of the operations to keep')
     parser.add_argument('--epochs', type=int, help="of the first stage; default: the config's")
-    parser.add_argument('--sparse-epochs', type=int, help='default: those of the first stage')
-    parser.add_argument('--distill-epochs', type=int, help='default: those of the first stage')
+    parser.add_argument('--sparse-epochs', type=int,
+                        help="default: the config's sparse_epochs, or --epochs")
+    parser.add_argument('--distill-epochs', type=int,
+                        help="default: the config's distill_epochs, or --epochs")
     parser.add_argument('--sparsity-rate', type=float,
                         help="default: the config's sparsity_rate, or 1e-3")
     parser.add_argument('--sparsity-schedule', default=CompressOptions.sparsity_schedule)

@@ -26,7 +26,6 @@ model = dict(
     neck=dict(norm_cfg=norm_cfg),
     bbox_head=dict(
         head_module=dict(num_classes=num_classes, norm_cfg=norm_cfg),
-        loss_cls=dict(loss_weight=_base_.loss_cls_weight * num_classes / 80),
         loss_obj=dict(loss_weight=_base_.loss_obj_weight * (img_scale[0] / 640)**2)),
     test_cfg=dict(nms=dict(iou_threshold=0.6)))
 

@@ -8,6 +8,8 @@ classes = ('Platelets', 'RBC', 'WBC')
 train_split = 'trainval'
 val_split = 'test'
 max_epochs = 60
+sparse_epochs = 30  # of the later stages, for tools/compress.py
+distill_epochs = 40
 img_scale = (320, 320)  # width, height
 train_batch_size_per_gpu = 8
 train_num_workers = 2
@@ -24,6 +26,8 @@ affine_scale = 0.5
 match_iou_thr = 0.1
 scale_x_y = [2.0, 2.0, 2.0]
 lr_factor = 0.01
+# Of GCP-SAD's weights: they are for larger images, and for losses that are sums
+attention_factor = 1e-2
 dataset_type = 'mmgcp.VOCFormatDataset'
 
 # ===============================Unmodified in most cases====================
@@ -40,8 +44,11 @@ model = dict(
         prior_generator=dict(base_sizes=anchors),
         bbox_coder=dict(scale_x_y=scale_x_y),
         match_iou_thr=match_iou_thr,
-        loss_cls=dict(loss_weight=_base_.loss_cls_weight * num_classes / 80),
         loss_obj=dict(loss_weight=_base_.loss_obj_weight * (img_scale[0] / 640)**2)))
+
+attention_groups = [
+    dict(group, weight=attention_factor * group['weight']) for group in _base_.attention_groups
+]
 
 train_pipeline = [
     *_base_.pre_transform,

@@ -21,10 +21,11 @@ CLASSES = ('cross', 'disc', 'ring', 'square', 'star', 'triangle')
 HUE_SPREAD = 18.  # degrees to both sides
 OPTIONS_FILE = 'dataset.json'
 FORMAT_VERSION = 2
-# Sides of an object as fractions of the image's longer side: 26 and 160 pixels of 320
+# Sides of an object as fractions of the image's longer side: 26 and 128 pixels of 320
 MIN_SIDE = 0.08
-MAX_SIDE = 0.5
-MAX_OBJECTS = 5
+MAX_SIDE = 0.4
+MIN_OBJECTS = 4
+MAX_OBJECTS = 9
 MAX_ATTEMPTS = 60
 MAX_IOU = 0.2
 MIN_VISIBLE = 0.78
@@ -153,12 +154,12 @@ def render_image(rng: np.random.Generator, size: int) -> Tuple[np.ndarray, List[
         size (int): Longer side in pixels.
 
     Returns:
-        tuple[np.ndarray, list[DemoObject]]: The image (H, W, 3), BGR uint8, and 1 to 5
+        tuple[np.ndarray, list[DemoObject]]: The image (H, W, 3), BGR uint8, and 1 to 9
         objects.
     """
     image = draw_background(rng, *_choose_shape(rng, size))
     objects = []
-    wanted, attempts = int(rng.integers(1, MAX_OBJECTS + 1)), 0
+    wanted, attempts = int(rng.integers(MIN_OBJECTS, MAX_OBJECTS + 1)), 0
     while not objects or (len(objects) < wanted and attempts < MAX_ATTEMPTS):
         _try_object(rng, image, objects, size)
         attempts += 1

@@ -35,8 +35,9 @@ class CompressOptions:
         target_params (float, optional): Share of the parameters to keep.
         target_flops (float, optional): Share of the operations to keep.
         epochs (int, optional): Epochs of the first stage. Defaults to the config's.
-        sparse_epochs (int, optional): Epochs of sparse training. Defaults to ``epochs``.
-        distill_epochs (int, optional): Epochs of distilling. Defaults to ``epochs``.
+        sparse_epochs (int, optional): Epochs of sparse training. Defaults to the config's
+            ``sparse_epochs``, or those of the first stage.
+        distill_epochs (int, optional): Epochs of distilling. Likewise.
         sparsity_rate (float, optional): Rate of the sparsity penalty. Defaults to the
             config's ``sparsity_rate``, or 1e-3.
         sparsity_schedule (str): Schedule of that rate.
@@ -169,7 +170,7 @@ class _Pipeline:
         return self._train('baseline', config, self.epochs)
 
     def _train_sparse(self, baseline: Path, trained: Path) -> Path:
-        epochs = self.options.sparse_epochs or self.epochs
+        epochs = self.options.sparse_epochs or self.cfg.get('sparse_epochs', self.epochs)
         config = self.folder / 'sparse.py'
         config.write_text(sparse_config(Config.fromfile(baseline), trained, epochs,
                                         self._sparsity_rate(),
@@ -195,7 +196,7 @@ class _Pipeline:
         self.state.finish('prune', dict(done=True))
 
     def _distill(self, baseline: Path, trained: Path) -> Path:
-        epochs = self.options.distill_epochs or self.epochs
+        epochs = self.options.distill_epochs or self.cfg.get('distill_epochs', self.epochs)
         config = self.folder / 'distilled.py'
         config.write_text(
             distill_config(Config.fromfile(baseline), baseline, trained, epochs))

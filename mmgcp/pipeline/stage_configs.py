@@ -11,7 +11,7 @@ from mmgcp.datasets import VOCInfo, choose_splits
 from .config_text import Code, merge, render
 
 # Heads whose classification loss MMYOLO weights by the number of classes
-HEADS_WEIGHTED_BY_CLASSES = ('YOLOv4Head', 'YOLOv5Head', 'YOLOv7Head')
+HEADS_WEIGHTED_BY_CLASSES = ('YOLOv5Head', 'YOLOv7Head')
 
 Settings = Dict[str, object]
 

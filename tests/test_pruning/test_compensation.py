@@ -55,7 +55,7 @@ def assert_equal(model, removed=None, **kwargs):
     return difference(expected, plain)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(ops=OPS, seed=st.integers(0, 99), act=st.sampled_from([nn.LeakyReLU, nn.Mish, nn.Sigmoid]))
 def test_random_networks_of_1x1_convolutions(ops, seed, act):
     assert_equal(randomise(RandomNet(ops, 1, act), seed), seed=seed)

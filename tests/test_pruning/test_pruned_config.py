@@ -53,7 +53,7 @@ def test_same_detector_with_the_same_outputs(pruned_folder, config_files):
 
 def test_config_without_bases(pruned_folder, config_files):
     text = (pruned_folder / 'pruned.py').read_text()
-    assert '_base_' not in text
+    assert '\n_base_ =' not in '\n' + text
     original, cfg = (Config.fromfile(path) for path in (config_files[0],
                                                         pruned_folder / 'pruned.py'))
     assert cfg.custom_imports.imports == ['mmgcp']
@@ -63,9 +63,10 @@ def test_config_without_bases(pruned_folder, config_files):
     assert model.pop('detector') == 'mmyolo.YOLODetector'
     assert len(model.pop('channels')) > 50
     expected['model'].pop('type')
-    assert json.dumps(model) == json.dumps(expected['model'])
+    assert json.dumps(model, sort_keys=True) == json.dumps(expected['model'], sort_keys=True)
     for name in ('test_pipeline', 'optim_wrapper', 'prune_cfg', 'anchors', 'max_epochs'):
-        assert json.dumps(content[name]) == json.dumps(expected[name])
+        assert json.dumps(content[name], sort_keys=True) == json.dumps(
+            expected[name], sort_keys=True)
 
 
 def test_child_config_overrides_the_same_places(pruned_folder, tmp_path):

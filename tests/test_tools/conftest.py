@@ -18,6 +18,8 @@ _base_ = {base!r}
 data_root = {data_root!r}
 img_scale = (96, 96)
 max_epochs = 1
+sparse_epochs = 1
+distill_epochs = 1
 metainfo = dict(classes={classes!r})
 factors = dict(deepen_factor=0.33, widen_factor={widen_factor})
 model = dict(

@@ -5,39 +5,48 @@ _base_ = './yolov4_n_fast_1xb8-60e_voc-320.py'
 data_root = 'work_dirs/demo-data/'
 classes = ('cross', 'disc', 'ring', 'square', 'star', 'triangle')
 max_epochs = 40
-img_scale = (192, 192)  # width, height
-base_lr = 0.01
-train_batch_size_per_gpu = 8
+sparse_epochs = 16  # of the later stages, for tools/compress.py
+distill_epochs = 24
+img_scale = (160, 160)  # width, height
+base_lr = 0.03
+sparsity_rate = 5e-3
 
 # ========================Possible modified parameters========================
+widen_factor = 0.125
 affine_scale = 0.2
+match_iou_thr = 0.213
 # In pixels at the input scale, from the sizes of the rendered shapes
 anchors = [
-    [(13, 13), (17, 17), (23, 23)],  # P3/8
-    [(29, 29), (36, 36), (45, 45)],  # P4/16
-    [(55, 55), (66, 66), (85, 85)]  # P5/32
+    [(14, 14), (17, 17), (21, 21)],  # P3/8
+    [(25, 25), (30, 30), (36, 36)],  # P4/16
+    [(43, 43), (51, 51), (61, 61)]  # P5/32
 ]
 
 # ===============================Unmodified in most cases====================
 num_classes = len(classes)
 metainfo = dict(classes=classes)
 model = dict(
+    backbone=dict(widen_factor=widen_factor),
+    neck=dict(widen_factor=widen_factor),
     bbox_head=dict(
-        head_module=dict(num_classes=num_classes),
+        head_module=dict(num_classes=num_classes, widen_factor=widen_factor),
         prior_generator=dict(base_sizes=anchors),
-        loss_cls=dict(loss_weight=0.1),
-        loss_obj=dict(loss_weight=0.15)))
+        match_iou_thr=match_iou_thr,
+        loss_cls=dict(loss_weight=0.25),
+        loss_bbox=dict(loss_weight=0.1),
+        loss_obj=dict(loss_weight=0.25)))
 
+# Without mosaic, which pays off in longer schedules alone
 train_pipeline = [
     *_base_.pre_transform,
-    dict(type='Mosaic', img_scale=img_scale, pad_val=114.0, pre_transform=_base_.pre_transform),
     dict(
         type='YOLOv5RandomAffine',
         max_rotate_degree=0.0,
         max_shear_degree=0.0,
         scaling_ratio_range=(1 - affine_scale, 1 + affine_scale),
-        border=(-img_scale[0] // 2, -img_scale[1] // 2),
+        border=(0, 0),
         border_val=(114, 114, 114)),
+    dict(type='LetterResize', scale=img_scale, allow_scale_up=True, pad_val=dict(img=114)),
     dict(type='YOLOv5HSVRandomAug'),
     dict(type='mmdet.RandomFlip', prob=0.5),
     dict(
@@ -54,11 +63,9 @@ test_pipeline = [
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'pad_param'))
 ]
 dataset_cfg = dict(data_root=data_root, metainfo=metainfo)
-train_dataloader = dict(
-    batch_size=train_batch_size_per_gpu, dataset=dict(pipeline=train_pipeline, **dataset_cfg))
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline, **dataset_cfg))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline, **dataset_cfg))
 test_dataloader = val_dataloader
-optim_wrapper = dict(
-    optimizer=dict(lr=base_lr, batch_size_per_gpu=train_batch_size_per_gpu))
+optim_wrapper = dict(optimizer=dict(lr=base_lr))
 default_hooks = dict(param_scheduler=dict(max_epochs=max_epochs))
 train_cfg = dict(max_epochs=max_epochs)
