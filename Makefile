@@ -14,6 +14,8 @@ CONFIG ?= configs/yolov4/yolov4_n_fast_1xb8-40e_demo-160.py
 else
 CONFIG ?= configs/yolov4/yolov4_n_fast_1xb8-60e_voc-320.py
 endif
+# One core is left to the data loader
+export OMP_NUM_THREADS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n > 2 ? n - 1 : 1)))
 # More arguments of tools/compress.py, as ARGS='--target-params 0.5'
 ARGS ?=
 

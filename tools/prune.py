@@ -1,6 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Prune a detector: config and checkpoint in, config and checkpoint of a smaller one out."""
 import argparse
+import inspect
 import os
 import os.path as osp
 import tempfile
@@ -43,6 +44,9 @@ def pruning_options(cfg: Config, args: argparse.Namespace) -> dict:
         raise PruningError(f'the config {args.config} has no prune_cfg; its layer groups must be '
                            'declared, as in configs/_base_/prune/yolov4_groups.py')
     options = cfg.prune_cfg.to_dict()
+    unknown = set(options) - set(inspect.signature(prune).parameters)
+    if unknown:
+        raise PruningError(f'prune_cfg of {args.config} has unknown settings: {sorted(unknown)}')
     if args.target_params is not None or args.target_flops is not None:
         options.update(target_params=args.target_params, target_flops=args.target_flops)
     if args.no_compensate:

@@ -6,6 +6,8 @@ from typing import Dict, Sequence, Tuple
 import torch
 import torch.nn as nn
 
+from mmgcp.utils.images import random_image
+
 COUNTED_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
@@ -62,8 +64,7 @@ def record_convs(model: nn.Module, input_shape: Sequence[int]) -> Dict[str, Conv
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        device = next(model.parameters()).device
-        model(torch.zeros(1, *input_shape, device=device), mode='tensor')
+        model(random_image(model, input_shape), mode='tensor')
     finally:
         for handle in handles:
             handle.remove()

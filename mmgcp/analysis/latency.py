@@ -7,6 +7,8 @@ from typing import Sequence
 import torch
 import torch.nn as nn
 
+from mmgcp.utils.images import random_image
+
 
 @torch.no_grad()
 def measure_latency(model: nn.Module, input_shape: Sequence[int], runs: int = 20,
@@ -23,14 +25,13 @@ def measure_latency(model: nn.Module, input_shape: Sequence[int], runs: int = 20
     Returns:
         float: The median in milliseconds, on the device that the model is on.
     """
-    device = next(model.parameters()).device
-    image = torch.rand(1, *input_shape, device=device)
+    image = random_image(model, input_shape)
     model.eval()
     times = []
     for _ in range(warmup + runs):
         start = time.perf_counter()
         model(image, mode='tensor')
-        if device.type == 'cuda':
-            torch.cuda.synchronize(device)
+        if image.is_cuda:
+            torch.cuda.synchronize(image.device)
         times.append(time.perf_counter() - start)
     return 1000 * statistics.median(times[warmup:])

@@ -14,7 +14,7 @@ from .compensation import compensate as fold_offsets
 from .dependency_graph import find_coupled_channels
 from .planner import group_scores, make_plan, score_sets, thresholds_of_groups
 from .pruned_detector import ChannelTable, count_channels
-from .structures import LayerGroup, PruningError, PruningPlan
+from .structures import LayerGroup, PruningError, PruningPlan, make_group
 from .surgery import remove_channels
 
 
@@ -84,7 +84,9 @@ def prune(model: nn.Module,
     Raises:
         PruningError: The request cannot be met; the model has not been touched.
     """
-    groups = [item if isinstance(item, LayerGroup) else LayerGroup(**item) for item in groups]
+    groups = [item if isinstance(item, LayerGroup) else make_group(item) for item in groups]
+    if not groups:
+        raise PruningError('there are no layer groups: nothing would be pruned')
     for name, target in (('target_params', target_params), ('target_flops', target_flops)):
         if target is not None and not 0 < target <= 1:
             raise PruningError(f'{name} is the share to keep, in (0, 1], but is {target}')

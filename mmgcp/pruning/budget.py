@@ -11,7 +11,6 @@ from mmgcp.analysis import ConvStatistics
 
 from .planner import ScoredSet, Thresholds
 from .structures import ChannelSlice, CoupledChannels, LayerGroup, PruningError, PruningPlan
-from .surgery import gather_channels
 
 
 class CostModel:
@@ -44,8 +43,7 @@ class CostModel:
         Returns:
             tuple[int, int]: Parameters, and operations for one image.
         """
-        counts = {key: len(channels)
-                  for key, channels in gather_channels(self.coupled_sets, removed).items()}
+        counts = self._count(removed)
         params, macs = self.params, self.macs
         for name, conv in self.convs.items():
             fewer_out, fewer_in = counts.get((name, 'out'), 0), counts.get((name, 'in'), 0)
@@ -56,6 +54,17 @@ class CostModel:
         for (name, _), count in counts.items():
             params -= count * self.per_channel.get(name, 0)
         return params, macs
+
+    def _count(self, removed: Dict[str, Tensor]) -> Dict[Tuple[str, str], int]:
+        """Number of channels that each side of each layer loses."""
+        counts: Dict[Tuple[str, str], int] = {}
+        for coupled in self.coupled_sets:
+            if coupled.name in removed:
+                mask = coupled.mask(removed[coupled.name])
+                for item in coupled.slices:
+                    key = (item.module, item.side)
+                    counts[key] = counts.get(key, 0) + int(mask[item.roots].sum())
+        return counts
 
     def costs(self, coupled: CoupledChannels) -> Tuple[float, float]:
         """Parameters and operations, as shares of the model's, that a channel of a set costs."""
@@ -129,23 +138,34 @@ def find_thresholds(scored: Sequence[ScoredSet], groups: Sequence[LayerGroup], c
             what = ('parameters', 'operations')[index]
             raise PruningError(f'{target:.1%} of the {what} cannot be reached: these layer groups '
                                f'and limits leave {least:.1%} at least')
-        for _ in range(50):
+        for _ in range(40):
             middle = (low + high) / 2
             low, high = (low, middle) if shares(middle, mix)[index] <= target else (middle, high)
         return high
 
+    def check(factor: float, mix: float) -> Thresholds:
+        """Refuse what is below the target by more than the tolerance, as with equal scores."""
+        for index, target in enumerate((target_params, target_flops)):
+            share = shares(factor, mix)[index]
+            if target is not None and share < target * (1 - tolerance):
+                above = shares(factor * (1 - 1e-6), mix)[index]
+                raise PruningError(f'{target:.1%} cannot be met within {tolerance:.0%}: many '
+                                   'scores are equal, and the nearest shares are '
+                                   f'{share:.1%} and {above:.1%}')
+        return thresholds(factor, mix)
+
     if target_params is None:
-        return thresholds(meet(1, target_flops, 1.), 1.)
+        return check(meet(1, target_flops, 1.), 1.)
     if target_flops is None:
-        return thresholds(meet(0, target_params, 0.), 0.)
-    return _meet_both(thresholds, shares, meet, target_params, target_flops, tolerance)
+        return check(meet(0, target_params, 0.), 0.)
+    return check(*_meet_both(shares, meet, target_params, target_flops, tolerance))
 
 
-def _meet_both(thresholds: Callable, shares: Callable, meet: Callable, target_params: float,
-               target_flops: float, tolerance: float) -> Thresholds:
-    """Bisect the mix of gains so that both shares meet their targets."""
+def _meet_both(shares: Callable, meet: Callable, target_params: float, target_flops: float,
+               tolerance: float) -> Tuple[float, float]:
+    """Bisect the mix of gains so that both shares meet their targets; gives factor and mix."""
     low, high, tried = 0., 1., []
-    for _ in range(25):
+    for _ in range(14):
         mix = (low + high) / 2
         factor = meet(0, target_params, mix)
         params, macs = shares(factor, mix)
@@ -158,7 +178,7 @@ def _meet_both(thresholds: Callable, shares: Callable, meet: Callable, target_pa
     if deviation > tolerance:
         raise PruningError(f'with {target_params:.1%} of the parameters, {target_flops:.1%} of the '
                            f'operations cannot be reached; the nearest is {macs:.1%}')
-    return thresholds(factor, mix)
+    return factor, mix
 
 
 def _mean_costs(scored: Iterable[ScoredSet], group: LayerGroup,

@@ -14,6 +14,8 @@ import torch.nn as nn
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
 
+from mmgcp.utils.images import random_image
+
 from .structures import CoupledChannels
 from .surgery import Channels, gather_channels
 
@@ -103,7 +105,7 @@ def _record_consumers(model: nn.Module, channels: Channels,
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        model(torch.zeros(1, *input_shape, device=next(model.parameters()).device), mode='tensor')
+        model(random_image(model, input_shape), mode='tensor')
     finally:
         for handle in handles:
             handle.remove()

@@ -12,7 +12,10 @@ import torch.nn as nn
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm, _InstanceNorm
 from torch import Tensor
 
+from mmgcp.utils.images import random_image
+
 from .structures import ChannelSlice, CoupledChannels, PruningError
+from .surgery import num_channels
 
 ROOT_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
@@ -35,25 +38,25 @@ def find_coupled_channels(
         PruningError: The model cannot be traced, or Torch-Pruning is not installed.
     """
     with traceable(model) as modes:
-        graph = _build_graph(model, input_shape, modes)
-        predictions = _prediction_layers(graph)
-        coupled_sets, skipped = [], {}
+        graph, output_fns = _build_graph(model, input_shape, modes)
+        predictions = _prediction_layers(graph, output_fns)
+        found: List[CoupledChannels] = []
+        skipped = {graph._module2name[module]: 'its outputs are the predictions'
+                   for module in predictions}
         covered: Dict[nn.Module, Set[int]] = {}
         for name, module in model.named_modules():
-            if not isinstance(module, ROOT_TYPES) or module not in graph.module2node:
-                continue
-            if module in predictions:
-                skipped[name] = 'its outputs are the predictions'
-                continue
-            coupled = _coupled_set(graph, name, module, covered)
-            if coupled is None:
-                continue
-            reason = _reason_to_skip(coupled, model, predictions)
-            if reason:
-                skipped.update((item.module, reason) for item in coupled.side('out')
-                               if item.module not in skipped)
-            else:
-                coupled_sets.append(coupled)
+            if (isinstance(module, ROOT_TYPES) and module in graph.module2node
+                    and module not in predictions):
+                found += _coupled_set(graph, name, module, covered)
+        unclear = _unclear_layers(graph, found)
+    coupled_sets = []
+    for coupled in found:
+        reason = _reason_to_skip(coupled, model, predictions, unclear)
+        if reason:
+            skipped.update((item.module, reason) for item in coupled.side('out')
+                           if item.module not in skipped)
+        else:
+            coupled_sets.append(coupled)
     return coupled_sets, skipped
 
 
@@ -65,21 +68,20 @@ def traceable(model: nn.Module) -> Iterator[Dict[nn.Module, bool]]:
         dict: The mode (training or not) of each module meanwhile.
     """
     training = {module: module.training for module in model.modules()}
-    frozen = [param for param in model.parameters() if not param.requires_grad]
+    frozen = {param for param in model.parameters() if not param.requires_grad}
     model.train()
     for module in model.modules():
         if isinstance(module, (_BatchNorm, _InstanceNorm, nn.Dropout)):
             module.training = False
-    # after train(), which freezes the stages of backbones
-    for param in frozen:
+    for param in model.parameters():
         param.requires_grad_(True)
     try:
         yield {module: module.training for module in model.modules()}
     finally:
         for module, mode in training.items():
             module.training = mode
-        for param in frozen:
-            param.requires_grad_(False)
+        for param in model.parameters():
+            param.requires_grad_(param not in frozen)
 
 
 def flatten_tensors(outputs) -> List[Tensor]:
@@ -100,22 +102,32 @@ def _build_graph(model: nn.Module, input_shape: Sequence[int], modes: Dict[nn.Mo
         raise PruningError('pruning needs Torch-Pruning 1.6.1, which is not installed: '
                            'pip install --no-deps torch-pruning==1.6.1') from None
 
+    outputs: List[Tensor] = []
+
     def forward(model: nn.Module, image: Tensor) -> List[Tensor]:
-        # Torch-Pruning has called eval()
+        # Torch-Pruning has called eval(), with which backbones freeze their stages again
         for module, mode in modes.items():
             module.training = mode
-        return flatten_tensors(model(image, mode='tensor'))
+        for param in model.parameters():
+            param.requires_grad_(True)
+        outputs.extend(flatten_tensors(model(image, mode='tensor')))
+        return outputs
 
-    image = torch.rand(1, *input_shape, device=next(model.parameters()).device)
-    with torch.enable_grad():
-        return torch_pruning.DependencyGraph().build_dependency(
-            model, image, forward_fn=forward, verbose=False)
+    try:
+        with torch.enable_grad():
+            graph = torch_pruning.DependencyGraph().build_dependency(
+                model, random_image(model, input_shape), forward_fn=forward, verbose=False)
+    except Exception as error:  # whatever the model or Torch-Pruning raises
+        raise PruningError('the model cannot be traced: '
+                           f'{type(error).__name__}: {error}') from error
+    return graph, [output.grad_fn for output in outputs]
 
 
-def _prediction_layers(graph) -> Set[nn.Module]:
+def _prediction_layers(graph, output_fns: List[object]) -> Set[nn.Module]:
     """The last layers with weights before each output."""
     found, seen = set(), set()
-    pending = [node for node in graph.module2node.values() if not node.outputs]
+    pending = [node for node in graph.module2node.values()
+               if not node.outputs or node.grad_fn in output_fns]
     while pending:
         node = pending.pop()
         if node in seen:
@@ -129,13 +141,13 @@ def _prediction_layers(graph) -> Set[nn.Module]:
 
 
 def _coupled_set(graph, name: str, module: nn.Module,
-                 covered: Dict[nn.Module, Set[int]]) -> CoupledChannels:
-    """The set rooted at the output channels of a layer that are in no set so far."""
+                 covered: Dict[nn.Module, Set[int]]) -> List[CoupledChannels]:
+    """The set, if any, rooted at the output channels of a layer that are in none so far."""
     pruner = graph.get_pruner_of_module(module)
     channels = [index for index in range(pruner.get_out_channels(module))
                 if index not in covered.get(module, ())]
     if not channels:
-        return None
+        return []
     group = graph.get_pruning_group(module, pruner.prune_out_channels, channels)
     root_numbers = {channel: number for number, channel in enumerate(channels)}
     slices = []
@@ -152,11 +164,12 @@ def _coupled_set(graph, name: str, module: nn.Module,
                 side='out' if is_out else 'in',
                 channels=torch.tensor(item.idxs, dtype=torch.long),
                 roots=torch.tensor([root_numbers[root] for root in item.root_idxs])))
-    return CoupledChannels(name, len(channels), tuple(slices))
+    return [CoupledChannels(name, len(channels), tuple(slices))]
 
 
 def _has_weights(node) -> bool:
-    return isinstance(node.module, nn.Parameter) or any(True for _ in node.module.parameters())
+    return (isinstance(node.module, (nn.Parameter, _BatchNorm))
+            or any(True for _ in node.module.parameters()))
 
 
 def _name_of(graph, node) -> str:
@@ -165,8 +178,56 @@ def _name_of(graph, node) -> str:
     return graph._module2name[node.module]
 
 
-def _reason_to_skip(coupled: CoupledChannels, model: nn.Module,
-                    predictions: Set[nn.Module]) -> str:
+def _unclear_layers(graph,
+                    coupled_sets: List[CoupledChannels]) -> Dict[Tuple[str, str], str]:
+    """Sides of layers whose inputs the sets do not explain, and of those that these are from.
+
+    Torch-Pruning loses channels on some ways through split, chunk and concatenation.
+    """
+    known: Dict[str, Set[int]] = {}
+    for coupled in coupled_sets:
+        for item in coupled.side('in'):
+            known.setdefault(item.module, set()).update(item.channels.tolist())
+    unclear = {}
+    for module, node in graph.module2node.items():
+        sources = _source_layers(node)
+        if _adds_untraced(node):
+            reason = 'something that is not the output of a layer is added to it'
+            unclear.update({(graph._module2name[source], 'out'): reason for source in sources})
+        if not isinstance(module, ROOT_TYPES) or getattr(module, 'groups', 1) > 1:
+            continue
+        name = graph._module2name[module]
+        if sources and known.get(name, set()) != set(range(num_channels(module, 'in'))):
+            reason = f'it is not clear which layer each input channel of {name} is from'
+            unclear.update({(graph._module2name[source], 'out'): reason for source in sources})
+            unclear[name, 'in'] = reason
+    return unclear
+
+
+def _adds_untraced(node) -> bool:
+    """Whether a node adds what is no layer's output, such as the image, to its input."""
+    name = type(node.grad_fn).__name__
+    return (name in ('AddBackward0', 'SubBackward0')
+            and any(function is None for function, _ in node.grad_fn.next_functions))
+
+
+def _source_layers(node) -> Set[nn.Module]:
+    """The layers with weights whose outputs a node reads, directly or through operations."""
+    found, seen, pending = set(), set(), list(node.inputs)
+    while pending:
+        source = pending.pop()
+        if source in seen:
+            continue
+        seen.add(source)
+        if isinstance(source.module, ROOT_TYPES):
+            found.add(source.module)
+        else:
+            pending.extend(source.inputs)
+    return found
+
+
+def _reason_to_skip(coupled: CoupledChannels, model: nn.Module, predictions: Set[nn.Module],
+                    unclear: Dict[Tuple[str, str], str]) -> str:
     """Why a set is left alone, or an empty string."""
     modules = dict(model.named_modules())
     for item in coupled.slices:
@@ -179,6 +240,10 @@ def _reason_to_skip(coupled: CoupledChannels, model: nn.Module,
             return f'it is coupled with the grouped convolution {item.module}'
         if not isinstance(module, (*ROOT_TYPES, _BatchNorm)):
             return f'it is coupled with the {type(module).__name__} {item.module}'
+        if (item.module, item.side) in unclear:
+            return unclear[item.module, item.side]
+        if int(item.channels.max()) >= num_channels(module, item.side):
+            return f'it is not clear which of its channels {item.module} reads'
         if len(item.channels.unique()) != len(item.channels):
             return f'several of its channels are tied to each other in {item.module}'
     return ''

@@ -71,8 +71,8 @@ def thresholds_of_groups(scored: Iterable[ScoredSet],
                          groups: Iterable[LayerGroup]) -> Thresholds:
     """Find the thresholds of the groups that state a threshold or a ratio.
 
-    A ratio r stands for the largest threshold that at most the share r of the
-    group's scores, over all of its layers, does not exceed.
+    A ratio r stands for the value that the share r of the group's scores, over all
+    of its layers, does not exceed: the floor(r * K)-th smallest of K.
 
     Args:
         scored (Iterable[ScoredSet]): The scored sets.
@@ -104,8 +104,9 @@ def choose_channels(item: ScoredSet, thresholds: Thresholds, merge: str,
     """Choose the channels of a set to remove.
 
     Each layer compares its scores with the threshold of its own group, also where
-    the layers of the set belong to different groups. The verdicts are merged:
-    with ``'or'`` (the paper's rule) a channel stays if any layer keeps it, with
+    the layers of the set belong to different groups; a layer without a threshold
+    keeps all of its channels. The verdicts are merged: with
+    ``'or'`` (the paper's rule) a channel stays if any layer keeps it, with
     ``'majority'`` (the rule in the authors' code) if more than half of them do.
 
     Args:
@@ -117,21 +118,16 @@ def choose_channels(item: ScoredSet, thresholds: Thresholds, merge: str,
     Returns:
         Tensor: Indices of the channels to remove, ascending.
     """
-    keeps, counted = [], []
-    for layer, row in item.scores.items():
-        group = item.groups.get(layer)
-        threshold = thresholds.get(group.name) if group else None
-        present = ~row.isnan()
-        above = row.nan_to_num(nan=-math.inf) > (-math.inf if threshold is None else threshold)
-        keeps.append(above & present)
-        counted.append(present)
-    votes, voters = torch.stack(keeps).sum(0), torch.stack(counted).sum(0)
-    if merge == 'or':
-        keep = votes > 0
-    elif merge == 'majority':
-        keep = 2 * votes > voters
-    else:
+    if merge not in ('or', 'majority'):
         raise PruningError(f"merge must be 'or' or 'majority', but is {merge!r}")
+    limits = [thresholds.get(item.groups[layer].name) if layer in item.groups else None
+              for layer in item.scores]
+    rows = torch.stack(list(item.scores.values()))
+    present = ~rows.isnan()
+    protected = present & torch.tensor([[limit is None] for limit in limits])
+    above = present & (rows.nan_to_num() > torch.tensor([[limit or 0.] for limit in limits]))
+    votes, voters = above.sum(0), present.sum(0)
+    keep = protected.any(0) | (votes > 0 if merge == 'or' else 2 * votes > voters)
     minimum = max(1, math.ceil(min_keep_ratio * item.coupled.size))
     if int(keep.sum()) < minimum:
         keep[item.best_scores.topk(minimum).indices] = True

@@ -1,7 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The data that the steps of pruning hand to each other."""
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple, Union
 
@@ -31,9 +31,9 @@ class ChannelSlice:
     channels: Tensor
     roots: Tensor
 
-    def select(self, roots: Tensor) -> Tensor:
-        """Return the layer's channels that belong to the given channels of the set."""
-        return self.channels[torch.isin(self.roots, roots)]
+    def select(self, mask: Tensor) -> Tensor:
+        """Return the layer's channels that belong to the channels of a mask of the set."""
+        return self.channels[mask[self.roots]]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,12 @@ class CoupledChannels:
     name: str
     size: int
     slices: Tuple[ChannelSlice, ...]
+
+    def mask(self, channels: Tensor) -> Tensor:
+        """Turn indices of the set's channels into a boolean mask (C, )."""
+        mask = torch.zeros(self.size, dtype=torch.bool)
+        mask[channels] = True
+        return mask
 
     def side(self, side: str) -> List[ChannelSlice]:
         """Return the slices of one side."""
@@ -79,6 +85,15 @@ class LayerGroup:
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise PruningError(
                 f'the ratio of layer group {self.name!r} must be in [0, 1), but is {self.ratio}')
+
+
+def make_group(config: dict) -> LayerGroup:
+    """Make a layer group from its config."""
+    unknown = set(config) - {field.name for field in fields(LayerGroup)}
+    if unknown or not {'name', 'modules'} <= set(config):
+        raise PruningError('a layer group has name, modules and perhaps ratio or threshold, but '
+                           f'here it has {sorted(config)}')
+    return LayerGroup(**config)
 
 
 @dataclass

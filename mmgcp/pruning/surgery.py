@@ -25,7 +25,7 @@ def remove_channels(model: nn.Module, coupled_sets: Iterable[CoupledChannels],
     """
     for (name, side), channels in gather_channels(coupled_sets, removed).items():
         module = model.get_submodule(name)
-        keep = torch.ones(_num_channels(module, side), dtype=torch.bool)
+        keep = torch.ones(num_channels(module, side), dtype=torch.bool)
         keep[channels] = False
         keep_channels(module, side, keep.nonzero().flatten())
 
@@ -45,9 +45,10 @@ def gather_channels(coupled_sets: Iterable[CoupledChannels],
     for coupled in coupled_sets:
         if coupled.name not in removed:
             continue
+        mask = coupled.mask(removed[coupled.name])
         for item in coupled.slices:
             key = (item.module, item.side)
-            channels = item.select(removed[coupled.name])
+            channels = item.select(mask)
             gathered[key] = torch.cat((gathered[key], channels)) if key in gathered else channels
     return gathered
 
@@ -63,7 +64,6 @@ def keep_channels(module: nn.Module, side: str, keep: Tensor) -> None:
     Raises:
         PruningError: The layer is of a type that cannot be reduced.
     """
-    keep = keep.to(module.weight.device)
     if isinstance(module, _BatchNorm):
         for name in ('weight', 'bias', 'running_mean', 'running_var'):
             _select(module, name, 0, keep)
@@ -79,7 +79,8 @@ def keep_channels(module: nn.Module, side: str, keep: Tensor) -> None:
         raise PruningError(f'cannot remove channels of a {type(module).__name__}')
 
 
-def _num_channels(module: nn.Module, side: str) -> int:
+def num_channels(module: nn.Module, side: str) -> int:
+    """Number of channels that a layer has on a side, ``'in'`` or ``'out'``."""
     if isinstance(module, _BatchNorm):
         return module.num_features
     return getattr(module, f'{side}_features' if isinstance(module, nn.Linear)
@@ -91,7 +92,7 @@ def _select(module: nn.Module, name: str, dim: int, keep: Tensor) -> None:
     tensor = getattr(module, name)
     if tensor is None:
         return
-    selected = tensor.detach().index_select(dim, keep).contiguous()
+    selected = tensor.detach().index_select(dim, keep.to(tensor.device)).contiguous()
     if isinstance(tensor, nn.Parameter):
         selected = nn.Parameter(selected, requires_grad=tensor.requires_grad)
     setattr(module, name, selected)

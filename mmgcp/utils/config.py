@@ -1,5 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Reading configs and building the detectors they describe."""
+import copy
 import os.path as osp
 from typing import Optional
 
@@ -55,4 +56,4 @@ def build_detector(cfg: Config) -> nn.Module:
         nn.Module: The detector, not initialised, in train mode.
     """
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmyolo')):
-        return revert_sync_batchnorm(MODELS.build(cfg.model))
+        return revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
