@@ -68,13 +68,15 @@ def test_classes_of_the_data(cfg):
 
 
 def test_loss_weights(cfg):
-    """MMYOLO's rule: by the number of classes and by the area of the image."""
+    """MMYOLO's rules: that of objectness by the image's area, for YOLOv5 the classes' number."""
     head = cfg.model.bbox_head
-    assert head.loss_bbox.loss_weight == 0.05
     if 'demo' in Path(cfg.filename).stem:  # has weights of its own
-        assert (head.loss_cls.loss_weight, head.loss_obj.loss_weight) == (0.1, 0.15)
+        weights = [head[name].loss_weight for name in ('loss_cls', 'loss_bbox', 'loss_obj')]
+        assert weights == [0.25, 0.1, 0.25]
         return
-    assert math.isclose(head.loss_cls.loss_weight, 0.5 * head.head_module.num_classes / 80)
+    assert head.loss_bbox.loss_weight == 0.05
+    share = head.head_module.num_classes / 80 if head.type == 'YOLOv5Head' else 1
+    assert math.isclose(head.loss_cls.loss_weight, 0.5 * share)
     assert math.isclose(head.loss_obj.loss_weight, (cfg.img_scale[0] / 640)**2)
 
 
@@ -91,6 +93,10 @@ def test_image_sizes(cfg):
     """All transforms work on img_scale."""
     size = tuple(cfg.img_scale)
     for dataset in list_datasets(cfg.train_dataloader.dataset):
+        if not any(transform.type == 'Mosaic' for transform in dataset.pipeline):
+            assert [tuple(transform.scale) for transform in dataset.pipeline
+                    if transform.type == 'LetterResize'] == [size]
+            continue
         for transform in dataset.pipeline:
             if transform.type == 'Mosaic':
                 assert tuple(transform.img_scale) == size

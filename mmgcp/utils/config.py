@@ -37,8 +37,11 @@ def load_config(path: str, cfg_options: Optional[dict] = None) -> Config:
         raise UserError(f'there is no config {error}' if str(error) == path else
                         f'the config {path} needs a file that does not exist: {error}') from None
     except Exception as error:  # a config is Python, in which anything can go wrong
+        hint = ''
+        if getattr(error, 'name', None) == 'pkg_resources':
+            hint = " (MMEngine needs it for such configs: pip install 'setuptools<80')"
         raise UserError(f'the config {path} cannot be read: '
-                        f'{type(error).__name__}: {error}') from error
+                        f'{type(error).__name__}: {error}{hint}') from error
     if cfg_options:
         cfg.merge_from_dict(cfg_options)
     if 'model' not in cfg:

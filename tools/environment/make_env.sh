@@ -52,8 +52,7 @@ mmcv_wheel() {
         f"cp{sys.version_info[0]}{sys.version_info[1]}-torch{torch.__version__}-{platform.machine()}")')
     dir="$WHEELS/$key"
     if ! compgen -G "$dir/mmcv-$MMCV_VERSION-*.whl" >/dev/null; then
-        # mmcv's setup.py needs pkg_resources, which newer versions of setuptools lack.
-        "$VENV/bin/pip" install -q 'setuptools<80' wheel ninja >&2
+        "$VENV/bin/pip" install -q wheel ninja >&2
         say "building mmcv $MMCV_VERSION for $key: about 6 minutes on 2 cores, once" >&2
         sources=$(mktemp -d)
         mkdir -p "$dir"
