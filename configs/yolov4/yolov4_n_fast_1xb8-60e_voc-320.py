@@ -16,7 +16,7 @@ train_num_workers = 2
 base_lr = 0.02
 # Of sparse training: so high because the schedule is so short. A scale factor of 1 moves by
 # about lr / (1 - momentum) * rate an iteration.
-sparsity_rate = 5e-3
+sparsity_rate = 7e-3
 
 # ========================Possible modified parameters========================
 deepen_factor = 0.33

@@ -16,11 +16,11 @@ import numpy as np
 
 from .voc import ANNOTATION_DIR, IMAGE_DIR, LAYOUT, SPLIT_DIR, inspect_voc
 
-CLASSES = ('cross', 'disc', 'ring', 'square', 'star', 'triangle')
+CLASSES = ('cross', 'disc', 'square', 'triangle')
 # Each class keeps to a range of hues, so that a small detector learns it in a short time
 HUE_SPREAD = 18.  # degrees to both sides
 OPTIONS_FILE = 'dataset.json'
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # Sides of an object as fractions of the image's longer side: 26 and 128 pixels of 320
 MIN_SIDE = 0.08
 MAX_SIDE = 0.4
@@ -366,18 +366,14 @@ def _add_lighting(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 def _contours(name: str) -> List[np.ndarray]:
-    """The outlines (N, 2) of a shape about the origin; a second one is a hole."""
+    """The outlines (N, 2) of a shape about the origin."""
     if name == 'disc':
         return [_polygon([1.0] * 72)]
-    if name == 'ring':
-        return [_polygon([1.0] * 72), _polygon([0.55] * 72)]
     if name == 'square':
         # On its side, so that stretching makes a rectangle
         return [_rotate(_polygon([1.0] * 4), np.pi / 4, 1.0)]
     if name == 'triangle':
         return [_polygon([1.0] * 3)]
-    if name == 'star':
-        return [_polygon([1.0, 0.42] * 5)]
     if name == 'cross':
         arm = 0.34
         quarter = np.array([(arm, 1), (arm, arm), (1, arm)], np.float64)

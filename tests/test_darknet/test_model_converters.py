@@ -158,7 +158,7 @@ def test_errors_of_mmgcp_to_darknet(converted, tmp_path, monkeypatch):
         ((other, ckpt, out), 'not YOLOv4: its backbone is a YOLOv5CSPDarknet'),
         ((config, broken, out), 'cannot be read as a checkpoint'),
         ((config, lacking, out), r'does not fit .*tiny.py: \d+ missing \(backbone.stem'),
-        ((syntax, ckpt, out), 'is not a config that MMEngine reads'),
+        ((syntax, ckpt, out), 'cannot be read: SyntaxError'),
         ((config, ckpt, out, '--input-size', 100, 64), '100x64 is not a multiple of 32'),
     ]:
         assert re.search(message, fail(monkeypatch, name, *args))

@@ -3,8 +3,6 @@
 import argparse
 from typing import Sequence
 
-from mmengine.config import Config
-
 from mmgcp.darknet import (
     DarknetError,
     Header,
@@ -12,13 +10,11 @@ from mmgcp.darknet import (
     class_names,
     darknet_parameters,
     darknet_sections,
-    first_line,
     format_cfg,
     input_size,
     load_detector,
     write_weights,
 )
-from mmgcp.utils import UserError
 from mmgcp.utils.cli import replacing, run_tool
 from mmgcp.utils.config import load_config
 
@@ -38,7 +34,7 @@ def main():
     """Convert the files named on the command line."""
     args = parse_args()
     check_folder(args.out)
-    config = _read_config(args.config)
+    config = load_config(args.config)
     detector, meta = load_detector(config, args.checkpoint)
     sections = darknet_sections(detector, tuple(args.input_size or input_size(config)))
     names = _class_names(meta, detector.bbox_head.num_classes)
@@ -52,16 +48,6 @@ def main():
         names_file.write_text(''.join(f'{name}\n' for name in names), encoding='utf-8')
     print(f'Wrote {", ".join(outputs)}: {len(sections) - 1} layers, '
           f'{sum(parameter.size for parameter in parameters)} parameters.')
-
-
-def _read_config(path: str) -> Config:
-    try:
-        return load_config(path)
-    except UserError:
-        raise
-    except Exception as error:  # a config is Python code and may raise anything
-        raise DarknetError(f'{path} is not a config that MMEngine reads: '
-                           f'{first_line(error)}') from error
 
 
 def _class_names(meta: dict, num_classes: int) -> Sequence[str]:
