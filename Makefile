@@ -10,7 +10,7 @@ DATA ?=
 WORK_DIR ?= work_dirs/demo
 DEMO_DATA := work_dirs/demo-data
 ifeq ($(strip $(DATA)),)
-CONFIG ?= configs/yolov4/yolov4_n_fast_1xb8-52e_demo-160.py
+CONFIG ?= configs/yolov4/yolov4_n_fast_1xb8-48e_demo-160.py
 else
 CONFIG ?= configs/yolov4/yolov4_n_fast_1xb8-60e_voc-320.py
 endif

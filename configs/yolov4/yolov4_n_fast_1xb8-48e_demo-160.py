@@ -4,9 +4,9 @@ _base_ = './yolov4_n_fast_1xb8-60e_voc-320.py'
 # ========================Frequently modified parameters======================
 data_root = 'work_dirs/demo-data/'
 classes = ('cross', 'disc', 'square', 'triangle')
-max_epochs = 52
+max_epochs = 48
 sparse_epochs = 16  # of the later stages, for tools/compress.py
-distill_epochs = 24
+distill_epochs = 20
 img_scale = (160, 160)  # width, height
 base_lr = 0.03
 sparsity_rate = 8e-3
@@ -69,4 +69,4 @@ test_dataloader = val_dataloader
 optim_wrapper = dict(optimizer=dict(lr=base_lr))
 randomness = dict(seed=0)
 default_hooks = dict(param_scheduler=dict(max_epochs=max_epochs))
-train_cfg = dict(max_epochs=max_epochs)
+train_cfg = dict(max_epochs=max_epochs, val_interval=8)
