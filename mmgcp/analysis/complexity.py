@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Dict, Sequence, Tuple
 
-import torch
 import torch.nn as nn
 
-from mmgcp.utils.images import random_image
+from mmgcp.utils.forward import run_with_hooks
 
 COUNTED_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
@@ -37,7 +36,6 @@ class ConvStatistics:
         return self.weights * self.positions
 
 
-@torch.no_grad()
 def record_convs(model: nn.Module, input_shape: Sequence[int]) -> Dict[str, ConvStatistics]:
     """Run a model once and record its convolutions and linear layers.
 
@@ -61,15 +59,7 @@ def record_convs(model: nn.Module, input_shape: Sequence[int]) -> Dict[str, Conv
 
     handles = [module.register_forward_hook(hook(name))
                for name, module in model.named_modules() if isinstance(module, COUNTED_TYPES)]
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        model(random_image(model, input_shape), mode='tensor')
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in training.items():
-            module.training = mode
+    run_with_hooks(model, input_shape, handles)
     return {name: _statistics(model.get_submodule(name), count)
             for name, count in positions.items()}
 

@@ -14,7 +14,7 @@ import torch.nn as nn
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
 
-from mmgcp.utils.images import random_image
+from mmgcp.utils.forward import run_with_hooks
 
 from .structures import CoupledChannels
 from .surgery import Channels, gather_channels
@@ -102,15 +102,7 @@ def _record_consumers(model: nn.Module, channels: Channels,
             handles.append(module.register_forward_pre_hook(find_norm))
         elif (name, 'in') in channels:
             handles.append(module.register_forward_hook(look(name)))
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        model(random_image(model, input_shape), mode='tensor')
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in training.items():
-            module.training = mode
+    run_with_hooks(model, input_shape, handles)
     return [_Consumer(name, channels[name, 'in'], values, norms.get(name))
             for name, values in inputs.items()]
 

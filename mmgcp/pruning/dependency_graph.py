@@ -5,14 +5,14 @@ Torch-Pruning's `DependencyGraph <https://arxiv.org/abs/2301.12900>`_ tells whic
 of which layers have to go together. What is removed, and how, is decided elsewhere.
 """
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, Sequence, Set, Tuple
+from typing import Dict, Iterable, Iterator, List, Sequence, Set, Tuple
 
 import torch
 import torch.nn as nn
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm, _InstanceNorm
 from torch import Tensor
 
-from mmgcp.utils.images import random_image
+from mmgcp.utils.forward import random_image
 
 from .structures import ChannelSlice, CoupledChannels, PruningError
 from .surgery import num_channels
@@ -125,9 +125,13 @@ def _build_graph(model: nn.Module, input_shape: Sequence[int], modes: Dict[nn.Mo
 
 def _prediction_layers(graph, output_fns: List[object]) -> Set[nn.Module]:
     """The last layers with weights before each output."""
-    found, seen = set(), set()
-    pending = [node for node in graph.module2node.values()
-               if not node.outputs or node.grad_fn in output_fns]
+    return _nearest_layers([node for node in graph.module2node.values()
+                            if not node.outputs or node.grad_fn in output_fns])
+
+
+def _nearest_layers(nodes: Iterable) -> Set[nn.Module]:
+    """The layers with weights among some nodes, and the next ones before the others."""
+    found, seen, pending = set(), set(), list(nodes)
     while pending:
         node = pending.pop()
         if node in seen:
@@ -190,7 +194,7 @@ def _unclear_layers(graph,
             known.setdefault(item.module, set()).update(item.channels.tolist())
     unclear = {}
     for module, node in graph.module2node.items():
-        sources = _source_layers(node)
+        sources = _nearest_layers(node.inputs)
         if _adds_untraced(node):
             reason = 'something that is not the output of a layer is added to it'
             unclear.update({(graph._module2name[source], 'out'): reason for source in sources})
@@ -209,21 +213,6 @@ def _adds_untraced(node) -> bool:
     name = type(node.grad_fn).__name__
     return (name in ('AddBackward0', 'SubBackward0')
             and any(function is None for function, _ in node.grad_fn.next_functions))
-
-
-def _source_layers(node) -> Set[nn.Module]:
-    """The layers with weights whose outputs a node reads, directly or through operations."""
-    found, seen, pending = set(), set(), list(node.inputs)
-    while pending:
-        source = pending.pop()
-        if source in seen:
-            continue
-        seen.add(source)
-        if isinstance(source.module, ROOT_TYPES):
-            found.add(source.module)
-        else:
-            pending.extend(source.inputs)
-    return found
 
 
 def _reason_to_skip(coupled: CoupledChannels, model: nn.Module, predictions: Set[nn.Module],
