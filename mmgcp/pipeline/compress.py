@@ -82,10 +82,14 @@ class State:
         record = self.steps.get(step, {})
         same = record.get('inputs') == self.history.hexdigest()
         if not same:
-            self.steps = {name: self.steps[name] for name in self.entered}
-            self._write(step, dict(inputs=self.history.hexdigest()))
+            self.begin_anew(step)
         self.entered.append(step)
         return same
+
+    def begin_anew(self, step: str) -> None:
+        """Let the step that was just entered and all after it count as not done."""
+        self.steps = {name: self.steps[name] for name in self.entered if name != step}
+        self._write(step, dict(inputs=self.history.hexdigest()))
 
     def result(self, step: str) -> Optional[dict]:
         """What the step led to, or None if it is not finished."""
@@ -207,8 +211,10 @@ class _Pipeline:
         folder = self.folder / stage
         same = self.state.enter(f'train {stage}', config.read_text())
         checkpoint = folder / f'epoch_{epochs}.pth'
-        if same and self.state.result(f'train {stage}') and checkpoint.exists():
-            return checkpoint
+        if same and self.state.result(f'train {stage}'):
+            if checkpoint.exists():
+                return checkpoint
+            self.state.begin_anew(f'train {stage}')
         marker = folder / 'last_checkpoint'
         if not same and marker.exists():
             marker.unlink()  # of a run with other settings

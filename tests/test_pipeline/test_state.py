@@ -91,3 +91,14 @@ def test_file(tmp_path):
     record = json.loads((tmp_path / 'state.json').read_text())
     assert record['train']['result'] == dict(mAP=0.5)
     assert [path.name for path in tmp_path.iterdir()] == ['state.json']
+
+
+def test_begin_anew(start, tmp_path):
+    """As when a checkpoint was deleted: that step and those after it are done again."""
+    start(INPUTS)
+    state = State(tmp_path / 'state.json')
+    for step, inputs in list(INPUTS.items())[:2]:
+        assert state.enter(step, inputs)
+    state.begin_anew('prune')
+    assert state.result('train') is not None and state.result('prune') is None
+    assert start(INPUTS) == ['prune', 'test']
