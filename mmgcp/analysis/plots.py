@@ -61,7 +61,7 @@ def plot_score_histograms(scores: Dict[str, Sequence[float]],
         text = f'{name}: {len(values)} channels'
         if threshold is not None:
             axes.axvline(threshold, color='black', linestyle='--')
-            below = np.mean(np.asarray(values) <= threshold)
+            below = np.mean(np.asarray(values) <= threshold) if len(values) else 0
             text += f', {below:.0%} at or below the threshold {threshold:.3g}'
         axes.set_title(text, fontsize=9, loc='left')
         axes.set_ylabel('channels', fontsize=8)

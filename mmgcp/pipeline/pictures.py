@@ -17,14 +17,14 @@ COLORS = [(60, 76, 231), (219, 152, 52), (96, 174, 39), (15, 196, 241), (182, 89
 
 
 def draw_detections(stages: Iterable[Tuple[str, Path, Path]], path: Path, num_images: int = 4,
-                    score_thr: float = 0.3) -> None:
+                    score_thr: float = 0.4) -> None:
     """Draw the detections of some models on test images side by side with the annotations.
 
     Args:
         stages (Iterable[tuple]): Name, config and checkpoint of each model.
         path (Path): The PNG file to write.
         num_images (int): Number of images. Defaults to 4.
-        score_thr (float): Detections below this score are not drawn. Defaults to 0.3.
+        score_thr (float): Detections below this score are not drawn. Defaults to 0.4.
     """
     stages = list(stages)
     cfg = load_config(str(stages[0][1]))
