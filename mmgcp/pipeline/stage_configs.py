@@ -53,11 +53,11 @@ def sparse_config(cfg: Config, checkpoint: Path, epochs: int, rate: float, sched
         str: The text of the config.
     """
     hook = f"dict(type='mmgcp.DynamicSparsityHook', rate={rate}, schedule=dict(type={schedule!r}))"
-    others = '*_base_.custom_hooks, ' if cfg.get('custom_hooks') else ''
+    hooks = ['*_base_.custom_hooks', hook] if cfg.get('custom_hooks') else [hook]
     return render({
         '_base_': './baseline.py',
         'load_from': str(checkpoint),
-        'custom_hooks': Code(f'[\n    {others}\n    {hook}\n]'.replace('    \n', '')),
+        'custom_hooks': Code('[\n    ' + ',\n    '.join(hooks) + '\n]'),
         **_schedule(cfg, epochs)
     })
 

@@ -11,6 +11,7 @@ from mmgcp.analysis import ConvStatistics
 
 from .planner import ScoredSet, Thresholds
 from .structures import ChannelSlice, CoupledChannels, LayerGroup, PruningError, PruningPlan
+from .surgery import gather_channels
 
 
 class CostModel:
@@ -43,7 +44,8 @@ class CostModel:
         Returns:
             tuple[int, int]: Parameters, and operations for one image.
         """
-        counts = self._count(removed)
+        counts = {key: len(channels)
+                  for key, channels in gather_channels(self.coupled_sets, removed).items()}
         params, macs = self.params, self.macs
         for name, conv in self.convs.items():
             fewer_out, fewer_in = counts.get((name, 'out'), 0), counts.get((name, 'in'), 0)
@@ -54,17 +56,6 @@ class CostModel:
         for (name, _), count in counts.items():
             params -= count * self.per_channel.get(name, 0)
         return params, macs
-
-    def _count(self, removed: Dict[str, Tensor]) -> Dict[Tuple[str, str], int]:
-        """Number of channels that each side of each layer loses."""
-        counts: Dict[Tuple[str, str], int] = {}
-        for coupled in self.coupled_sets:
-            if coupled.name in removed:
-                mask = coupled.mask(removed[coupled.name])
-                for item in coupled.slices:
-                    key = (item.module, item.side)
-                    counts[key] = counts.get(key, 0) + int(mask[item.roots].sum())
-        return counts
 
     def costs(self, coupled: CoupledChannels) -> Tuple[float, float]:
         """Parameters and operations, as shares of the model's, that a channel of a set costs."""

@@ -50,8 +50,9 @@ def find_coupled_channels(
                 found += _coupled_set(graph, name, module, covered)
         unclear = _unclear_layers(graph, found)
     coupled_sets = []
+    modules = dict(model.named_modules())
     for coupled in found:
-        reason = _reason_to_skip(coupled, model, predictions, unclear)
+        reason = _reason_to_skip(coupled, modules, predictions, unclear)
         if reason:
             skipped.update((item.module, reason) for item in coupled.side('out')
                            if item.module not in skipped)
@@ -194,17 +195,20 @@ def _unclear_layers(graph,
             known.setdefault(item.module, set()).update(item.channels.tolist())
     unclear = {}
     for module, node in graph.module2node.items():
-        sources = _nearest_layers(node.inputs)
+        readers = set()
         if _adds_untraced(node):
             reason = 'something that is not the output of a layer is added to it'
-            unclear.update({(graph._module2name[source], 'out'): reason for source in sources})
-        if not isinstance(module, ROOT_TYPES) or getattr(module, 'groups', 1) > 1:
-            continue
-        name = graph._module2name[module]
-        if sources and known.get(name, set()) != set(range(num_channels(module, 'in'))):
+        elif isinstance(module, ROOT_TYPES) and getattr(module, 'groups', 1) == 1:
+            name = graph._module2name[module]
+            if known.get(name) == set(range(num_channels(module, 'in'))):
+                continue
             reason = f'it is not clear which layer each input channel of {name} is from'
-            unclear.update({(graph._module2name[source], 'out'): reason for source in sources})
-            unclear[name, 'in'] = reason
+            readers = {(name, 'in')}
+        else:
+            continue
+        sources = {(graph._module2name[source], 'out') for source in _nearest_layers(node.inputs)}
+        if sources:
+            unclear.update(dict.fromkeys(sources | readers, reason))
     return unclear
 
 
@@ -215,10 +219,9 @@ def _adds_untraced(node) -> bool:
             and any(function is None for function, _ in node.grad_fn.next_functions))
 
 
-def _reason_to_skip(coupled: CoupledChannels, model: nn.Module, predictions: Set[nn.Module],
-                    unclear: Dict[Tuple[str, str], str]) -> str:
+def _reason_to_skip(coupled: CoupledChannels, modules: Dict[str, nn.Module],
+                    predictions: Set[nn.Module], unclear: Dict[Tuple[str, str], str]) -> str:
     """Why a set is left alone, or an empty string."""
-    modules = dict(model.named_modules())
     for item in coupled.slices:
         module = modules.get(item.module)
         if module is None:
