@@ -5,15 +5,18 @@ from typing import Dict, List, Sequence, Tuple, Union
 
 import numpy as np
 import torch
+import torch.nn as nn
 from mmdet.visualization import get_palette
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmyolo.models.utils import make_round
 
+from mmgcp.pruning.pruned_config import make_pruned_config
 from mmgcp.utils.config import build_detector
 
+from .base_network import changed_channels, find_widen_factor
 from .cfg import DarknetError, Section
-from .layers import BN_EPS, STAGE_BLOCKS, channel_table, conv_channels, count_blocks, match_layers
+from .layers import BN_EPS, STAGE_BLOCKS, channel_table, count_blocks, match_layers
 from .weights import Header, read_weights
 
 BASE_CONFIG = 'mmyolo::yolov5/yolov5_s-v61_syncbn_fast_8xb16-300e_coco.py'
@@ -31,6 +34,8 @@ _KEPT_KEYS = (
 def model_config(sections: Sequence[Section]) -> dict:
     """Translate a cfg to the config of a detector with the same channels.
 
+    If no widen_factor gives them, it is that of a :func:`mmgcp.pruning.PrunedDetector`.
+
     Args:
         sections (Sequence[Section]): All sections of the cfg.
 
@@ -38,16 +43,37 @@ def model_config(sections: Sequence[Section]) -> dict:
         dict: The model config.
 
     Raises:
-        DarknetError: The cfg is not YOLOv4, or has channels that no widen_factor gives.
+        DarknetError: The cfg is not YOLOv4, has more channels than four times as wide a
+            YOLOv4, or numbers of residual blocks that no deepen_factor gives.
     """
-    channels = channel_table(sections)
+    unpruned = Config(dict(model=_unpruned_model(sections)))
+    return _with_channels(unpruned, sections).to_dict()['model']
+
+
+def _with_channels(config: Config, sections: Sequence[Section]) -> Config:
+    """Give a config of the unpruned detector the channels of the cfg, if they are others."""
+    changed = changed_channels(sections, build_detector(config))
+    return make_pruned_config(config, 'mmyolo', changed) if changed else config
+
+
+def _unpruned_model(sections: Sequence[Section]) -> dict:
+    """The narrowest model with at least the channels of the cfg."""
+    channel_table(sections)
     if sections[0].integer('channels', '3') != 3:
         raise DarknetError(f'{sections[0]}: only images of 3 channels are supported')
-    widen_factor = channels['backbone.stage5.0'][1] / 1024
+    deepen_factor = infer_deepen_factor(count_blocks(sections))
+    head = _head_config(sections)
+
+    def build(widen_factor: float) -> nn.Module:
+        return build_detector(Config(dict(model=_model(head, deepen_factor, widen_factor))))
+
+    return _model(head, deepen_factor, find_widen_factor(sections, build))
+
+
+def _model(head: dict, deepen_factor: float, widen_factor: float) -> dict:
     scaling = dict(
         widen_factor=widen_factor, norm_cfg=dict(type='BN', momentum=0.03, eps=BN_EPS))
-    deepen_factor = infer_deepen_factor(count_blocks(sections))
-    model = dict(
+    return dict(
         type='YOLODetector',
         data_preprocessor=dict(
             type='YOLOv5DetDataPreprocessor', mean=[0., 0., 0.], std=[255., 255., 255.],
@@ -57,12 +83,10 @@ def model_config(sections: Sequence[Section]) -> dict:
         neck=dict(
             type='mmgcp.YOLOv4PAFPN', deepen_factor=deepen_factor,
             in_channels=[256, 512, 1024], out_channels=[128, 256, 512], **scaling),
-        bbox_head=_head_config(sections, scaling),
+        bbox_head=dict(head, head_module=dict(head['head_module'], **scaling)),
         test_cfg=dict(
             multi_label=True, nms_pre=30000, score_thr=0.001,
             nms=dict(type='nms', iou_threshold=0.65), max_per_img=300))
-    _check_channels(model, channels)
-    return model
 
 
 def infer_deepen_factor(num_blocks: Sequence[int]) -> float:
@@ -83,7 +107,8 @@ def infer_deepen_factor(num_blocks: Sequence[int]) -> float:
     raise DarknetError(f'no deepen_factor gives stages of {list(num_blocks)} residual blocks')
 
 
-def _head_config(sections: Sequence[Section], scaling: dict) -> dict:
+def _head_config(sections: Sequence[Section]) -> dict:
+    """The head but for its widen_factor and norm_cfg."""
     yolos = [section for section in sections if section.name == 'yolo']
     base_sizes = [_anchors(section) for section in yolos]
     num_classes = yolos[0].integer('classes', '20')
@@ -94,7 +119,7 @@ def _head_config(sections: Sequence[Section], scaling: dict) -> dict:
         head_module=dict(
             type='mmgcp.YOLOv4HeadModule', num_classes=num_classes,
             in_channels=[128, 256, 512], featmap_strides=STRIDES,
-            num_base_priors=num_anchors, **scaling),
+            num_base_priors=num_anchors),
         prior_generator=dict(
             type='mmdet.YOLOAnchorGenerator', base_sizes=base_sizes, strides=STRIDES),
         bbox_coder=dict(
@@ -132,18 +157,6 @@ def _check_yolos(sections: Sequence[Section], num_classes: int, num_anchors: int
             raise DarknetError(
                 f'{before} has {before.integer("filters")} filters, but {section} with '
                 f'{num_anchors} anchors and {num_classes} classes needs {filters}')
-
-
-def _check_channels(model: dict, channels: Dict[str, Tuple[int, int]]):
-    detector = build_detector(Config(dict(model=model)))
-    for name, expected in channels.items():
-        found = conv_channels(detector, name)
-        if found != expected:
-            factor = model['backbone']['widen_factor']
-            raise DarknetError(
-                f'no widen_factor gives the channels of this network: {name} maps '
-                f'{expected[0]} to {expected[1]} channels, but with a widen_factor of {factor} '
-                f'{found[0]} to {found[1]}; networks pruned elsewhere are not supported yet')
 
 
 def load_parameters(sections: Sequence[Section],
@@ -187,24 +200,31 @@ def checkpoint(parameters: Dict[str, np.ndarray], header: Header,
         meta=dict(dataset_meta=dataset_meta, darknet=vars(header)), state_dict=state_dict)
 
 
-def complete_config(sections: Sequence[Section], classes: Sequence[str]) -> Config:
+def complete_config(sections: Sequence[Section], classes: Sequence[str],
+                    checkpoint_name: str = 'pruned.pth') -> Config:
     """Make a config with all that training and inference need.
 
-    All but the model and the input size is as MMYOLO trains YOLOv5-s on COCO.
+    All but the model and the input size is as MMYOLO trains YOLOv5-s on COCO. The config of
+    a pruned network also loads a checkpoint from beside itself, as that of tools/prune.py.
 
     Args:
         sections (Sequence[Section]): All sections of the cfg.
         classes (Sequence[str]): Names of the classes.
+        checkpoint_name (str): Name of the checkpoint of a pruned network.
+            Defaults to 'pruned.pth'.
 
     Returns:
         Config: The config.
+
+    Raises:
+        DarknetError: See :func:`model_config`.
     """
     scale = (sections[0].integer('width', '416'), sections[0].integer('height', '416'))
     base = get_config(BASE_CONFIG)
     config = {key: value for key, value in base.to_dict().items() if key in _KEPT_KEYS}
     config = _replace_scale(config, tuple(base.img_scale), scale)
     config.update(
-        model=model_config(sections),
+        model=_unpruned_model(sections),
         num_classes=len(classes),
         custom_imports=dict(imports=['mmgcp'], allow_failed_imports=False),
         default_scope='mmyolo')
@@ -214,7 +234,15 @@ def complete_config(sections: Sequence[Section], classes: Sequence[str]) -> Conf
         dataset['metainfo'] = metainfo
         if dataset.get('batch_shapes_cfg'):
             dataset['batch_shapes_cfg']['img_size'] = max(scale)
-    return Config(config)
+    complete = _with_channels(Config(config), sections)
+    if is_pruned(complete):
+        complete.load_from = f'{{{{ fileDirname }}}}/{checkpoint_name}'
+    return complete
+
+
+def is_pruned(config: Config) -> bool:
+    """Whether a config of this module is that of a pruned network."""
+    return config.model.type == 'mmgcp.PrunedDetector'
 
 
 def _replace_scale(value, old: Tuple[int, int], new: Tuple[int, int]):

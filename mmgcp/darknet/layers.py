@@ -233,7 +233,7 @@ def _effective(key: str, index: int, section: Section):
         if section.integer('pad', '0'):
             return section.integer('size', '1') // 2
         return section.integer('padding', '0')
-    return int(text) if text.isdigit() else text
+    return int(text) if text.isdecimal() else text
 
 
 def _text(value) -> str:
@@ -270,7 +270,8 @@ def channel_table(sections: Sequence[Section]) -> Dict[str, Tuple[int, int]]:
         Darknet's order.
 
     Raises:
-        DarknetError: The cfg is not YOLOv4, or the inputs of a shortcut differ.
+        DarknetError: The cfg is not YOLOv4, a layer has no filters, or the inputs of a
+            shortcut differ.
     """
     table = {}
     outputs = {-1: sections[0].integer('channels', '3')}
@@ -283,6 +284,8 @@ def channel_table(sections: Sequence[Section]) -> Dict[str, Tuple[int, int]]:
         outputs[index] = sum(inputs) if layer.name == 'route' else inputs[0]
         if layer.module:
             outputs[index] = section.integer('filters')
+            if outputs[index] < 1:
+                raise DarknetError(f'layer {index}, {section}, has {outputs[index]} filters')
             table[layer.module] = (inputs[0], outputs[index])
     return table
 

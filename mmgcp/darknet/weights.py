@@ -1,5 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Darknet's weights files: a header, then the parameters as little-endian float32."""
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def read_weights(path: Union[str, Path],
         for name, shapes in layers:
             if left == 0:
                 break
-            needed = 4 * sum(int(np.prod(shape)) for shape in shapes.values())
+            needed = 4 * sum(math.prod(shape) for shape in shapes.values())
             if needed > left:
                 raise DarknetError(f'{path} ends inside {name}: the layer needs {needed} bytes, '
                                    f'but {left} are left')
@@ -82,7 +83,7 @@ def _read_header(file: BinaryIO, path: Union[str, Path]) -> Header:
 
 
 def _read_array(file: BinaryIO, shape: Tuple[int, ...]) -> np.ndarray:
-    data = file.read(4 * int(np.prod(shape)))
+    data = file.read(4 * math.prod(shape))
     return np.frombuffer(data, '<f4').reshape(shape).astype(np.float32)
 
 

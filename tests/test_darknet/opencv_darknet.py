@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from darknet_samples import NUM_CLASSES, SIZE
+from darknet_samples import SIZE
 
 needs_opencv_4 = pytest.mark.skipif(
     not hasattr(cv2.dnn, 'readNetFromDarknet'),
@@ -20,7 +20,7 @@ def run_opencv(cfg, weights, image):
     convs = [f'conv_{int(name.split("_")[1]) - 1}' for name in yolos]
     net.setInput(image)
     outputs = net.forward(convs + yolos)
-    return outputs[:3], [rows.reshape(-1, 5 + NUM_CLASSES) for rows in outputs[3:]]
+    return outputs[:3], [rows.reshape(-1, rows.shape[-1]) for rows in outputs[3:]]
 
 
 def raw_predictions(outputs):
@@ -41,7 +41,7 @@ def decoded_rows(head, raw):
     priors = head.prior_generator.grid_priors(sizes, device='cpu')
     rows = []
     for tensor, level_priors, stride in zip(raw, priors, head.featmap_strides):
-        flat = tensor[0].permute(2, 3, 0, 1).reshape(-1, 5 + NUM_CLASSES)
+        flat = tensor[0].permute(2, 3, 0, 1).reshape(-1, 5 + head.num_classes)
         boxes = head.bbox_coder.decode(level_priors, flat[:, :4], stride)
         scale = boxes.new_tensor(SIZE)
         center = (boxes[:, :2] + boxes[:, 2:]) / 2 / scale

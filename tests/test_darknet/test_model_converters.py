@@ -2,36 +2,18 @@
 """The two tools, as they are called."""
 import os
 import re
-import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from converter_tools import ROOT, TOOLS, fail, run_tool
 from darknet_samples import SIZE
 from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
 
 from mmgcp.darknet import class_names
-
-ROOT = Path(__file__).resolve().parents[2]
-TOOLS = ROOT / 'tools' / 'model_converters'
-
-
-def run_tool(monkeypatch, name, *args):
-    """Run a tool in this process; an error is a SystemExit with the sentence."""
-    monkeypatch.setattr(sys, 'argv', [name, *map(str, args)])
-    runpy.run_path(str(TOOLS / name), run_name='__main__')
-
-
-def fail(monkeypatch, name, *args):
-    with pytest.raises(SystemExit) as info:
-        run_tool(monkeypatch, name, *args)
-    message = str(info.value.code)
-    assert message.startswith(f'{name}: ') and '\n' not in message
-    return message
 
 
 @pytest.fixture(scope='module')

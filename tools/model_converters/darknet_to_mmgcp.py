@@ -1,5 +1,10 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Convert YOLOv4's cfg and weights of Darknet to a config and a checkpoint."""
+"""Convert a YOLOv4 of Darknet, pruned or not, to a config and a checkpoint.
+
+The network may have any number of filters in any layer, as other programs prune
+networks; then the config is like that of tools/prune.py and loads the checkpoint from
+beside itself.
+"""
 import argparse
 from pathlib import Path
 
@@ -13,6 +18,7 @@ from mmgcp.darknet import (
     checkpoint,
     class_names,
     complete_config,
+    is_pruned,
     load_parameters,
     match_layers,
     read_cfg,
@@ -25,8 +31,10 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('cfg', help='Darknet cfg of the network')
     parser.add_argument('weights', help='its weights; a partial file such as yolov4.conv.137 '
-                        'gives a checkpoint of the first layers, to initialise from')
-    parser.add_argument('out', help='checkpoint (.pth) to write; its config is put beside it')
+                        'gives a checkpoint of the first layers, to initialise from, unless the '
+                        'network has been pruned')
+    parser.add_argument('out', help='checkpoint to write, ending in .pth; its config is put beside '
+                        'it: pruned.pth and pruned.py, say')
     parser.add_argument('--names', help='names of the classes, one a line')
     return parser.parse_args()
 
@@ -49,18 +57,24 @@ def convert(args: argparse.Namespace, out: Path):
     sections = _read_network(args.cfg)
     header, parameters = load_parameters(sections, args.weights)
     classes = class_names(sections[-1].integer('classes', '20'), args.names)
-    config = complete_config(sections, classes)
+    config = complete_config(sections, classes, out.name)
+    convs = [(index, layer) for index, layer in enumerate(match_layers(sections)) if layer.module]
+    found = [index for index, layer in convs if f'{layer.module}.weight' in parameters
+             or f'{layer.module}.conv.weight' in parameters]
+    if is_pruned(config) and len(found) < len(convs):
+        index, layer = convs[len(found)]
+        raise DarknetError(f'{args.weights} ends before layer {index}, {layer}: the network has '
+                           'been pruned, so its weights must be complete')
     with replacing(out, out.with_suffix('.py')) as (checkpoint_file, config_file):
         torch.save(checkpoint(parameters, header, classes), checkpoint_file)
         config.dump(config_file)
 
-    found = [i for i, layer in enumerate(match_layers(sections))
-             if f'{layer.module}.conv.weight' in parameters
-             or f'{layer.module}.weight' in parameters]
-    num_convs = len(channel_table(sections))
-    extent = 'all' if len(found) == num_convs else 'PARTIAL, the first'
-    print(f'{args.weights}: {extent} {len(found)} of {num_convs} convolutions found '
+    extent = 'all' if len(found) == len(convs) else 'PARTIAL, the first'
+    print(f'{args.weights}: {extent} {len(found)} of {len(convs)} convolutions found '
           f'(Darknet layers 0 to {found[-1]} of {len(sections) - 1}).')
+    if is_pruned(config):
+        print('The network has been pruned, from a YOLOv4 with a widen_factor of at least '
+              f'{config.model.backbone.widen_factor}.')
     print(f'Wrote {out} and {out.with_suffix(".py")}.')
 
 
