@@ -1,6 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Parameters and multiply-accumulate operations of a detector."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Dict, Sequence, Tuple
 
 import torch.nn as nn
@@ -15,53 +15,64 @@ class ConvStatistics:
     """What the cost of a convolution or linear layer consists of.
 
     Attributes:
-        in_channels (int): Input channels of one convolution group.
+        in_channels (int): Input channels.
         out_channels (int): Output channels.
         kernel_size (int): Weights for each pair of input and output channel.
         positions (int): Positions at which the kernel is applied to an image.
+        groups (int): Groups of a convolution. Defaults to 1.
     """
     in_channels: int
     out_channels: int
     kernel_size: int
     positions: int
+    groups: int = 1
 
     @property
     def weights(self) -> int:
         """Number of weights, without the bias."""
-        return self.in_channels * self.out_channels * self.kernel_size
+        return self.in_channels * self.out_channels * self.kernel_size // self.groups
 
     @property
     def macs(self) -> int:
         """Multiply-accumulate operations for one image, without the bias."""
         return self.weights * self.positions
 
+    def pruned(self, fewer_in: int, fewer_out: int) -> 'ConvStatistics':
+        """Return the same with fewer channels, in a depthwise convolution fewer groups."""
+        if 1 < self.groups == self.in_channels == self.out_channels:
+            left = self.out_channels - fewer_out
+            return replace(self, in_channels=left, out_channels=left, groups=left)
+        return replace(self, in_channels=self.in_channels - fewer_in,
+                       out_channels=self.out_channels - fewer_out)
+
 
 def record_convs(model: nn.Module, input_shape: Sequence[int]) -> Dict[str, ConvStatistics]:
     """Run a model once and record its convolutions and linear layers.
 
     Args:
-        model (nn.Module): A detector that understands ``model(x, mode='tensor')``.
+        model (nn.Module): A detector; see :func:`mmgcp.utils.forward.run_as_tensors`.
         input_shape (Sequence[int]): Shape (C, H, W) of the image in pixels.
 
     Returns:
-        dict[str, ConvStatistics]: One for each layer that ran. A layer that runs
-        several times (a head shared by the levels) has the sum of its positions.
+        dict[str, ConvStatistics]: One for each layer. A layer that runs several times (a
+        head shared by the levels) has the sum of its positions; one that does not run
+        in eval mode has none.
     """
-    positions: Dict[str, int] = {}
+    layers = {name: module for name, module in model.named_modules()
+              if isinstance(module, COUNTED_TYPES)}
+    positions = dict.fromkeys(layers, 0)
 
     def hook(name):
         def count(module, inputs, output):
             # a transposed convolution applies its kernel at each input position
             tensor = inputs[0] if isinstance(module, nn.ConvTranspose2d) else output
             channels = tensor.shape[-1 if isinstance(module, nn.Linear) else 1]
-            positions[name] = positions.get(name, 0) + tensor[0].numel() // channels
+            positions[name] += tensor[0].numel() // channels
         return count
 
-    handles = [module.register_forward_hook(hook(name))
-               for name, module in model.named_modules() if isinstance(module, COUNTED_TYPES)]
+    handles = [module.register_forward_hook(hook(name)) for name, module in layers.items()]
     run_with_hooks(model, input_shape, handles)
-    return {name: _statistics(model.get_submodule(name), count)
-            for name, count in positions.items()}
+    return {name: _statistics(layers[name], count) for name, count in positions.items()}
 
 
 def count_complexity(model: nn.Module, input_shape: Sequence[int]) -> Tuple[int, int]:
@@ -70,7 +81,7 @@ def count_complexity(model: nn.Module, input_shape: Sequence[int]) -> Tuple[int,
     The operations are those of convolutions and linear layers, as in the literature.
 
     Args:
-        model (nn.Module): A detector that understands ``model(x, mode='tensor')``.
+        model (nn.Module): A detector; see :func:`mmgcp.utils.forward.run_as_tensors`.
         input_shape (Sequence[int]): Shape (C, H, W) of the image in pixels.
 
     Returns:
@@ -83,5 +94,6 @@ def count_complexity(model: nn.Module, input_shape: Sequence[int]) -> Tuple[int,
 def _statistics(module: nn.Module, positions: int) -> ConvStatistics:
     if isinstance(module, nn.Linear):
         return ConvStatistics(module.in_features, module.out_features, 1, positions)
-    return ConvStatistics(module.in_channels // module.groups, module.out_channels,
-                          module.kernel_size[0] * module.kernel_size[1], positions)
+    return ConvStatistics(module.in_channels, module.out_channels,
+                          module.kernel_size[0] * module.kernel_size[1], positions,
+                          module.groups)

@@ -1,7 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Pictures of what pruning did, as PNG files."""
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Union
+from typing import Dict, Iterable, List, Optional, Sequence, Union
 
 import numpy as np
 from matplotlib import colormaps
@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 BEFORE_COLOR = '#d8dde3'
+NO_GROUP_COLOR = '#555555'
 
 
 def plot_channels(layers: Sequence[str], before: Sequence[int], after: Sequence[int],
@@ -26,17 +27,15 @@ def plot_channels(layers: Sequence[str], before: Sequence[int], after: Sequence[
     axes = figure.subplots()
     positions = np.arange(len(layers))
     axes.bar(positions, before, width=0.9, color=BEFORE_COLOR, label='before')
-    names = list(dict.fromkeys(groups))
-    palette = colormaps['tab10']
-    for number, name in enumerate(names):
+    for name, color in _colors(groups).items():
         chosen = [index for index, group in enumerate(groups) if group == name]
-        axes.bar(positions[chosen], np.asarray(after)[chosen], width=0.9,
-                 color=palette(number % 10), label=f'after: {name or "not pruned"}')
+        axes.bar(positions[chosen], np.asarray(after)[chosen], width=0.9, color=color,
+                 label=f'after: {name or "not pruned"}')
     axes.set_xticks(positions, layers, rotation=90, fontsize=5)
     axes.set_xlim(-1, len(layers))
     axes.set_ylabel('output channels')
     axes.set_title('Channels kept per layer')
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc='outside right upper')
     _save(figure, path)
 
 
@@ -51,12 +50,16 @@ def plot_score_histograms(scores: Dict[str, Sequence[float]],
         label (str): What the scores are.
         path (str | Path): The PNG file to write.
     """
-    figure = Figure(figsize=(8, 1 + 1.6 * len(scores)), layout='constrained')
-    rows: List = list(figure.subplots(len(scores), 1, sharex=True, squeeze=False)[:, 0])
+    columns = 1 if len(scores) <= 6 else 2
+    rows = -(-len(scores) // columns)
+    figure = Figure(figsize=(8 * columns, 1 + 1.6 * rows), layout='constrained')
+    grid: List = list(figure.subplots(rows, columns, sharex=True, squeeze=False).T.flat)
+    low = min((min(values) for values in scores.values() if len(values)), default=0.)
     top = max((max(values) for values in scores.values() if len(values)), default=1.)
-    bins = np.linspace(0, top, 80)
-    for number, (axes, (name, values)) in enumerate(zip(rows, scores.items())):
-        axes.hist(np.asarray(values), bins=bins, color=colormaps['tab10'](number % 10), log=True)
+    bins = np.linspace(min(0., low), top, 80)
+    colors = _colors(scores)
+    for axes, (name, values) in zip(grid, scores.items()):
+        axes.hist(np.asarray(values), bins=bins, color=colors[name], log=True)
         threshold = thresholds.get(name)
         text = f'{name}: {len(values)} channels'
         if threshold is not None:
@@ -65,8 +68,51 @@ def plot_score_histograms(scores: Dict[str, Sequence[float]],
             text += f', {below:.0%} at or below the threshold {threshold:.3g}'
         axes.set_title(text, fontsize=9, loc='left')
         axes.set_ylabel('channels', fontsize=8)
-    rows[-1].set_xlabel(label)
+    for axes in grid[len(scores):]:
+        axes.set_axis_off()
+    figure.supxlabel(label, fontsize=10)
     _save(figure, path)
+
+
+def plot_sparsity(steps: Sequence[int], near_zero: Dict[str, Sequence[float]],
+                  rates: Sequence[float], losses: Sequence[float],
+                  path: Union[str, Path]) -> None:
+    """Draw how the scale factors went to zero in a sparse training.
+
+    Args:
+        steps (Sequence[int]): Iterations.
+        near_zero (dict[str, Sequence[float]]): Share of near-zero channels at each of them, by
+            layer group; '' for all channels.
+        rates (Sequence[float]): Sparsity rate at each of them.
+        losses (Sequence[float]): Penalty at each of them.
+        path (str | Path): The PNG file to write.
+    """
+    figure = Figure(figsize=(9, 8), layout='constrained')
+    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
+    for name, color in _colors(near_zero).items():
+        top.plot(steps, near_zero[name], color=color, label=name or 'all channels',
+                 linewidth=1.2 if name else 2.5)
+    top.set_ylim(0, 1)
+    top.set_ylabel('share of channels near zero')
+    middle.plot(steps, rates, color=NO_GROUP_COLOR)
+    middle.set_ylabel('sparsity rate (mean)')
+    bottom.plot(steps, losses, color=NO_GROUP_COLOR)
+    bottom.set_ylabel('penalty')
+    bottom.set_xlabel('iteration')
+    for axes in (middle, bottom):
+        axes.set_ylim(bottom=0)
+    for axes in (top, middle, bottom):
+        axes.grid(color=BEFORE_COLOR, linewidth=0.6)
+    figure.legend(fontsize=8, loc='outside right upper')
+    _save(figure, path)
+
+
+def _colors(groups: Iterable[str]) -> Dict[str, tuple]:
+    """A color for each group, dark grey for none."""
+    names = [name for name in dict.fromkeys(groups) if name]
+    palette = colormaps['tab10' if len(names) <= 10 else 'tab20']
+    colors = {name: palette(number % palette.N) for number, name in enumerate(names)}
+    return {**colors, '': NO_GROUP_COLOR} if '' in groups else colors
 
 
 def _save(figure: Figure, path: Union[str, Path]) -> None:

@@ -2,7 +2,7 @@
 """Reading configs and building the detectors they describe."""
 import copy
 import os.path as osp
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch.nn as nn
 from mmengine.config import Config
@@ -57,6 +57,35 @@ def build_detector(cfg: Config) -> nn.Module:
 
     Returns:
         nn.Module: The detector, not initialised, in train mode.
+
+    Raises:
+        UserError: The model cannot be built.
     """
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmyolo')):
-        return revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
+    try:
+        with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmyolo')):
+            return revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
+    except Exception as error:  # the constructors of a detector's parts can raise anything
+        raise UserError('the model of the config cannot be built: '
+                        f'{type(error).__name__}: {error}') from error
+
+
+def image_size(cfg: Config) -> Tuple[int, int]:
+    """Find the size of the images that a detector is tested on.
+
+    Args:
+        cfg (Config): A whole config.
+
+    Returns:
+        tuple[int, int]: Width and height in pixels: the config's ``img_scale``, else the
+        scale of the resizing in the test pipeline, else 640 and 640.
+    """
+    scales = [cfg.get('img_scale')]
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    scales += [step.get('scale') for step in dataset.get('pipeline') or []]
+    for scale in scales:
+        if isinstance(scale, int):
+            return scale, scale
+        if isinstance(scale, (list, tuple)) and len(scale) == 2 and all(
+                isinstance(side, int) for side in scale):
+            return tuple(scale)
+    return 640, 640

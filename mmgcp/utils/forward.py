@@ -1,9 +1,11 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Running a detector on an image of noise."""
-from typing import Iterable, Sequence
+from contextlib import contextmanager
+from typing import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn as nn
+from mmengine.structures import InstanceData
 from torch import Tensor
 
 
@@ -21,21 +23,81 @@ def random_image(model: nn.Module, shape: Sequence[int]) -> Tensor:
     return image.to(next(model.parameters()))
 
 
+def run_as_tensors(model: nn.Module, image: Tensor):
+    """Run a detector without decoding its predictions.
+
+    Args:
+        model (nn.Module): A detector that understands ``model(x, mode='tensor')``, or one
+            of MMDetection's two-stage detectors.
+        image (Tensor): Batch (N, C, H, W) of images.
+
+    Returns:
+        tuple | list | dict: The raw predictions, nested as the model has them.
+    """
+    if hasattr(model, 'roi_head') and hasattr(model, 'rpn_head'):
+        return _run_two_stage(model, image)
+    return model(image, mode='tensor')
+
+
+def _run_two_stage(model: nn.Module, image: Tensor):
+    """Both stages of a detector, the second one on fixed proposals.
+
+    The proposals of its own depend on the first stage's scores by sorting, without gradients.
+    """
+    sizes = image.new_tensor([[56.], [112.], [224.], [448.]])  # one for each level of an FPN
+    boxes = torch.cat((torch.zeros(4, 2).to(image), sizes, sizes), 1)
+    features = model.extract_feat(image)
+    proposals = [InstanceData(bboxes=boxes) for _ in image]
+    return model.rpn_head(features), model.roi_head(features, proposals)
+
+
 @torch.no_grad()
 def run_with_hooks(model: nn.Module, shape: Sequence[int], handles: Iterable) -> None:
     """Run a detector once in eval mode, then remove hooks and restore the modes.
 
     Args:
-        model (nn.Module): A detector that understands ``model(x, mode='tensor')``.
+        model (nn.Module): The detector; see :func:`run_as_tensors`.
         shape (Sequence[int]): Shape (C, H, W) of the image in pixels.
         handles (Iterable): Handles of the hooks that look at the run.
     """
+    with eval_mode(model):
+        try:
+            run_as_tensors(model, random_image(model, shape))
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put all modules in eval mode and restore their modes at the end.
+
+    Unlike ``model.eval()`` it does not let backbones freeze their stages.
+    """
     training = {module: module.training for module in model.modules()}
-    model.eval()
+    for module in training:
+        module.training = False
     try:
-        model(random_image(model, shape), mode='tensor')
+        yield
     finally:
-        for handle in handles:
-            handle.remove()
         for module, mode in training.items():
             module.training = mode
+
+
+def working_shape(model: nn.Module, input_shape: Sequence[int]) -> Sequence[int]:
+    """Return a small shape of an image that a model runs on, to look at its structure.
+
+    Args:
+        model (nn.Module): The detector.
+        input_shape (Sequence[int]): Shape (C, H, W) that it is used with.
+
+    Returns:
+        Sequence[int]: (C, 128, 128), or the given shape if the model does not run on that,
+        such as SSD300.
+    """
+    small = (input_shape[0], 128, 128)
+    try:
+        run_with_hooks(model, small, [])
+    except RuntimeError:
+        return input_shape
+    return small

@@ -41,9 +41,9 @@ def net():
 def test_record_convs_by_hand(net):
     # 16x24 image: the first two at 8x12, the shared one at 8x12 and 4x6, the other at 4x6
     assert record_convs(net, (3, 16, 24)) == dict(
-        conv=ConvStatistics(3, 8, 9, 96), grouped=ConvStatistics(2, 12, 3, 96),
+        conv=ConvStatistics(3, 8, 9, 96), grouped=ConvStatistics(8, 12, 3, 96, groups=4),
         shared=ConvStatistics(12, 12, 1, 96 + 24), up=ConvStatistics(12, 6, 4, 24),
-        fc=ConvStatistics(6, 5, 1, 1))
+        fc=ConvStatistics(6, 5, 1, 1), unused=ConvStatistics(7, 7, 49, 0))
 
 
 def test_count_complexity_by_hand(net):
@@ -52,9 +52,45 @@ def test_count_complexity_by_hand(net):
     assert count_complexity(net, (3, 16, 24)) == (params, macs)
 
 
-def test_statistics():
-    item = ConvStatistics(3, 5, 9, 7)
-    assert (item.weights, item.macs) == (135, 945)
+@pytest.mark.parametrize('item, weights, macs', [
+    (ConvStatistics(3, 5, 9, 7), 135, 945),
+    (ConvStatistics(3, 5, 9, 0), 135, 0),
+    (ConvStatistics(8, 12, 3, 2, groups=4), 72, 144),
+    (ConvStatistics(8, 8, 9, 5, groups=8), 72, 360),
+])
+def test_statistics(item, weights, macs):
+    assert (item.weights, item.macs) == (weights, macs)
+
+
+@pytest.mark.parametrize('item, fewer, left', [
+    (ConvStatistics(6, 5, 9, 7), (2, 0), ConvStatistics(4, 5, 9, 7)),
+    (ConvStatistics(6, 5, 9, 7), (2, 3), ConvStatistics(4, 2, 9, 7)),
+    (ConvStatistics(4, 4, 1, 7), (1, 2), ConvStatistics(3, 2, 1, 7)),
+    (ConvStatistics(8, 12, 3, 2, groups=4), (4, 8), ConvStatistics(4, 4, 3, 2, groups=4)),
+    # a depthwise convolution has one kind of channels
+    (ConvStatistics(8, 8, 9, 5, groups=8), (0, 3), ConvStatistics(5, 5, 9, 5, groups=5)),
+    (ConvStatistics(1, 1, 9, 5), (0, 0), ConvStatistics(1, 1, 9, 5)),
+])
+def test_statistics_of_fewer_channels(item, fewer, left):
+    assert item.pruned(*fewer) == left
+
+
+@pytest.mark.parametrize('layer', [
+    nn.Conv2d(8, 12, (1, 3), groups=4), nn.Conv2d(8, 8, 3, groups=8), nn.ConvTranspose2d(8, 4, 3),
+    nn.ConvTranspose2d(8, 4, 3, groups=2), nn.ConvTranspose2d(8, 8, 2, groups=8),
+    nn.Linear(8, 3)])
+def test_weights_are_those_of_the_layer(layer):
+    class Single(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x, mode):
+            return self.layer(x.flatten(2).mean(2) if isinstance(layer, nn.Linear) else x)
+
+    item = record_convs(Single(), (8, 5, 6))['layer']
+    assert item.weights == layer.weight.numel() == count_complexity(Single(), (8, 5, 6))[0] - len(
+        layer.bias)
 
 
 def test_model_is_as_before(net):
