@@ -1,82 +1,79 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The one path from a model to a pruned model."""
-from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Union
+from dataclasses import asdict, replace
+from typing import Callable, Dict, Iterable, List, Optional, Sequence, Union
 
 import torch.nn as nn
 from torch import Tensor
 
 from mmgcp.analysis import record_convs
 from mmgcp.registry import TASK_UTILS
+from mmgcp.utils.forward import working_shape
 
-from .budget import CostModel, find_thresholds
+from .auto_groups import auto_groups
+from .budget import Budget, CostModel, find_thresholds
 from .compensation import compensate as fold_offsets
 from .dependency_graph import find_coupled_channels
-from .planner import group_scores, make_plan, score_sets, thresholds_of_groups
+from .layers import find_layer, is_depthwise
+from .masking import Snapshot, channels_off, check_same_predictions, raw_predictions
+from .plan import PruningPlan, validate_plan
+from .planner import Planner, ScoredSet, Thresholds, group_scores, score_sets, thresholds_of_groups
 from .pruned_detector import ChannelTable, count_channels
-from .structures import LayerGroup, PruningError, PruningPlan, make_group
-from .surgery import remove_channels
+from .result import PruningResult
+from .sensitivity import measure_sensitivity
+from .structures import CoupledChannels, LayerGroup, PruningError, make_group
+from .surgery import gather_channels, remove_channels
 
-
-@dataclass
-class PruningResult:
-    """What pruning led to.
-
-    Attributes:
-        model (nn.Module): The pruned model.
-        plan (PruningPlan): What was removed.
-        channels_before (ChannelTable): Channels of all layers before.
-        channels_after (ChannelTable): Channels of all layers after.
-        params (List[int]): Parameters before and after.
-        macs (List[int]): Multiply-accumulate operations for one image before and after.
-        scores (Dict[str, Tensor]): All scores (K, ) by layer group.
-        uncompensated (List[str]): Layers that could not absorb the constants of
-            removed channels; see :func:`mmgcp.pruning.compensation.compensate`.
-    """
-    model: nn.Module
-    plan: PruningPlan
-    channels_before: ChannelTable
-    channels_after: ChannelTable
-    params: List[int]
-    macs: List[int]
-    scores: Dict[str, Tensor]
-    uncompensated: List[str]
-
-    @property
-    def changed_channels(self) -> ChannelTable:
-        """The channels after of the layers that were pruned."""
-        return {name: counts for name, counts in self.channels_after.items()
-                if counts != self.channels_before[name]}
+Groups = Union[str, Sequence[Union[LayerGroup, dict]]]
 
 
 def prune(model: nn.Module,
-          groups: Sequence[Union[LayerGroup, dict]],
+          groups: Groups = 'auto',
+          ratio: Optional[float] = None,
           target_params: Optional[float] = None,
           target_flops: Optional[float] = None,
           criterion: dict = dict(type='mmgcp.BNScale'),
           merge: str = 'or',
           min_keep_ratio: float = 0.01,
+          round_to: int = 1,
+          plan: Optional[PruningPlan] = None,
           compensate: bool = True,
-          input_shape: Sequence[int] = (3, 640, 640)) -> PruningResult:
+          calibration: Optional[Iterable[Tensor]] = None,
+          evaluate: Optional[Callable[[nn.Module], float]] = None,
+          input_shape: Sequence[int] = (3, 640, 640),
+          dry_run: bool = False,
+          progress: Callable[[str, int, int], None] = lambda stage, done, steps: None
+          ) -> PruningResult:
     """Prune the channels of a detector in groups of layers.
 
     Group channel pruning, `GCP-SAD (arXiv 2306.01526)
     <https://arxiv.org/abs/2306.01526>`_.
 
     Args:
-        model (nn.Module): A detector that understands ``model(x, mode='tensor')``. It is
-            pruned in place.
-        groups (Sequence[LayerGroup | dict]): The layer groups. Each has a ratio, a
-            threshold, or leaves its threshold to the budget.
+        model (nn.Module): A detector that understands ``model(x, mode='tensor')``, or a
+            two-stage detector of MMDetection. It is pruned in place.
+        groups (str | Sequence[LayerGroup | dict]): The layer groups. Each has a ratio, a
+            threshold, or leaves its threshold to the budget. ``'auto'`` makes them by
+            kind of module and stride; see :func:`mmgcp.pruning.auto_groups.auto_groups`.
+        ratio (float, optional): Pruning ratio of all groups, instead of their own.
         target_params (float, optional): Share of the parameters to keep.
         target_flops (float, optional): Share of the operations to keep.
         criterion (dict): Config of the criterion that scores channels.
-        merge (str): See :func:`mmgcp.pruning.planner.choose_channels`.
+        merge (str): How coupled layers decide together: 'or', 'mean', 'majority' or 'sum';
+            see :mod:`mmgcp.pruning.merges`.
         min_keep_ratio (float): At least this share of a layer's channels stays.
-        compensate (bool): Fold the constants that removed channels emit into the
-            layers that read them. Defaults to True.
+        round_to (int): Keep multiples of so many channels, without exceeding the budget.
+        plan (PruningPlan, optional): What to remove; nothing else decides it then.
+        compensate (bool): Fold what removed channels emit on average into the layers that
+            read them. Defaults to True.
+        calibration (Iterable[Tensor], optional): Batches (N, C, H, W) of preprocessed
+            images to measure that on, where it is not constant.
+        evaluate (Callable, optional): Gives a metric of a model, the higher the better.
+            The budget is spent where this metric suffers least then.
         input_shape (Sequence[int]): Shape (C, H, W) of an image in pixels, which the
             operations are counted for.
+        dry_run (bool): Make the plan and leave the model alone. Defaults to False.
+        progress (Callable): Called with a stage, the steps done in it, and all its steps.
 
     Returns:
         PruningResult: The pruned model, the plan and figures for a report.
@@ -84,42 +81,129 @@ def prune(model: nn.Module,
     Raises:
         PruningError: The request cannot be met; the model has not been touched.
     """
+    budget = Budget(target_params, target_flops)
+    progress('tracing', 0, 2)
+    shape = working_shape(model, input_shape)
+    coupled_sets, skipped = find_coupled_channels(model, shape)
+    progress('tracing', 1, 2)
+    cost = CostModel(model, record_convs(model, input_shape), coupled_sets)
+    progress('tracing', 2, 2)
+
+    def fold(removed: Dict[str, Tensor]) -> List[str]:
+        if not compensate:
+            return []
+        return fold_offsets(model, coupled_sets, removed, calibration, shape)
+
+    scores: Dict[str, Tensor] = {}
+    if plan is not None:
+        validate_plan(plan, coupled_sets)
+    else:
+        automatic = groups == 'auto'
+        groups = _make_groups(model, groups, ratio, input_shape)
+        scored = score_sets(model, coupled_sets, TASK_UTILS.build(criterion), groups, skipped)
+        if automatic:
+            groups = _drop_unused(groups, scored)
+        planner = Planner(scored, merge, min_keep_ratio, round_to)
+        sensitivity = None
+        if evaluate is not None:
+            sensitivity = measure_sensitivity(model, planner, groups, evaluate, fold, progress)
+        plan = planner.plan(_decide(planner, groups, cost, budget,
+                                    sensitivity and sensitivity.costs, progress))
+        plan.skipped = skipped
+        plan.options = dict(
+            criterion=dict(criterion), ratio=ratio, target_params=target_params,
+            target_flops=target_flops, merge=merge, min_keep_ratio=min_keep_ratio,
+            round_to=round_to, compensate=compensate, input_shape=list(input_shape),
+            sensitivity=sensitivity and asdict(sensitivity))
+        scores = {group.name: group_scores(scored, group) for group in groups}
+
+    removed = plan.removed()
+    result = PruningResult(
+        model=model,
+        plan=plan,
+        channels_before=count_channels(model),
+        channels_after=_channels_left(model, coupled_sets, removed),
+        params=[cost.params, cost(removed)[0]],
+        macs=[cost.macs, cost(removed)[1]],
+        scores=scores,
+        uncompensated=[])
+    if not dry_run:
+        result.uncompensated = _apply(model, coupled_sets, removed, fold, shape, progress)
+    return result
+
+
+def _make_groups(model: nn.Module, groups: Groups, ratio: Optional[float],
+                 input_shape: Sequence[int]) -> List[LayerGroup]:
+    if groups == 'auto':
+        groups = auto_groups(model, input_shape)
+    elif isinstance(groups, str):
+        raise PruningError(f"groups must be 'auto' or a list of layer groups, but is {groups!r}")
     groups = [item if isinstance(item, LayerGroup) else make_group(item) for item in groups]
     if not groups:
         raise PruningError('there are no layer groups: nothing would be pruned')
-    for name, target in (('target_params', target_params), ('target_flops', target_flops)):
-        if target is not None and not 0 < target <= 1:
-            raise PruningError(f'{name} is the share to keep, in (0, 1], but is {target}')
-    coupled_sets, skipped = find_coupled_channels(model)
-    scored = score_sets(model, coupled_sets, TASK_UTILS.build(criterion), groups, skipped)
-    cost = CostModel(model, record_convs(model, input_shape), coupled_sets)
+    if ratio is not None:
+        groups = [replace(group, ratio=ratio, threshold=None) for group in groups]
+    return groups
 
-    thresholds = thresholds_of_groups(scored, groups)
-    if target_params is not None or target_flops is not None:
-        thresholds = find_thresholds(
-            scored, groups, cost, lambda tried: make_plan(scored, tried, merge, min_keep_ratio),
-            thresholds, target_params, target_flops)
+
+def _drop_unused(groups: List[LayerGroup], scored: Sequence[ScoredSet]) -> List[LayerGroup]:
+    used = {name for item in scored for name in item.group_names()}
+    return [group for group in groups if group.name in used]
+
+
+def _decide(planner: Planner, groups: Sequence[LayerGroup], cost: CostModel, budget: Budget,
+            costs: Optional[Dict[str, float]], progress: Callable) -> Thresholds:
+    """Find the thresholds of all groups."""
+    progress('choosing channels', 0, 1)
+    thresholds = thresholds_of_groups(planner.scored, groups)
+    if budget:
+        thresholds = find_thresholds(planner, groups, cost, thresholds, budget, costs)
     elif len(thresholds) < len(groups):
         missing = [group.name for group in groups if group.name not in thresholds]
         raise PruningError(f'layer groups {missing} have neither a ratio nor a threshold, and no '
-                           'budget is given (target_params, target_flops)')
-    plan = make_plan(scored, thresholds, merge, min_keep_ratio)
-    plan.skipped = skipped
-    plan.options = dict(
-        criterion=dict(criterion), merge=merge, min_keep_ratio=min_keep_ratio,
-        compensate=compensate, target_params=target_params, target_flops=target_flops)
+                           'ratio or budget is given (ratio, target_params, target_flops)')
+    progress('choosing channels', 1, 1)
+    return thresholds
 
-    removed = plan.removed()
-    params, macs = cost(removed)
-    before = count_channels(model)
-    uncompensated = fold_offsets(model, coupled_sets, removed) if compensate else []
-    remove_channels(model, coupled_sets, removed)
-    return PruningResult(
-        model=model,
-        plan=plan,
-        channels_before=before,
-        channels_after=count_channels(model),
-        params=[cost.params, params],
-        macs=[cost.macs, macs],
-        scores={group.name: group_scores(scored, group) for group in groups},
-        uncompensated=uncompensated)
+
+def _channels_left(model: nn.Module, coupled_sets: Iterable[CoupledChannels],
+                   removed: Dict[str, Tensor]) -> ChannelTable:
+    """The channels of all layers after pruning."""
+    left = count_channels(model)
+    for (name, side), channels in gather_channels(coupled_sets, removed).items():
+        sides = [0, -1] if is_depthwise(find_layer(model, name)) else [0 if side == 'in' else -1]
+        for index in sides:
+            left[name][index] -= len(channels)
+    return left
+
+
+def _apply(model: nn.Module, coupled_sets: Sequence[CoupledChannels], removed: Dict[str, Tensor],
+           fold: Callable[[Dict[str, Tensor]], List[str]], shape: Sequence[int],
+           progress: Callable) -> List[str]:
+    """Compensate and remove channels; restore the model if anything goes wrong."""
+    snapshot = Snapshot(model)
+    try:
+        progress('compensating', 0, 1)
+        uncompensated = fold(removed)
+        progress('compensating', 1, 1)
+        with channels_off(model, coupled_sets, removed):
+            expected = raw_predictions(model, shape)
+        progress('removing channels', 0, 2)
+        remove_channels(model, coupled_sets, removed)
+        progress('removing channels', 1, 2)
+        check_same_predictions(expected, _run_pruned(model, shape))
+        progress('removing channels', 2, 2)
+    except BaseException:
+        snapshot.restore()
+        raise
+    return uncompensated
+
+
+def _run_pruned(model: nn.Module, shape: Sequence[int]) -> List[Tensor]:
+    try:
+        return raw_predictions(model, shape)
+    except Exception as error:  # whatever the model raises
+        raise PruningError(f'the pruned model does not run, and has been restored: {error}. Does '
+                           'a forward of it depend on channel counts in a way that mmgcp does '
+                           'not know? See register_attribute_rule in '
+                           'mmgcp/pruning/attributes.py') from error

@@ -1,17 +1,22 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Thresholds that leave a given share of parameters or operations."""
-import math
-from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple
+from dataclasses import dataclass, replace
+from typing import Dict, Iterable, Optional, Sequence, Set, Tuple
 
 import torch.nn as nn
-from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
 
 from mmgcp.analysis import ConvStatistics
 
-from .planner import ScoredSet, Thresholds
-from .structures import ChannelSlice, CoupledChannels, LayerGroup, PruningError, PruningPlan
+from .layers import NORM_TYPES, find_layer
+from .planner import Planner, ScoredSet, Thresholds, group_scores, quantile
+from .structures import ChannelSlice, CoupledChannels, LayerGroup, PruningError
 from .surgery import gather_channels
+
+SHARES = ('parameters', 'operations')
+# Factors for thresholds below and above all scores; the latter for a highest score of one.
+# Scores of zero are a little less.
+LOWEST, HIGHEST = -1e-6, 1e6
 
 
 class CostModel:
@@ -29,11 +34,17 @@ class CostModel:
         self.coupled_sets = coupled_sets
         self.params = sum(param.numel() for param in model.parameters())
         self.macs = sum(conv.macs for conv in convs.values())
-        self.per_channel = {
-            name: sum(param.numel() for param in module.parameters()) // module.num_features
-            for name, module in model.named_modules() if isinstance(module, _BatchNorm)
-        }
-        self.biased = {name for name in convs if model.get_submodule(name).bias is not None}
+        # What a channel costs beside the weights of convolutions and linear layers
+        self.per_channel: Dict[str, int] = {}
+        for coupled in coupled_sets:
+            for item in coupled.side('out'):
+                layer = find_layer(model, item.module)
+                if isinstance(layer, nn.Parameter):
+                    self.per_channel[item.module] = 1
+                elif isinstance(layer, NORM_TYPES):
+                    self.per_channel[item.module] = sum(1 for _ in layer.parameters())
+                else:
+                    self.per_channel[item.module] = int(layer.bias is not None)
 
     def __call__(self, removed: Dict[str, Tensor]) -> Tuple[int, int]:
         """Compute parameters and operations that remain.
@@ -47,57 +58,78 @@ class CostModel:
         counts = {key: len(channels)
                   for key, channels in gather_channels(self.coupled_sets, removed).items()}
         params, macs = self.params, self.macs
-        for name, conv in self.convs.items():
-            fewer_out, fewer_in = counts.get((name, 'out'), 0), counts.get((name, 'in'), 0)
-            weights = ((conv.out_channels - fewer_out) * (conv.in_channels - fewer_in) *
-                       conv.kernel_size)
-            params -= conv.weights - weights + fewer_out * (name in self.biased)
-            macs -= (conv.weights - weights) * conv.positions
-        for (name, _), count in counts.items():
-            params -= count * self.per_channel.get(name, 0)
+        for name in {name for name, _ in counts}:
+            fewer_in, fewer_out = counts.get((name, 'in'), 0), counts.get((name, 'out'), 0)
+            params -= fewer_out * self.per_channel.get(name, 0)
+            if name in self.convs:
+                conv = self.convs[name]
+                fewer = conv.weights - conv.pruned(fewer_in, fewer_out).weights
+                params -= fewer
+                macs -= fewer * conv.positions
         return params, macs
 
     def costs(self, coupled: CoupledChannels) -> Tuple[float, float]:
         """Parameters and operations, as shares of the model's, that a channel of a set costs."""
         params, macs = 0, 0
         for item in coupled.slices:
-            conv = self.convs.get(item.module)
-            if conv is None:
-                params += self.per_channel.get(item.module, 0) * len(item.channels)
-                continue
-            weights = len(item.channels) * self._other_side(conv, item) * conv.kernel_size
-            params += weights
-            macs += weights * conv.positions
+            channels = len(item.channels)
+            params += self.per_channel.get(item.module, 0) * channels * (item.side == 'out')
+            if item.module in self.convs:
+                conv = self.convs[item.module]
+                weights = channels * self._weights_of_channel(conv, item)
+                params += weights
+                macs += weights * conv.positions
         return params / coupled.size / self.params, macs / coupled.size / self.macs
 
     @staticmethod
-    def _other_side(conv: ConvStatistics, item: ChannelSlice) -> int:
-        return conv.in_channels if item.side == 'out' else conv.out_channels
+    def _weights_of_channel(conv: ConvStatistics, item: ChannelSlice) -> int:
+        return conv.weights // (conv.out_channels if item.side == 'out' else conv.in_channels)
 
 
-def find_thresholds(scored: Sequence[ScoredSet], groups: Sequence[LayerGroup], cost: CostModel,
-                    make_plan: Callable[[Thresholds], PruningPlan], fixed: Thresholds,
-                    target_params: Optional[float] = None,
-                    target_flops: Optional[float] = None,
-                    tolerance: float = 0.01) -> Thresholds:
+@dataclass
+class Budget:
+    """What has to remain.
+
+    Attributes:
+        params (float, optional): Share of the parameters.
+        flops (float, optional): Share of the operations.
+        tolerance (float): Accepted relative deviation. Defaults to 0.01.
+    """
+    params: Optional[float] = None
+    flops: Optional[float] = None
+    tolerance: float = 0.01
+
+    def __post_init__(self):
+        for name, target in (('target_params', self.params), ('target_flops', self.flops)):
+            if target is not None and not 0 < target <= 1:
+                raise PruningError(f'{name} is the share to keep, in (0, 1], but is {target}')
+
+    def __bool__(self) -> bool:
+        return self.params is not None or self.flops is not None
+
+
+def find_thresholds(planner: Planner, groups: Sequence[LayerGroup], cost: CostModel,
+                    fixed: Thresholds, budget: Budget,
+                    costs: Optional[Dict[str, float]] = None) -> Thresholds:
     """Find the thresholds of groups that meet a budget.
 
-    A channel's removal costs about its squared score in accuracy and gains its
-    parameters and operations. The thresholds minimise the sum of squared scores
-    for what is gained: in group g it is sqrt(x * gain_g), with the mean gain of the
-    group's channels and one factor x for all groups, found by bisection. Where both
-    shares are asked for, gain_g mixes parameters and operations, and the mix is
-    bisected as well.
+    A channel's removal costs about its squared score in accuracy, and gains its
+    parameters and operations. The thresholds minimise the sum of costs for what is
+    gained: in group g it is sqrt(x * gain_g), with the mean gain of the group's channels
+    and one factor x for all groups, found by bisection. Where both shares are asked for,
+    gain_g is params_g**(1 + t) * operations_g**(-t), and t is bisected as well.
+
+    With costs that were measured, the n_g channels of a group cost n_g * cost_g * r**3 if
+    the share r of them is removed. Then the best ratio of group g, instead of its
+    threshold, is sqrt(x * gain_g / cost_g).
 
     Args:
-        scored (Sequence[ScoredSet]): The scored sets.
+        planner (Planner): Makes the plans.
         groups (Sequence[LayerGroup]): The layer groups; those in ``fixed`` stay.
         cost (CostModel): Gives what remains.
-        make_plan (Callable): Makes the plan for thresholds.
         fixed (dict[str, float | None]): Thresholds that are not to be searched.
-        target_params (float, optional): Share of the parameters to keep.
-        target_flops (float, optional): Share of the operations to keep.
-        tolerance (float): Accepted relative deviation. Defaults to 0.01.
+        budget (Budget): What has to remain.
+        costs (dict[str, float], optional): Measured cost of a channel, by group.
 
     Returns:
         dict[str, float | None]: Threshold by name of the group.
@@ -105,80 +137,156 @@ def find_thresholds(scored: Sequence[ScoredSet], groups: Sequence[LayerGroup], c
     Raises:
         PruningError: The budget cannot be met; says the least that can.
     """
+    scored = planner.scored
     free = [group for group in groups if group.name not in fixed]
     if not free:
         raise PruningError('every layer group has a ratio or a threshold: nothing is left '
                            'that a budget could decide')
-    gains = {group.name: _mean_costs(scored, group, cost) for group in free}
-    top = max(float(item.best_scores.max()) for item in scored)
+    search = _Search(
+        gains={group.name: _mean_costs(scored, group, cost) for group in free},
+        costs=costs,
+        scores={group.name: group_scores(scored, group).sort().values for group in free},
+        fixed=fixed,
+        planner=planner,
+        cost=cost)
+    if budget.flops is None:
+        return search.meet(0, budget.params, 0., budget.tolerance)
+    if budget.params is None:
+        return search.meet(1, budget.flops, -1., budget.tolerance)
+    return search.meet_both(budget)
 
-    def thresholds(factor: float, mix: float) -> Thresholds:
-        gain = {name: (1 - mix) * params + mix * macs for name, (params, macs) in gains.items()}
-        mean = sum(gain.values()) / len(gain)
-        return {**fixed, **{name: factor * math.sqrt(gain[name] / mean) for name in gain}}
 
-    def shares(factor: float, mix: float) -> Tuple[float, float]:
-        params, macs = cost(make_plan(thresholds(factor, mix)).removed())
-        return params / cost.params, macs / cost.macs
+@dataclass
+class _Search:
+    """A search for thresholds.
 
-    def meet(index: int, target: float, mix: float) -> float:
-        """The smallest factor with which the share of params (0) or macs (1) meets the target."""
-        low, high = 0., 100 * top
-        least = shares(high, mix)[index]
+    Attributes:
+        gains (Dict): Mean parameters and operations of a channel, by group.
+        costs (Dict, optional): Measured cost of a channel, by group.
+        scores (Dict): Scores (K, ) by group, ascending.
+        fixed (Dict): Thresholds that stay.
+        planner (Planner): Chooses the channels.
+        cost (CostModel): Gives what remains.
+    """
+    gains: Dict[str, Tuple[float, float]]
+    costs: Optional[Dict[str, float]]
+    scores: Dict[str, Tensor]
+    fixed: Thresholds
+    planner: Planner
+    cost: CostModel
+
+    def shares(self, thresholds: Thresholds) -> Tuple[float, float]:
+        """What remains of parameters and operations with thresholds."""
+        params, macs = self.cost(self.planner.choose(thresholds))
+        return params / self.cost.params, macs / self.cost.macs
+
+    @property
+    def top(self) -> float:
+        """What the factor is compared with: the highest score, or all channels."""
+        return 1. if self.costs else max(1e-6, *(float(row[-1]) for row in self.scores.values()))
+
+    def thresholds(self, factor: float, mix: float) -> Thresholds:
+        """The thresholds for a factor, which is the threshold or ratio of the median group."""
+        relative = {name: (params**(1 + mix) * macs**-mix / (self.costs or {}).get(name, 1.))**0.5
+                    for name, (params, macs) in self.gains.items()}
+        middle = sorted(relative.values())[len(relative) // 2]
+        found = {name: factor * value / middle for name, value in relative.items()}
+        if self.costs:
+            found = {name: quantile(self.scores[name], min(1., ratio))
+                     for name, ratio in found.items()}
+        return {**self.fixed, **found}
+
+    def meet(self, index: int, target: float, mix: float, tolerance: float) -> Thresholds:
+        """Meet the target for the share of parameters (0) or operations (1) from below."""
+        share, thresholds = self.approach(index, target, mix, tolerance)
+        if share < target * (1 - tolerance) and self.planner.round_to == 1:
+            raise PruningError(f'{target:.1%} of the {SHARES[index]} cannot be met within '
+                               f'{tolerance:.0%}: the nearest share below is {share:.1%}')
+        return thresholds
+
+    def approach(self, index: int, target: float, mix: float,
+                 tolerance: float) -> Tuple[float, Thresholds]:
+        """Find the share nearest to a target from below, and its thresholds."""
+        least, _ = self._range(index, mix)
         if least > target * (1 + tolerance):
-            what = ('parameters', 'operations')[index]
-            raise PruningError(f'{target:.1%} of the {what} cannot be reached: these layer groups '
-                               f'and limits leave {least:.1%} at least')
-        for _ in range(40):
+            raise PruningError(f'{target:.1%} of the {SHARES[index]} cannot be reached: these '
+                               f'layer groups and limits leave {least:.1%} at least')
+        if least > target:
+            return least, self.thresholds(HIGHEST * self.top, mix)
+        low, high = LOWEST, self.top
+        while (share := self.shares(self.thresholds(high, mix))[index]) > target:
+            low, high = high, 2 * high
+        for _ in range(60):
             middle = (low + high) / 2
-            low, high = (low, middle) if shares(middle, mix)[index] <= target else (middle, high)
-        return high
+            found = self.shares(self.thresholds(middle, mix))[index]
+            if found > target:
+                low = middle
+                continue
+            high, share = middle, found
+            if share >= target * (1 - tolerance / 20):
+                break
+        below, above = self.thresholds(high, mix), self.thresholds(low, mix)
+        tried = [(share, below)]
+        stepping = self._groups_between(below, above)
+        rest = {name: gain for name, gain in self.gains.items() if name not in stepping}
+        if share >= target * (1 - tolerance) or len(rest) in (0, len(self.gains)):
+            return tried[0]
+        # One step is too large: take it and let the other groups keep more, or if they cannot
+        # keep that much, leave it and let them keep less
+        for side in (below, above):
+            fixed = {**self.fixed, **{name: side[name] for name in self.gains if name in stepping}}
+            search = replace(self, gains=rest, fixed=fixed)
+            least, most = search._range(index, mix)
+            if least <= target < most:
+                tried.append(search.approach(index, target, mix, tolerance))
+                break
+            if most <= target:
+                tried.append((most, search.thresholds(LOWEST, mix)))
+        return max(tried, key=lambda item: item[0])
 
-    def check(factor: float, mix: float) -> Thresholds:
-        """Refuse what is below the target by more than the tolerance, as with equal scores."""
-        for index, target in enumerate((target_params, target_flops)):
-            share = shares(factor, mix)[index]
-            if target is not None and share < target * (1 - tolerance):
-                above = shares(factor * (1 - 1e-6), mix)[index]
-                raise PruningError(f'{target:.1%} cannot be met within {tolerance:.0%}: many '
-                                   'scores are equal, and the nearest shares are '
-                                   f'{share:.1%} and {above:.1%}')
-        return thresholds(factor, mix)
+    def _range(self, index: int, mix: float) -> Tuple[float, float]:
+        """The least and the largest share that thresholds can leave."""
+        least, most = (self.shares(self.thresholds(factor, mix))[index]
+                       for factor in (HIGHEST * self.top, LOWEST))
+        return least, most
 
-    if target_params is None:
-        return check(meet(1, target_flops, 1.), 1.)
-    if target_flops is None:
-        return check(meet(0, target_params, 0.), 0.)
-    return check(*_meet_both(shares, meet, target_params, target_flops, tolerance))
+    def _groups_between(self, below: Thresholds, above: Thresholds) -> Set[str]:
+        """The groups of the sets in which two thresholds choose differently."""
+        first, second = self.planner.choose(below), self.planner.choose(above)
+        return {name for item in self.planner.scored for name in item.group_names()
+                if len(first.get(item.coupled.name, ())) != len(second.get(item.coupled.name, ()))}
 
-
-def _meet_both(shares: Callable, meet: Callable, target_params: float, target_flops: float,
-               tolerance: float) -> Tuple[float, float]:
-    """Bisect the mix of gains so that both shares meet their targets; gives factor and mix."""
-    low, high, tried = 0., 1., []
-    for _ in range(14):
-        mix = (low + high) / 2
-        factor = meet(0, target_params, mix)
-        params, macs = shares(factor, mix)
-        tried.append((abs(macs / target_flops - 1), factor, mix, macs))
-        if macs > target_flops:
-            low = mix
-        else:
-            high = mix
-    deviation, factor, mix, macs = min(tried)
-    if deviation > tolerance:
-        raise PruningError(f'with {target_params:.1%} of the parameters, {target_flops:.1%} of the '
-                           f'operations cannot be reached; the nearest is {macs:.1%}')
-    return factor, mix
+    def meet_both(self, budget: Budget) -> Thresholds:
+        """Bisect the mix of gains so that both shares meet their targets."""
+        targets = (budget.params, budget.flops)
+        low, high, tried = -4., 3., []
+        for _ in range(16):
+            mix = (low + high) / 2
+            _, thresholds = self.approach(0, budget.params, mix, budget.tolerance)
+            shares = self.shares(thresholds)
+            deviations = [abs(share / target - 1) for share, target in zip(shares, targets)]
+            tried.append((max(deviations), shares, thresholds))
+            if deviations[1] <= budget.tolerance / 4 and deviations[0] <= budget.tolerance:
+                break
+            low, high = (low, mix) if shares[1] > budget.flops else (mix, high)
+        # Multiples may be far from the targets, but not above
+        rounding = self.planner.round_to > 1
+        deviation, shares, thresholds = min(
+            tried, key=lambda item: (rounding and item[1][1] > budget.flops, item[0]))
+        if (shares[1] > budget.flops) if rounding else (deviation > budget.tolerance):
+            raise PruningError(f'with {budget.params:.1%} of the parameters, {budget.flops:.1%} of '
+                               f'the operations cannot be reached; the nearest are {shares[0]:.1%} '
+                               f'and {shares[1]:.1%}')
+        return thresholds
 
 
 def _mean_costs(scored: Iterable[ScoredSet], group: LayerGroup,
                 cost: CostModel) -> Tuple[float, float]:
-    """Mean cost of a channel of the sets that touch a group."""
-    costs: List[Tuple[float, float]] = []
-    for item in scored:
-        if group.name in item.group_names():
-            costs += [cost.costs(item.coupled)] * item.coupled.size
+    """Mean cost, as shares of the model's, of a channel of the sets that touch a group."""
+    costs = [(*cost.costs(item.coupled), item.coupled.size)
+             for item in scored if group.name in item.group_names()]
     if not costs:
         raise PruningError(f'layer group {group.name!r} has no prunable layer')
-    return tuple(sum(column) / len(costs) for column in zip(*costs))
+    channels = sum(size for _, _, size in costs)
+    params, macs = (sum(item[index] * item[2] for item in costs) / channels for index in (0, 1))
+    return params, max(macs, 1e-12)  # what runs only in training has no operations

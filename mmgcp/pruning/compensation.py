@@ -1,124 +1,173 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Offset compensation: what a removed channel still emits is folded into its consumers.
+"""Offset compensation: what a removed channel carries is folded into its consumers.
 
 A channel whose BatchNorm scale is zero emits the constant act(shift). Its share in the
-output of each consumer, a convolution or linear layer, is a constant too (but for the
-zero padding at the border), which the consumer's BatchNorm mean or bias can absorb
-(GCP-SAD, `arXiv 2306.01526 <https://arxiv.org/abs/2306.01526>`_).
+output of each consumer, a convolution or linear layer, is a constant too, which the
+consumer's BatchNorm mean or bias can absorb (GCP-SAD, `arXiv 2306.01526
+<https://arxiv.org/abs/2306.01526>`_). Of a channel that is not constant, the mean can be
+absorbed in the same way; calibration images tell it, as in `Data-Free Quantization
+(arXiv 1906.04721) <https://arxiv.org/abs/1906.04721>`_.
+
+A constant is absorbed exactly but for the zero padding at the border, where it is missing
+in the original. The mean of a layer's outputs is kept exactly by convolutions with a 1x1
+kernel and stride 1, linear layers, and transposed convolutions without padding whose
+kernel is as large as their stride; otherwise up to the border.
 """
 from contextlib import contextmanager
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence
 
 import torch
 import torch.nn as nn
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
 
-from mmgcp.utils.forward import run_with_hooks
+from mmgcp.utils.forward import random_image
 
+from .input_statistics import Norms, measure_inputs
+from .layers import find_layer
 from .structures import CoupledChannels
 from .surgery import Channels, gather_channels
 
-
-class _Consumer(NamedTuple):
-    """A layer that reads removed channels."""
-    name: str
-    channels: Tensor  # (K, ) of its input channels
-    values: Tensor  # (K, ) what they carry, NaN if that is not constant
-    norm: Optional[_BatchNorm]  # the normalisation that follows it
+# Consumer -> its BatchNorms -> what its removed inputs (K, ) carry, NaN if that is unknown
+Values = Dict[str, Dict[Norms, Tensor]]
 
 
 @torch.no_grad()
 def compensate(model: nn.Module, coupled_sets: Iterable[CoupledChannels],
                removed: Dict[str, Tensor],
+               images: Optional[Iterable[Tensor]] = None,
                input_shape: Sequence[int] = (3, 128, 128)) -> List[str]:
-    """Fold the constants of channels that are about to be removed into their consumers.
+    """Fold what channels that are about to be removed carry into their consumers.
 
-    The constants are read off one forward pass with the channels' scales set to zero,
-    so that sums over shortcuts, pooling, upsampling and concatenation need no rules of
-    their own.
+    What they carry is seen at the consumers' inputs while the model runs, so that sums over
+    shortcuts, pooling, upsampling, concatenation and depthwise convolutions need no rules
+    of their own. With calibration images it is the mean of the channel over the images,
+    all positions and all calls of the consumer that the same BatchNorm follows; if the
+    channel is constant, that is the constant. Without them it is the constant of a channel
+    that is constant as the model is, and otherwise the constant that the channel becomes
+    when the BatchNorm scales of the removed channels are set to zero.
 
     Args:
-        model (nn.Module): The model before surgery, changed in place.
+        model (nn.Module): The model before surgery; means and biases change in place.
         coupled_sets (Iterable[CoupledChannels]): Its coupled sets.
         removed (dict[str, Tensor]): Channels to remove, by name of the set.
-        input_shape (Sequence[int]): Shape (C, H, W) of the image.
+        images (Iterable[Tensor], optional): Batches (N, C, H, W) of calibration images, as
+            :func:`mmgcp.pruning.calibration.calibration_images` yields them. They are
+            gone through once. Defaults to None.
+        input_shape (Sequence[int]): Shape (C, H, W) of the image of noise that the model
+            runs on without calibration images.
 
     Returns:
-        list[str]: Consumers that could not absorb everything: an input is not constant,
-        or there is neither BatchNorm nor bias.
+        list[str]: Consumers that could not absorb everything: there is neither a BatchNorm
+        of their own nor a bias; or, without calibration images, an input does not become
+        constant, or the constant outputs of a transposed convolution repeat with its stride.
+        What is known of their mean is absorbed in any case, if anything can absorb it.
+
+    Raises:
+        PruningError: There is no image in ``images``.
     """
     channels = gather_channels(coupled_sets, removed)
+    inputs = {name: indices for (name, side), indices in channels.items()
+              if side == 'in' and len(indices)}
+    if not inputs:
+        return []
+    if images is None:
+        values = _constants(model, channels, inputs, input_shape)
+    else:
+        values = {name: {norms: item.mean for norms, item in entries.items()}
+                  for name, entries in measure_inputs(model, inputs, images).items()}
+    return [name for name, entries in values.items()
+            if not _fold(model.get_submodule(name), inputs[name], entries, images is None)]
+
+
+def _constants(model: nn.Module, channels: Channels, inputs: Dict[str, Tensor],
+               input_shape: Sequence[int]) -> Values:
+    """The constants of removed inputs as the model is or else without their scales."""
+    noise = [random_image(model, input_shape)]
+    as_is = measure_inputs(model, inputs, noise)
     with _zeroed_scales(model, channels):
-        consumers = _record_consumers(model, channels, input_shape)
-    return [consumer.name for consumer in consumers if not _fold(model, consumer)]
+        zeroed = measure_inputs(model, inputs, noise)
+    return {name: {norms: torch.where(item.constant.isnan(), zeroed[name][norms].constant,
+                                      item.constant)
+                   for norms, item in entries.items()}
+            for name, entries in as_is.items()}
 
 
 @contextmanager
 def _zeroed_scales(model: nn.Module, channels: Channels) -> Iterator[None]:
     saved = {}
     for (name, side), indices in channels.items():
-        module = model.get_submodule(name)
-        if isinstance(module, _BatchNorm) and module.affine:
-            saved[module] = module.weight.detach().clone()
-            module.weight.data[indices.to(module.weight.device)] = 0
+        layer = find_layer(model, name)
+        if isinstance(layer, _BatchNorm) and layer.affine:
+            saved[layer] = layer.weight.detach().clone()
+            layer.weight.data[indices.to(layer.weight.device)] = 0
     try:
         yield
     finally:
-        for module, weight in saved.items():
-            module.weight.data.copy_(weight)
+        for layer, weight in saved.items():
+            layer.weight.data.copy_(weight)
 
 
-def _record_consumers(model: nn.Module, channels: Channels,
-                      input_shape: Sequence[int]) -> List[_Consumer]:
-    """Run the model and look at the removed input channels of its layers."""
-    inputs: Dict[str, Tensor] = {}
-    outputs: Dict[int, str] = {}
-    norms: Dict[str, _BatchNorm] = {}
-    alive = []  # keeps the ids in ``outputs`` unique
+def _fold(layer: nn.Module, channels: Tensor, entries: Dict[Norms, Tensor],
+          exactly: bool) -> bool:
+    """Let a consumer absorb what its inputs carry; False if something remains.
 
-    def look(name):
-        def hook(module, args, output):
-            dims = (0, 2, 3) if args[0].dim() == 4 else tuple(range(args[0].dim() - 1))
-            indices = channels[name, 'in'].to(args[0].device)
-            values = args[0].index_select(1 if args[0].dim() == 4 else -1, indices)
-            low, high = values.amin(dims), values.amax(dims)
-            constant = high - low <= 1e-4 * (1 + high.abs())
-            values = ((low + high) / 2).masked_fill(~constant, float('nan'))
-            # a layer that is shared must see the same constant every time
-            same = name not in inputs or torch.allclose(inputs[name], values, 1e-4, 1e-4)
-            inputs[name] = values if same else torch.full_like(values, float('nan'))
-            outputs[id(output)] = name
-            alive.append(output)
-        return hook
+    Args:
+        layer (nn.Module): The consumer.
+        channels (Tensor): The removed channels (K, ) of its inputs.
+        entries (dict): What they carry, by the BatchNorms to absorb it.
+        exactly (bool): Whether more than the mean has to be absorbed.
 
-    def find_norm(module, args):
-        if id(args[0]) in outputs:
-            norms[outputs[id(args[0])]] = module
-
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm):
-            handles.append(module.register_forward_pre_hook(find_norm))
-        elif (name, 'in') in channels:
-            handles.append(module.register_forward_hook(look(name)))
-    run_with_hooks(model, input_shape, handles)
-    return [_Consumer(name, channels[name, 'in'], values, norms.get(name))
-            for name, values in inputs.items()]
+    Returns:
+        bool: Whether it could.
+    """
+    complete = True
+    for norms, values in entries.items():
+        inputs = values.new_zeros(_num_inputs(layer))
+        inputs[channels.to(values.device)] = values.nan_to_num(nan=0.)
+        outputs = _outputs(layer, inputs)
+        offset = outputs.mean(1)
+        complete &= not bool(values.isnan().any())
+        if exactly:
+            complete &= bool(((outputs - offset[:, None]).abs() <= 1e-6).all())
+        for norm in norms:
+            if norm.running_mean is not None:  # otherwise it takes offsets away by itself
+                norm.running_mean -= offset.to(norm.running_mean)
+        if not norms and layer.bias is not None:
+            layer.bias += offset.to(layer.bias)
+        elif not norms:
+            complete &= not bool(outputs.any())
+    return complete
 
 
-def _fold(model: nn.Module, consumer: _Consumer) -> bool:
-    """Let a consumer absorb its constants; False if some remain."""
-    module = model.get_submodule(consumer.name)
-    if isinstance(module, nn.ConvTranspose2d):
-        return False  # its output is not constant but repeats with the stride
-    weight = module.weight.flatten(2).sum(-1) if module.weight.dim() == 4 else module.weight
-    values = consumer.values.nan_to_num(nan=0.)
-    offset = weight[:, consumer.channels.to(weight.device)] @ values
-    if consumer.norm is not None:
-        consumer.norm.running_mean -= offset
-    elif module.bias is not None:
-        module.bias += offset
-    else:
-        return not bool(offset.any())
-    return not bool(consumer.values.isnan().any())
+def _outputs(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """What a layer without bias makes of constant inputs, far from the border.
+
+    Args:
+        layer (nn.Module): A convolution, transposed convolution or linear layer.
+        inputs (Tensor): One value (C, ) for each input channel.
+
+    Returns:
+        Tensor: The values (O, P) of each output channel: one, or for a transposed
+        convolution one for each phase of its stride.
+    """
+    weight = layer.weight.detach().to(inputs)
+    if isinstance(layer, nn.Linear):
+        return (weight @ inputs)[:, None]
+    inputs = inputs.view(layer.groups, -1)
+    if not isinstance(layer, nn.ConvTranspose2d):
+        kernels = weight.flatten(2).sum(2).unflatten(0, (layer.groups, -1))
+        return torch.einsum('goi,gi->go', kernels, inputs).reshape(-1, 1)
+    kernels = weight.unflatten(0, (layer.groups, -1))
+    taps = torch.einsum('giohw,gi->gohw', kernels, inputs).flatten(0, 1)
+    phases = taps.new_zeros(len(taps), *layer.stride)
+    for y in range(taps.shape[1]):
+        for x in range(taps.shape[2]):
+            place = (y * layer.dilation[0] % layer.stride[0],
+                     x * layer.dilation[1] % layer.stride[1])
+            phases[:, place[0], place[1]] += taps[:, y, x]
+    return phases.flatten(1)
+
+
+def _num_inputs(layer: nn.Module) -> int:
+    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels

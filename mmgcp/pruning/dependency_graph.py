@@ -5,19 +5,37 @@ Torch-Pruning's `DependencyGraph <https://arxiv.org/abs/2301.12900>`_ tells whic
 of which layers have to go together. What is removed, and how, is decided elsewhere.
 """
 from contextlib import contextmanager
-from typing import Dict, Iterable, Iterator, List, Sequence, Set, Tuple
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 import torch
 import torch.nn as nn
-from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm, _InstanceNorm
 from torch import Tensor
 
-from mmgcp.utils.forward import random_image
+from mmgcp.utils.forward import random_image, run_as_tensors
 
+from .constraints import constrain
+from .layers import (
+    WEIGHT_TYPES,
+    Layer,
+    channel_counts,
+    find_layer,
+    has_channels,
+    is_depthwise,
+    is_grouped,
+    num_channels,
+)
 from .structures import ChannelSlice, CoupledChannels, PruningError
-from .surgery import num_channels
+from .tracing import Observer, flatten_tensors, from_front, splits_rightly, traceable
 
-ROOT_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+PREDICTIONS = 'its outputs are the predictions'
+ENDLESS = 'Torch-Pruning finds no end of what is coupled with it'
+# Of one coupled set; in all detectors tested the most are 120 and, in a Faster R-CNN, 600 000
+MAX_OPERATIONS = 5000
+MAX_INDICES = 1_000_000
+
+
+class _EndlessError(Exception):
+    """Torch-Pruning finds no end of what is coupled with a layer."""
 
 
 def find_coupled_channels(
@@ -37,73 +55,81 @@ def find_coupled_channels(
     Raises:
         PruningError: The model cannot be traced, or Torch-Pruning is not installed.
     """
-    with traceable(model) as modes:
-        graph, output_fns = _build_graph(model, input_shape, modes)
+    torch_pruning = _import_torch_pruning()
+    with traceable(model) as modes, _repaired(torch_pruning):
+        graph, observer, output_fns = _build_graph(torch_pruning, model, input_shape, modes)
         predictions = _prediction_layers(graph, output_fns)
         found: List[CoupledChannels] = []
-        skipped = {graph._module2name[module]: 'its outputs are the predictions'
+        skipped = {graph._module2name[module]: PREDICTIONS
                    for module in predictions}
         covered: Dict[nn.Module, Set[int]] = {}
         for name, module in model.named_modules():
-            if (isinstance(module, ROOT_TYPES) and module in graph.module2node
+            if (isinstance(module, WEIGHT_TYPES) and module in graph.module2node
                     and module not in predictions):
-                found += _coupled_set(graph, name, module, covered)
-        unclear = _unclear_layers(graph, found)
+                try:
+                    found += _coupled_set(graph, name, module, covered)
+                except _EndlessError:  # who reads its channels will miss them
+                    skipped[name] = ENDLESS
+        unclear = _unclear_layers(graph, observer, found)
     coupled_sets = []
-    modules = dict(model.named_modules())
     for coupled in found:
-        reason = _reason_to_skip(coupled, modules, predictions, unclear)
-        if reason:
-            skipped.update((item.module, reason) for item in coupled.side('out')
-                           if item.module not in skipped)
-        else:
-            coupled_sets.append(coupled)
+        layers = {item.module: find_layer(model, item.module) for item in coupled.slices}
+        try:
+            _check(coupled, layers, predictions, unclear)
+            coupled_sets.append(constrain(coupled, layers))
+        except PruningError as reason:
+            for item in coupled.side('out'):
+                skipped.setdefault(item.module, str(reason))
     return coupled_sets, skipped
 
 
-@contextmanager
-def traceable(model: nn.Module) -> Iterator[Dict[nn.Module, bool]]:
-    """Put a model in train mode with fixed normalisation and all gradients on, then restore it.
-
-    Yields:
-        dict: The mode (training or not) of each module meanwhile.
-    """
-    training = {module: module.training for module in model.modules()}
-    frozen = {param for param in model.parameters() if not param.requires_grad}
-    model.train()
-    for module in model.modules():
-        if isinstance(module, (_BatchNorm, _InstanceNorm, nn.Dropout)):
-            module.training = False
-    for param in model.parameters():
-        param.requires_grad_(True)
-    try:
-        yield {module: module.training for module in model.modules()}
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-        for param in model.parameters():
-            param.requires_grad_(param not in frozen)
-
-
-def flatten_tensors(outputs) -> List[Tensor]:
-    """Return all tensors of nested lists, tuples and dictionaries."""
-    if isinstance(outputs, Tensor):
-        return [outputs]
-    if isinstance(outputs, dict):
-        outputs = list(outputs.values())
-    if isinstance(outputs, (list, tuple)):
-        return [tensor for item in outputs for tensor in flatten_tensors(item)]
-    return []
-
-
-def _build_graph(model: nn.Module, input_shape: Sequence[int], modes: Dict[nn.Module, bool]):
+def _import_torch_pruning():
     try:
         import torch_pruning
     except ImportError:
         raise PruningError('pruning needs Torch-Pruning 1.6.1, which is not installed: '
                            'pip install --no-deps torch-pruning==1.6.1') from None
+    return torch_pruning
 
+
+@contextmanager
+def _repaired(torch_pruning) -> Iterator[None]:
+    """Let Torch-Pruning keep the order of indices, and all roots of each, and come to an end.
+
+    It passes indices that are mapped back through a flatten through a set, takes each new
+    order for news, and needs minutes for a Faster R-CNN. Of an index that belongs to several
+    roots it drops all but one, so that these seem to be free of each other. And where it
+    takes a reshape for a flatten, indices can grow without end.
+    """
+    mappings, group = torch_pruning.dependency.index_mapping, torch_pruning.dependency.group.Group
+    originals = mappings._FlattenIndexMapping, group.add_dep, group.add_and_merge
+
+    class Ordered(mappings._FlattenIndexMapping):
+
+        def __call__(self, indices):
+            if not self.reverse:
+                if len(indices) * self._stride > MAX_INDICES:
+                    raise _EndlessError
+                return super().__call__(indices)
+            return list(dict.fromkeys(item._replace(idx=item.idx // self._stride)
+                                      for item in indices))
+
+    def add(group, dep, idxs) -> None:
+        if len(group) >= MAX_OPERATIONS:
+            raise _EndlessError
+        originals[1](group, dep, idxs)
+
+    mappings._FlattenIndexMapping, group.add_dep, group.add_and_merge = Ordered, add, add
+    try:
+        yield
+    finally:
+        mappings._FlattenIndexMapping, group.add_dep, group.add_and_merge = originals
+
+
+def _build_graph(torch_pruning, model: nn.Module, input_shape: Sequence[int],
+                 modes: Dict[nn.Module, bool]):
     outputs: List[Tensor] = []
+    observer = Observer(model)
 
     def forward(model: nn.Module, image: Tensor) -> List[Tensor]:
         # Torch-Pruning has called eval(), with which backbones freeze their stages again
@@ -111,17 +137,39 @@ def _build_graph(model: nn.Module, input_shape: Sequence[int], modes: Dict[nn.Mo
             module.training = mode
         for param in model.parameters():
             param.requires_grad_(True)
-        outputs.extend(flatten_tensors(model(image, mode='tensor')))
+        with observer:
+            outputs.extend(flatten_tensors(run_as_tensors(model, image)))
         return outputs
 
+    graph = torch_pruning.DependencyGraph()
+    slices = graph.REGISTERED_PRUNERS[torch_pruning.ops.OPTYPE.SLICE]
+    slices.get_in_channels, slices.get_out_channels = _channels_before_slice, _sliced_channels
+    concats = graph.REGISTERED_PRUNERS[torch_pruning.ops.OPTYPE.CONCAT]
+    concats.get_in_channels = concats.get_out_channels = (
+        lambda operation: observer.concatenated.get(graph.module2node[operation].grad_fn))
     try:
         with torch.enable_grad():
-            graph = torch_pruning.DependencyGraph().build_dependency(
+            graph.build_dependency(
                 model, random_image(model, input_shape), forward_fn=forward, verbose=False)
     except Exception as error:  # whatever the model or Torch-Pruning raises
         raise PruningError('the model cannot be traced: '
                            f'{type(error).__name__}: {error}') from error
-    return graph, [output.grad_fn for output in outputs]
+    return graph, observer, [output.grad_fn for output in outputs]
+
+
+def _channels_before_slice(operation) -> Optional[int]:
+    """The channels that a slice cuts; None if it cuts another dimension."""
+    sizes = operation.grad_fn._saved_self_sym_sizes
+    return sizes[1] if len(sizes) > 1 and from_front(operation.dim, len(sizes)) == 1 else None
+
+
+def _sliced_channels(operation) -> Optional[int]:
+    """The channels that a slice lets through; None if it cuts another dimension."""
+    channels = _channels_before_slice(operation)
+    if channels is None:
+        return None
+    start, end = (min(bound, channels) for bound in (operation.start, operation.end))
+    return (end - start + operation.step - 1) // operation.step
 
 
 def _prediction_layers(graph, output_fns: List[object]) -> Set[nn.Module]:
@@ -138,7 +186,7 @@ def _nearest_layers(nodes: Iterable) -> Set[nn.Module]:
         if node in seen:
             continue
         seen.add(node)
-        if isinstance(node.module, ROOT_TYPES):
+        if isinstance(node.module, WEIGHT_TYPES):
             found.add(node.module)
         else:
             pending.extend(node.inputs)
@@ -155,7 +203,8 @@ def _coupled_set(graph, name: str, module: nn.Module,
         return []
     group = graph.get_pruning_group(module, pruner.prune_out_channels, channels)
     root_numbers = {channel: number for number, channel in enumerate(channels)}
-    slices = []
+    # (layer, side) -> pairs of a channel of the layer and one of the set, each once
+    pairs: Dict[Tuple[str, str], Dict[Tuple[int, int], None]] = {}
     for item in group:
         target = item.dep.target
         if not isinstance(target.module, (nn.Module, nn.Parameter)) or not _has_weights(target):
@@ -163,18 +212,20 @@ def _coupled_set(graph, name: str, module: nn.Module,
         is_out = graph.is_out_channel_pruning_fn(item.dep.handler)
         if is_out:
             covered.setdefault(target.module, set()).update(item.idxs)
-        slices.append(
-            ChannelSlice(
-                module=_name_of(graph, target),
-                side='out' if is_out else 'in',
-                channels=torch.tensor(item.idxs, dtype=torch.long),
-                roots=torch.tensor([root_numbers[root] for root in item.root_idxs])))
-    return [CoupledChannels(name, len(channels), tuple(slices))]
+        found = zip(item.idxs, [root_numbers[root] for root in item.root_idxs])
+        key = (_name_of(graph, target), 'out' if is_out else 'in')
+        pairs.setdefault(key, {}).update(dict.fromkeys(found))
+    slices = tuple(ChannelSlice(layer, side, *torch.tensor(list(found)).unbind(1))
+                   for (layer, side), found in pairs.items())
+    return [CoupledChannels(name, len(channels), slices)]
 
 
 def _has_weights(node) -> bool:
-    return (isinstance(node.module, (nn.Parameter, _BatchNorm))
-            or any(True for _ in node.module.parameters()))
+    layer = node.module
+    if isinstance(layer, nn.PReLU) and layer.num_parameters == 1:
+        return False
+    return (isinstance(layer, nn.Parameter) or bool(channel_counts(layer))
+            or any(True for _ in (*layer.parameters(), *layer.buffers())))
 
 
 def _name_of(graph, node) -> str:
@@ -183,24 +234,29 @@ def _name_of(graph, node) -> str:
     return graph._module2name[node.module]
 
 
-def _unclear_layers(graph,
+def _unclear_layers(graph, observer: Observer,
                     coupled_sets: List[CoupledChannels]) -> Dict[Tuple[str, str], str]:
     """Sides of layers whose inputs the sets do not explain, and of those that these are from.
 
-    Torch-Pruning loses channels on some ways through split, chunk and concatenation.
+    Torch-Pruning loses channels on some ways through concatenations.
     """
-    known: Dict[str, Set[int]] = {}
-    for coupled in coupled_sets:
-        for item in coupled.side('in'):
-            known.setdefault(item.module, set()).update(item.channels.tolist())
+    known: Dict[Tuple[str, str], Set[int]] = {}
     unclear = {}
+    for coupled in coupled_sets:
+        reason = _contradiction(graph.model, coupled, known)
+        if reason:
+            unclear.update({(item.module, item.side): reason for item in coupled.slices})
     for module, node in graph.module2node.items():
         readers = set()
-        if _adds_untraced(node):
-            reason = 'something that is not the output of a layer is added to it'
-        elif isinstance(module, ROOT_TYPES) and getattr(module, 'groups', 1) == 1:
+        if node.grad_fn in observer.with_constants:
+            reason = 'it is combined with something that is not the output of a layer'
+        elif node.grad_fn in observer.mixing and not _has_weights(node):
+            reason = 'its channels are mixed or reordered by something without weights'
+        elif _cuts_channels(node) and not splits_rightly(observer.splits.get(node.grad_fn)):
+            reason = 'its channels are split by a module that does not say how'
+        elif isinstance(module, WEIGHT_TYPES) and not is_depthwise(module):
             name = graph._module2name[module]
-            if known.get(name) == set(range(num_channels(module, 'in'))):
+            if known.get((name, 'in')) == set(range(num_channels(module, 'in'))):
                 continue
             reason = f'it is not clear which layer each input channel of {name} is from'
             readers = {(name, 'in')}
@@ -212,30 +268,51 @@ def _unclear_layers(graph,
     return unclear
 
 
-def _adds_untraced(node) -> bool:
-    """Whether a node adds what is no layer's output, such as the image, to its input."""
-    name = type(node.grad_fn).__name__
-    return (name in ('AddBackward0', 'SubBackward0')
-            and any(function is None for function, _ in node.grad_fn.next_functions))
+def _contradiction(model: nn.Module, coupled: CoupledChannels,
+                   known: Dict[Tuple[str, str], Set[int]]) -> str:
+    """Why a set cannot be right, beside those that are known; empty if it can be.
 
-
-def _reason_to_skip(coupled: CoupledChannels, modules: Dict[str, nn.Module],
-                    predictions: Set[nn.Module], unclear: Dict[Tuple[str, str], str]) -> str:
-    """Why a set is left alone, or an empty string."""
+    Args:
+        model (nn.Module): The model.
+        coupled (CoupledChannels): The set.
+        known (dict): Channels of other sets by layer and side; gets those of this one.
+    """
+    reason = ''
     for item in coupled.slices:
-        module = modules.get(item.module)
-        if module is None:
-            return f'it is coupled with the parameter {item.module}'
-        if module in predictions and item.side == 'out':
-            return f'it is coupled with the prediction layer {item.module}'
-        if getattr(module, 'groups', 1) > 1:
-            return f'it is coupled with the grouped convolution {item.module}'
-        if not isinstance(module, (*ROOT_TYPES, _BatchNorm)):
-            return f'it is coupled with the {type(module).__name__} {item.module}'
+        channels = set(item.channels.tolist())
+        counts = channel_counts(find_layer(model, item.module))
+        others = known.setdefault((item.module, item.side), set())
+        if channels & others or (counts and max(channels) >= counts[0 if item.side == 'in' else -1]):
+            reason = f'it is not clear which of its channels {item.module} has'
+        others |= channels
+    return reason
+
+
+def _cuts_channels(node) -> bool:
+    """Whether a node takes some channels out of a feature map."""
+    return (type(node.module).__name__ == '_SliceOp'
+            and _sliced_channels(node.module) != _channels_before_slice(node.module))
+
+
+def _check(coupled: CoupledChannels, layers: Dict[str, Layer], predictions: Set[nn.Module],
+           unclear: Dict[Tuple[str, str], str]) -> None:
+    """Raise the reason if a set has to be left alone."""
+    for item in coupled.slices:
+        layer = layers[item.module]
+        if isinstance(layer, nn.Parameter) and not has_channels(layer):
+            raise PruningError(f'it is coupled with the parameter {item.module}')
+        if layer in predictions and item.side == 'out':
+            raise PruningError(f'it is coupled with the prediction layer {item.module}')
+        if not channel_counts(layer):
+            raise PruningError(f'it is coupled with the {type(layer).__name__} {item.module}')
+        if _is_multiplier(layer):
+            raise PruningError(f'it is coupled with the grouped convolution {item.module}')
         if (item.module, item.side) in unclear:
-            return unclear[item.module, item.side]
-        if int(item.channels.max()) >= num_channels(module, item.side):
-            return f'it is not clear which of its channels {item.module} reads'
+            raise PruningError(unclear[item.module, item.side])
         if len(item.channels.unique()) != len(item.channels):
-            return f'several of its channels are tied to each other in {item.module}'
-    return ''
+            raise PruningError(f'several of its channels are tied to each other in {item.module}')
+
+
+def _is_multiplier(layer: Layer) -> bool:
+    """Whether a convolution makes several channels of each; Torch-Pruning miscounts those."""
+    return is_grouped(layer) and layer.groups in (layer.in_channels, layer.out_channels)

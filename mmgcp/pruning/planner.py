@@ -2,6 +2,7 @@
 """From scores and thresholds to a pruning plan."""
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Callable, Dict, Iterable, List, Optional, Sequence
 
 import torch
@@ -9,7 +10,9 @@ import torch.nn as nn
 from torch import Tensor
 
 from .layer_groups import assign_groups
-from .structures import CoupledChannels, LayerGroup, PruningError, PruningPlan, SetPlan
+from .merges import MERGES
+from .plan import PruningPlan, SetPlan
+from .structures import CoupledChannels, LayerGroup, PruningError
 
 # A channel is kept if its score is above the threshold; None keeps them all.
 Thresholds = Dict[str, Optional[float]]
@@ -30,19 +33,35 @@ class ScoredSet:
     scores: Dict[str, Tensor]
     groups: Dict[str, LayerGroup]
 
-    @property
+    @cached_property
+    def rows(self) -> Tensor:
+        """All scores (L, C)."""
+        return torch.stack(list(self.scores.values()))
+
+    @cached_property
     def best_scores(self) -> Tensor:
         """Best score (C, ) of each channel in any layer."""
-        return torch.stack([row.nan_to_num(nan=-math.inf) for row in self.scores.values()]).amax(0)
+        return self.rows.nan_to_num(nan=-math.inf).amax(0)
+
+    @cached_property
+    def parts(self) -> List[Tensor]:
+        """Channels (K, ) of the layers that have only some of the set's."""
+        parts = {tuple(item.roots.unique().tolist()) for item in self.coupled.slices}
+        return [torch.tensor(part) for part in sorted(parts) if len(part) < self.coupled.size]
 
     def group_names(self) -> List[str]:
-        """Names of the groups of the set's layers, each once."""
-        return list(dict.fromkeys(group.name for group in self.groups.values()))
+        """Names of the groups of the layers that have scores, each once."""
+        return list(dict.fromkeys(self.groups[layer].name for layer in self.scores
+                                  if layer in self.groups))
 
 
 def score_sets(model: nn.Module, coupled_sets: Iterable[CoupledChannels], criterion: Callable,
                groups: Sequence[LayerGroup], skipped: Dict[str, str]) -> List[ScoredSet]:
     """Score coupled sets and find the layer groups of their layers.
+
+    Channels that only go together share their mean score. Scores that are equal are
+    told apart by less than a millionth, at random but always the same, so that any
+    number of channels can be chosen by a threshold.
 
     Args:
         model (nn.Module): The model.
@@ -54,16 +73,25 @@ def score_sets(model: nn.Module, coupled_sets: Iterable[CoupledChannels], criter
     Returns:
         list[ScoredSet]: The sets that have scores.
     """
-    scores = {coupled.name: criterion(model, coupled) for coupled in coupled_sets}
-    owners = assign_groups(model, [layer for rows in scores.values() for layer in rows], groups)
+    generator = torch.Generator().manual_seed(0)
+    scores = {
+        coupled.name: {layer: _without_ties(_share(row.double(), coupled.units), coupled, generator)
+                       for layer, row in criterion(model, coupled).items()}
+        for coupled in coupled_sets
+    }
+    members = {coupled.name: [item.module for item in coupled.side('out')]
+               for coupled in coupled_sets}
+    owners = assign_groups(model, [name for names in members.values() for name in names], groups)
     scored = []
     for coupled in coupled_sets:
         rows = scores[coupled.name]
         if rows:
-            scored.append(ScoredSet(coupled, rows, {x: owners[x] for x in rows if x in owners}))
+            groups_of_set = {name: owners[name] for name in members[coupled.name]
+                             if name in owners}
+            scored.append(ScoredSet(coupled, rows, groups_of_set))
         else:
-            skipped.update({item.module: f'{type(criterion).__name__} has no scores for it'
-                            for item in coupled.side('out')})
+            skipped.update(dict.fromkeys(members[coupled.name],
+                                         f'{type(criterion).__name__} has no scores for it'))
     return scored
 
 
@@ -87,73 +115,147 @@ def thresholds_of_groups(scored: Iterable[ScoredSet],
             thresholds[group.name] = group.threshold
         elif group.ratio is not None:
             values = group_scores(scored, group).sort().values
-            number = int(len(values) * group.ratio + 1e-9)
-            thresholds[group.name] = float(values[number - 1]) if number else None
+            thresholds[group.name] = quantile(values, group.ratio)
     return thresholds
+
+
+def quantile(values: Tensor, ratio: float) -> Optional[float]:
+    """Return the floor(ratio * K)-th of ascending values (K, ), None for the zeroth."""
+    number = max(0, int(len(values) * ratio + 1e-9))
+    return float(values[number - 1]) if number else None
 
 
 def group_scores(scored: Iterable[ScoredSet], group: LayerGroup) -> Tensor:
     """Return all scores (K, ) of the layers of a group."""
     rows = [row[~row.isnan()] for item in scored for layer, row in item.scores.items()
-            if item.groups.get(layer) is group]
+            if layer in item.groups and item.groups[layer].name == group.name]
     return torch.cat(rows) if rows else torch.zeros(0)
 
 
-def choose_channels(item: ScoredSet, thresholds: Thresholds, merge: str,
-                    min_keep_ratio: float) -> Tensor:
-    """Choose the channels of a set to remove.
+@dataclass(frozen=True)
+class Planner:
+    """Chooses the channels that thresholds remove.
 
-    Each layer compares its scores with the threshold of its own group, also where
-    the layers of the set belong to different groups; a layer without a threshold
-    keeps all of its channels. The verdicts are merged: with
-    ``'or'`` (the paper's rule) a channel stays if any layer keeps it, with
-    ``'majority'`` (the rule in the authors' code) if more than half of them do.
-
-    Args:
-        item (ScoredSet): The set, of size C.
-        thresholds (dict[str, float | None]): Threshold by name of the group.
-        merge (str): ``'or'`` or ``'majority'``.
-        min_keep_ratio (float): At least this share of the channels stays, and one.
-
-    Returns:
-        Tensor: Indices of the channels to remove, ascending.
-    """
-    if merge not in ('or', 'majority'):
-        raise PruningError(f"merge must be 'or' or 'majority', but is {merge!r}")
-    limits = [thresholds.get(item.groups[layer].name) if layer in item.groups else None
-              for layer in item.scores]
-    rows = torch.stack(list(item.scores.values()))
-    present = ~rows.isnan()
-    protected = present & torch.tensor([[limit is None] for limit in limits])
-    above = present & (rows.nan_to_num() > torch.tensor([[limit or 0.] for limit in limits]))
-    votes, voters = above.sum(0), present.sum(0)
-    keep = protected.any(0) | (votes > 0 if merge == 'or' else 2 * votes > voters)
-    minimum = max(1, math.ceil(min_keep_ratio * item.coupled.size))
-    if int(keep.sum()) < minimum:
-        keep[item.best_scores.topk(minimum).indices] = True
-    return (~keep).nonzero().flatten()
-
-
-def make_plan(scored: Sequence[ScoredSet], thresholds: Thresholds, merge: str = 'or',
-              min_keep_ratio: float = 0.01) -> PruningPlan:
-    """Make the plan that given thresholds lead to.
-
-    Args:
+    Attributes:
         scored (Sequence[ScoredSet]): The scored sets.
-        thresholds (dict[str, float | None]): Threshold by name of the group.
-        merge (str): See :func:`choose_channels`. Defaults to 'or'.
-        min_keep_ratio (float): See :func:`choose_channels`. Defaults to 0.01.
-
-    Returns:
-        PruningPlan: The plan.
+        merge (str): How the layers of a coupled set decide together; see
+            :mod:`mmgcp.pruning.merges`.
+        min_keep_ratio (float): At least this share of the channels of a set stays,
+            and one; the same holds for a layer that has only some of them.
+        round_to (int): The number of channels of a set that stay is a multiple of it,
+            or all of them.
     """
-    sets = [
-        SetPlan(
-            name=item.coupled.name,
-            groups=item.group_names(),
-            layers=[piece.module for piece in item.coupled.side('out')],
-            size=item.coupled.size,
-            removed=choose_channels(item, thresholds, merge, min_keep_ratio).tolist())
-        for item in scored
-    ]
-    return PruningPlan(sets, thresholds=dict(thresholds))
+    scored: Sequence[ScoredSet]
+    merge: str = 'or'
+    min_keep_ratio: float = 0.01
+    round_to: int = 1
+
+    def __post_init__(self):
+        if self.merge not in MERGES:
+            raise PruningError(f'merge must be one of {sorted(MERGES)}, but is {self.merge!r}')
+        if not 0 <= self.min_keep_ratio <= 1:
+            raise PruningError(f'min_keep_ratio must be in [0, 1], but is {self.min_keep_ratio}')
+        if self.round_to < 1:
+            raise PruningError(f'round_to must be a positive number, but is {self.round_to}')
+
+    def choose(self, thresholds: Thresholds) -> Dict[str, Tensor]:
+        """Choose the channels to remove.
+
+        Each layer compares its scores with the threshold of its own group, also where
+        the layers of a set belong to different groups; a layer without a threshold
+        keeps all of its channels. The verdicts are merged.
+
+        Args:
+            thresholds (dict[str, float | None]): Threshold by name of the group.
+
+        Returns:
+            dict[str, Tensor]: Ascending indices by name of the set, where there are any.
+        """
+        removed = {}
+        for item in self.scored:
+            channels = self._choose_of_set(item, thresholds)
+            if len(channels):
+                removed[item.coupled.name] = channels
+        return removed
+
+    def plan(self, thresholds: Thresholds) -> PruningPlan:
+        """Make the plan that thresholds lead to."""
+        removed = self.choose(thresholds)
+        sets = [
+            SetPlan(
+                name=item.coupled.name,
+                layers={piece.module: item.groups[piece.module].name
+                        if piece.module in item.groups else ''
+                        for piece in item.coupled.side('out')},
+                size=item.coupled.size,
+                removed=removed[item.coupled.name].tolist() if item.coupled.name in removed else [])
+            for item in self.scored
+        ]
+        return PruningPlan(sets, thresholds=dict(thresholds))
+
+    def _choose_of_set(self, item: ScoredSet, thresholds: Thresholds) -> Tensor:
+        limits = [thresholds.get(item.groups[layer].name) if layer in item.groups else None
+                  for layer in item.scores]
+        # A layer without a threshold is infinitely far above it
+        limits = torch.tensor([-math.inf if limit is None else limit for limit in limits],
+                              dtype=torch.double)
+        margins = MERGES[self.merge](item.rows, limits[:, None])
+        for part in item.parts:
+            margins[part[margins[part].topk(self._minimum(len(part))).indices]] = math.inf
+        keep = margins > 0
+        if bool(keep.all()):
+            return torch.zeros(0, dtype=torch.long)
+        minimum = self._minimum(item.coupled.size)
+        if item.coupled.blocks is not None:
+            keep = self._balanced(item.coupled, margins, keep, minimum)
+        else:
+            keep = self._best(item.coupled, margins, keep, minimum)
+        return (~keep).nonzero().flatten()
+
+    def _minimum(self, size: int) -> int:
+        """How many of so many channels have to stay."""
+        return max(1, math.ceil(self.min_keep_ratio * size - 1e-9))
+
+    def _best(self, coupled: CoupledChannels, margins: Tensor, keep: Tensor,
+              minimum: int) -> Tensor:
+        """The mask of the best channels, in whole units."""
+        order = margins.sort(descending=True, stable=True).indices
+        if coupled.units is None:
+            number = max(minimum, int(keep.sum()))
+            return coupled.mask(order[:math.ceil(number / self.round_to) * self.round_to])
+        units = torch.tensor(list(dict.fromkeys(coupled.units[order].tolist())))
+        totals = coupled.units.bincount()[units].cumsum(0)
+        number = max(minimum, int(torch.isin(coupled.units, coupled.units[keep]).sum()))
+        enough = (totals >= number) & (totals % self.round_to == 0)
+        enough[-1] = True
+        return torch.isin(coupled.units, units[:int(enough.nonzero()[0]) + 1])
+
+    def _balanced(self, coupled: CoupledChannels, margins: Tensor, keep: Tensor,
+                  minimum: int) -> Tensor:
+        """The mask of the best channels, equally many of each block."""
+        blocked = (coupled.blocks >= 0).nonzero().flatten()
+        blocked = blocked[coupled.blocks[blocked].sort(stable=True).indices]
+        blocks = blocked.view(int(coupled.blocks.max()) + 1, -1)  # channels by block
+        step = self.round_to // math.gcd(self.round_to, len(blocks))
+        number = max(math.ceil(minimum / len(blocks)), int(keep[blocks].sum(1).max()))
+        number = min(blocks.shape[1], math.ceil(number / step) * step)
+        best = blocks.gather(1, margins[blocks].topk(number).indices)
+        return coupled.mask(best.flatten()) | (keep & (coupled.blocks < 0))
+
+
+def _share(row: Tensor, units: Optional[Tensor]) -> Tensor:
+    """Give the channels of each unit their mean score."""
+    if units is None:
+        return row
+    sums = torch.zeros(int(units.max()) + 1, dtype=row.dtype)
+    counts = sums.index_add(0, units, (~row.isnan()).to(row))
+    means = sums.index_add(0, units, row.nan_to_num()) / counts
+    return torch.where(row.isnan(), row, means[units])
+
+
+def _without_ties(row: Tensor, coupled: CoupledChannels, generator: torch.Generator) -> Tensor:
+    """Lower scores by up to a millionth, equally within a unit."""
+    noise = torch.rand(coupled.size, generator=generator, dtype=row.dtype)
+    if coupled.units is not None:
+        noise = noise[coupled.units]
+    return row - noise * (1e-6 * row.abs() + 1e-12)

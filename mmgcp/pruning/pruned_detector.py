@@ -1,15 +1,16 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-from typing import Dict, List
+from typing import Dict, Iterator, List, Tuple
 
 import torch
 import torch.nn as nn
-from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from mmyolo.registry import MODELS as MMYOLO_MODELS
+from torch import Tensor
 
 from mmgcp.registry import MODELS
 
+from .attributes import refresh_attributes
+from .layers import Layer, channel_counts, has_channels, is_depthwise, keep_channels, num_channels
 from .structures import PruningError
-from .surgery import keep_channels
 
 ChannelTable = Dict[str, List[int]]
 
@@ -25,7 +26,7 @@ def PrunedDetector(detector: str, channels: ChannelTable, **kwargs) -> nn.Module
         detector (str): Type of the original detector, as ``'YOLODetector'``.
         channels (dict[str, list[int]]): The channels that are left in the layers that
             were pruned: [in, out] of convolutions and linear layers, [features] of
-            normalisation layers.
+            normalisation layers and bare parameters.
         **kwargs: The arguments of the original detector.
 
     Returns:
@@ -41,7 +42,7 @@ def PrunedDetector(detector: str, channels: ChannelTable, **kwargs) -> nn.Module
 
 def count_channels(model: nn.Module) -> ChannelTable:
     """List the channels of all layers of a model; see :func:`PrunedDetector`."""
-    counts = {name: _counts(module) for name, module in model.named_modules()}
+    counts = {name: channel_counts(layer) for name, layer in _named_layers(model).items()}
     return {name: numbers for name, numbers in counts.items() if numbers}
 
 
@@ -56,27 +57,37 @@ def apply_channel_table(model: nn.Module, table: ChannelTable) -> None:
         PruningError: A layer is missing, of another kind, or has too few channels;
             nothing has been changed.
     """
-    modules = dict(model.named_modules())
+    layers = _named_layers(model)
     for name, counts in table.items():
-        if name not in modules:
+        if name not in layers:
             raise PruningError(f'the channel table names {name!r}, which the detector does not '
                                'have: is it the architecture that was pruned?')
-        present = _counts(modules[name])
+        present = channel_counts(layers[name])
         if len(present) != len(counts) or any(a > b for a, b in zip(counts, present)):
             raise PruningError(f'the channel table asks for {list(counts)} channels in {name!r}, '
                                f'but the detector has {present} there')
     for name, counts in table.items():
-        sides = ('out', ) if len(counts) == 1 else ('in', 'out')
-        for side, count in zip(sides, counts):
-            keep_channels(modules[name], side, torch.arange(count))
+        for side, keep in _kept(layers[name], counts):
+            keep_channels(model, name, side, keep)
+    refresh_attributes(model)
 
 
-def _counts(module: nn.Module) -> List[int]:
-    """The numbers of channels of a layer; empty for other modules."""
-    if isinstance(module, _BatchNorm):
-        return [module.num_features]
-    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-        return [module.in_channels, module.out_channels]
-    if isinstance(module, nn.Linear):
-        return [module.in_features, module.out_features]
-    return []
+def _named_layers(model: nn.Module) -> Dict[str, Layer]:
+    """The modules of a model, and the parameters that no layer with weights owns."""
+    layers: Dict[str, Layer] = dict(model.named_modules())
+    owned = {parameter for layer in layers.values() if channel_counts(layer)
+             for parameter in layer.parameters()}
+    layers.update((name, parameter) for name, parameter in model.named_parameters()
+                  if parameter not in owned and has_channels(parameter))
+    return layers
+
+
+def _kept(layer: Layer, counts: List[int]) -> Iterator[Tuple[str, Tensor]]:
+    """The sides of a layer and the first channels of each, in a grouped layer of each group."""
+    if len(counts) == 1 or is_depthwise(layer):
+        yield 'out', torch.arange(counts[-1])
+        return
+    groups = getattr(layer, 'groups', 1)
+    for side, count in zip(('in', 'out'), counts):
+        channels = torch.arange(num_channels(layer, side)).view(groups, -1)
+        yield side, channels[:, :count // groups].flatten()

@@ -2,34 +2,19 @@
 """What was pruned, for people and for programs."""
 import json
 from pathlib import Path
-from typing import Dict, List, NamedTuple
+from typing import Dict, List
 
 from mmgcp.analysis.plots import plot_channels, plot_score_histograms
 
-from .api import PruningResult
-
-
-class LayerRow(NamedTuple):
-    """Output channels of a layer before and after pruning."""
-    layer: str
-    group: str
-    before: int
-    after: int
-
-
-def layer_rows(result: PruningResult) -> List[LayerRow]:
-    """List the convolutions and linear layers in the order of the model."""
-    groups = {layer: ' + '.join(item.groups) for item in result.plan.sets for layer in item.layers}
-    return [
-        LayerRow(name, groups.get(name, ''), counts[-1], result.channels_after[name][-1])
-        for name, counts in result.channels_before.items() if len(counts) == 2
-    ]
+from .dependency_graph import PREDICTIONS
+from .result import LayerRow, PruningResult
 
 
 def summarize(result: PruningResult) -> str:
     """Return a table of the layer groups and the totals, for a terminal."""
     lines = [f'{"layer group":<24}{"threshold":>10}{"channels":>18}{"kept":>8}']
-    for name, rows in _rows_by_group(layer_rows(result)).items():
+    for name, rows in sorted(_rows_by_group(result.layers).items(),
+                             key=lambda item: not item[0]):
         before, after = sum(row.before for row in rows), sum(row.after for row in rows)
         threshold = result.plan.thresholds.get(name)
         shown = '-' if threshold is None else f'{threshold:.4g}'
@@ -39,6 +24,12 @@ def summarize(result: PruningResult) -> str:
                                                  ('operations', result.macs, 'GMACs', 1e9)):
         lines.append(f'{label:<24}{before / factor:>10.3f} -> {after / factor:.3f} {unit} '
                      f'({after / before - 1:+.1%})')
+    alone = set(result.plan.skipped.values()) - {PREDICTIONS}
+    if alone:
+        lines.append(f'{len(result.plan.skipped)} layers left alone, such as: {min(alone)}')
+    if result.uncompensated:
+        lines.append(f'{len(result.uncompensated)} layers could not absorb all that removed '
+                     'channels emitted')
     return '\n'.join(lines)
 
 
@@ -49,23 +40,17 @@ def write_report(result: PruningResult, folder: Path) -> None:
         result (PruningResult): What pruning led to.
         folder (Path): Existing folder to write into.
     """
-    rows = layer_rows(result)
+    rows = result.layers
     plot_channels([row.layer for row in rows], [row.before for row in rows],
                   [row.after for row in rows], [row.group for row in rows],
                   folder / 'channels.png')
-    criterion = result.plan.options['criterion']['type'].split('.')[-1]
-    plot_score_histograms({name: values.tolist() for name, values in result.scores.items()},
-                          result.plan.thresholds, f'score ({criterion})', folder / 'scores.png')
-    report = dict(
-        params=dict(before=result.params[0], after=result.params[1]),
-        macs=dict(before=result.macs[0], after=result.macs[1]),
-        thresholds=result.plan.thresholds,
-        options=result.plan.options,
-        layers=[row._asdict() for row in rows],
-        skipped=result.plan.skipped,
-        uncompensated=result.uncompensated)
-    (folder / 'report.json').write_text(json.dumps(report, indent=2) + '\n')
-    (folder / 'report.md').write_text(_markdown(result, rows, criterion))
+    if result.scores:
+        criterion = result.plan.options['criterion']['type'].split('.')[-1]
+        plot_score_histograms({name: values.tolist() for name, values in result.scores.items()},
+                              result.plan.thresholds, f'score ({criterion})',
+                              folder / 'scores.png')
+    (folder / 'report.json').write_text(json.dumps(result.report, indent=2) + '\n')
+    (folder / 'report.md').write_text(_markdown(result, rows))
 
 
 def _rows_by_group(rows: List[LayerRow]) -> Dict[str, List[LayerRow]]:
@@ -75,18 +60,20 @@ def _rows_by_group(rows: List[LayerRow]) -> Dict[str, List[LayerRow]]:
     return grouped
 
 
-def _markdown(result: PruningResult, rows: List[LayerRow], criterion: str) -> str:
+def _markdown(result: PruningResult, rows: List[LayerRow]) -> str:
     lines = [
         '# Pruning report', '', '```', summarize(result), '```', '',
-        '## Channels kept per layer', '', '![channels](channels.png)', '',
-        f'## Scores ({criterion}) and thresholds per layer group', '', '![scores](scores.png)', '',
-        '## Layers', '', '| layer | group | before | after | kept |', '|---|---|--:|--:|--:|'
+        '## Channels kept per layer', '', '![channels](channels.png)', ''
     ]
+    if result.scores:
+        lines += ['## Scores and thresholds per layer group', '', '![scores](scores.png)', '']
+    lines += ['## Layers', '', '| layer | group | before | after | kept |',
+              '|---|---|--:|--:|--:|']
     lines += [f'| {row.layer} | {row.group} | {row.before} | {row.after} | '
               f'{row.after / row.before:.0%} |' for row in rows]
     for title, items in (('Left alone', [f'{name}: {reason}'
                                          for name, reason in result.plan.skipped.items()]),
-                         ('Could not absorb all constants of removed channels',
+                         ('Could not absorb all that removed channels emitted',
                           result.uncompensated)):
         if items:
             lines += ['', f'## {title}', '', *(f'- {item}' for item in items)]

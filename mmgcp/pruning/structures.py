@@ -1,9 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The data that the steps of pruning hand to each other."""
-import json
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Dict, List, Optional, Tuple, Union
+from dataclasses import dataclass, fields
+from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -20,9 +18,10 @@ class ChannelSlice:
     """The channels of one layer that belong to a coupled set.
 
     Attributes:
-        module (str): Name of the module.
-        side (str): ``'out'`` for output channels (also of normalisation layers),
-            ``'in'`` for input channels.
+        module (str): Name of the module, or of a parameter that is added to or multiplied
+            with the channels.
+        side (str): ``'out'`` for output channels (also of normalisation layers, depthwise
+            convolutions and parameters), ``'in'`` for input channels.
         channels (Tensor): Indices (K,) of the layer's channels on that side.
         roots (Tensor): Indices (K,) of the set's channels that they belong to.
     """
@@ -44,10 +43,17 @@ class CoupledChannels:
         name (str): Name of the layer whose output channels number the set.
         size (int): Number of channels of the set.
         slices (Tuple[ChannelSlice]): Where the channels occur.
+        units (Tensor, optional): Number (C, ) of the unit of each channel. Only whole
+            units can be removed: what one group of a GroupNorm normalises.
+        blocks (Tensor, optional): Number (C, ) of the block of each channel. Equally many
+            channels of each block can be removed: the groups of a grouped convolution.
+            Channels with -1 are free.
     """
     name: str
     size: int
     slices: Tuple[ChannelSlice, ...]
+    units: Optional[Tensor] = None
+    blocks: Optional[Tensor] = None
 
     def mask(self, channels: Tensor) -> Tensor:
         """Turn indices of the set's channels into a boolean mask (C, )."""
@@ -94,51 +100,3 @@ def make_group(config: dict) -> LayerGroup:
         raise PruningError('a layer group has name, modules and perhaps ratio or threshold, but '
                            f'here it has {sorted(config)}')
     return LayerGroup(**config)
-
-
-@dataclass
-class SetPlan:
-    """What happens to one coupled set.
-
-    Attributes:
-        name (str): Name of the set.
-        groups (List[str]): Layer groups that its layers belong to.
-        layers (List[str]): Layers whose output channels it couples.
-        size (int): Number of channels before.
-        removed (List[int]): Channels to remove, ascending.
-    """
-    name: str
-    groups: List[str]
-    layers: List[str]
-    size: int
-    removed: List[int]
-
-
-@dataclass
-class PruningPlan:
-    """Which channels are removed, and why.
-
-    Attributes:
-        sets (List[SetPlan]): One for each prunable coupled set.
-        thresholds (Dict[str, float]): Threshold of each layer group.
-        skipped (Dict[str, str]): Layers that are left alone, with the reason.
-        options (dict): The options that led to the plan.
-    """
-    sets: List[SetPlan]
-    thresholds: Dict[str, float] = field(default_factory=dict)
-    skipped: Dict[str, str] = field(default_factory=dict)
-    options: dict = field(default_factory=dict)
-
-    def removed(self) -> Dict[str, Tensor]:
-        """Return the removed channels of each set as an index tensor."""
-        return {
-            item.name: torch.tensor(item.removed, dtype=torch.long)
-            for item in self.sets if item.removed
-        }
-
-    def save(self, path: Union[str, Path]) -> None:
-        """Write the plan as JSON, one line a set."""
-        data = asdict(self)
-        sets = ',\n    '.join(json.dumps(item) for item in data.pop('sets'))
-        head = json.dumps(dict(format='mmgcp.pruning_plan', version=1, **data), indent=2)
-        Path(path).write_text(f'{head[:-2]},\n  "sets": [\n    {sets}\n  ]\n}}\n')

@@ -1,34 +1,58 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+import copy
+import math
 import re
 
 import pytest
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
+from layer_kinds import KINDS, make_kind, some_of_each
 from pruning_samples import GROUPS, Block, Toy, choose, randomise
 
 from mmgcp.analysis import count_complexity, record_convs
 from mmgcp.pruning import BNScale, LayerGroup, PruningError
-from mmgcp.pruning.budget import CostModel, find_thresholds
+from mmgcp.pruning.budget import Budget, CostModel, find_thresholds
 from mmgcp.pruning.dependency_graph import find_coupled_channels
-from mmgcp.pruning.planner import make_plan, score_sets, thresholds_of_groups
+from mmgcp.pruning.planner import Planner, score_sets, thresholds_of_groups
 from mmgcp.pruning.surgery import remove_channels
 
 SHAPE = (3, 64, 96)
 
 
-def search(model, sets, groups=GROUPS, min_keep_ratio=0.01, **targets):
-    """Thresholds, and the shares of parameters and operations that they really leave."""
-    groups = [LayerGroup(**group) for group in groups]
-    scored = score_sets(model, sets, BNScale(), groups, {})
-    before = count_complexity(model, SHAPE)
-    found = find_thresholds(
-        scored, groups, CostModel(model, record_convs(model, SHAPE), sets),
-        lambda tried: make_plan(scored, tried, 'or', min_keep_ratio),
-        thresholds_of_groups(scored, groups), **targets)
-    remove_channels(model, sets, make_plan(scored, found, 'or', min_keep_ratio).removed())
-    after = count_complexity(model, SHAPE)
-    return found, after[0] / before[0], after[1] / before[1]
+class Search:
+    """Thresholds for a budget, and what they really leave.
+
+    Attributes:
+        thresholds (dict): The thresholds that were found.
+        kept (dict): Number of channels that stay, by name of the set.
+        params, macs (float): Shares of parameters and operations, counted after surgery.
+        shares (Callable): Gives the shares that other thresholds would leave.
+        gains (dict): Parameters and operations of a channel, by name of the set.
+    """
+
+    def __init__(self, model, sets, groups=GROUPS, costs=None, shape=SHAPE, budget=None,
+                 merge='or', min_keep_ratio=0.01, round_to=1, **targets):
+        groups = [LayerGroup(**group) for group in groups]
+        scored = score_sets(model, sets, BNScale(), groups, {})
+        planner = Planner(scored, merge, min_keep_ratio, round_to)
+        cost = CostModel(model, record_convs(model, shape), sets)
+        self.scored = scored
+        self.gains = {coupled.name: cost.costs(coupled) for coupled in sets}
+
+        def shares(thresholds):
+            left = cost(planner.choose(thresholds))
+            return left[0] / cost.params, left[1] / cost.macs
+
+        self.shares = shares
+        self.thresholds = find_thresholds(
+            planner, groups, cost, thresholds_of_groups(scored, groups),
+            budget or Budget(**targets), costs)
+        removed = planner.choose(self.thresholds)
+        self.kept = {coupled.name: coupled.size - len(removed.get(coupled.name, ()))
+                     for coupled in sets}
+        remove_channels(model, sets, removed)
+        after = count_complexity(model, shape)
+        self.params, self.macs = after[0] / cost.params, after[1] / cost.macs
 
 
 @pytest.mark.parametrize('seed', range(4))
@@ -42,48 +66,108 @@ def test_cost_model_of_yolov4(model, sets, seed):
     assert predicted[0] < 0.8 * cost.params
 
 
-@pytest.mark.parametrize('seed', range(3))
-def test_cost_model_of_other_layers(seed):
-    def forward(net, x):
-        x = net.b(net.a(x))
-        x = net.up(net.b2(net.b2(x)))
-        return net.pred(F.leaky_relu(net.hidden(F.adaptive_avg_pool2d(x, 2).flatten(1))))
+@pytest.mark.parametrize('kind', KINDS)
+def test_cost_model_of_other_layers(kind):
+    for seed in range(3):
+        model = make_kind(kind)
+        coupled_sets, skipped = find_coupled_channels(model, (3, 16, 20))
+        assert list(skipped) == ['pred']
+        cost = CostModel(model, record_convs(model, (3, 16, 20)), coupled_sets)
+        before = count_complexity(model, (3, 16, 20))
+        assert cost({}) == before
+        removed = some_of_each(coupled_sets, seed)
+        predicted = cost(removed)
+        remove_channels(model, coupled_sets, removed)
+        assert predicted == count_complexity(model, (3, 16, 20))
+        assert predicted[0] < before[0] and predicted[1] < before[1]
 
-    model = randomise(Toy(
-        forward, a=nn.Conv2d(3, 6, 3, 2), b=Block(6, 5, 3), b2=Block(5, 5, 1),
-        up=nn.ConvTranspose2d(5, 7, 3, 2), hidden=nn.Linear(28, 9), pred=nn.Linear(9, 2)))
+
+@pytest.mark.parametrize('kind', sorted(set(KINDS) - {'biased'}))
+def test_costs_are_what_one_channel_takes_away(kind):
+    model = make_kind(kind)
     coupled_sets, _ = find_coupled_channels(model, (3, 16, 20))
-    assert len(coupled_sets) == 4
     cost = CostModel(model, record_convs(model, (3, 16, 20)), coupled_sets)
-    removed = choose(coupled_sets, seed)
-    predicted = cost(removed)
-    remove_channels(model, coupled_sets, removed)
-    assert predicted == count_complexity(model, (3, 16, 20))
+    for coupled in coupled_sets:
+        # the first channel, of each block, or with its unit
+        gone = torch.tensor([0])
+        if coupled.units is not None:
+            gone = (coupled.units == 0).nonzero().flatten()
+        if coupled.blocks is not None:
+            gone = torch.tensor([coupled.blocks.tolist().index(block)
+                                 for block in range(int(coupled.blocks.max()) + 1)])
+        params, macs = cost({coupled.name: gone})
+        expected = ((cost.params - params) / len(gone) / cost.params,
+                    (cost.macs - macs) / len(gone) / cost.macs)
+        assert cost.costs(coupled) == pytest.approx(expected)
+
+
+def costs_of(kind, shape=(3, 8, 8)):
+    """The costs by set in numbers of parameters and operations, and the totals of both."""
+    model = make_kind(kind)
+    coupled_sets, _ = find_coupled_channels(model, shape)
+    cost = CostModel(model, record_convs(model, shape), coupled_sets)
+    shares = {coupled.name: cost.costs(coupled) for coupled in coupled_sets}
+    return {name: (params * cost.params, macs * cost.macs)
+            for name, (params, macs) in shares.items()}, cost
 
 
 def test_costs_of_a_channel_by_hand():
-    model = Toy(lambda net, x: net.pred(net.b(net.a(x))), a=Block(3, 4, 3), b=Block(4, 5, 1),
-                pred=nn.Conv2d(5, 2, 1))
-    coupled_sets, _ = find_coupled_channels(model, (3, 8, 8))
-    cost = CostModel(model, record_convs(model, (3, 8, 8)), coupled_sets)
-    params, macs = cost.costs(coupled_sets[0])
-    total = 3 * 4 * 9 + 8 + 4 * 5 + 10 + 5 * 2 + 2
-    assert cost.params == total
-    # a filter, its two norm parameters, and the kernels that read it
-    assert params == pytest.approx((3 * 9 + 2 + 5) / total)
-    assert macs == pytest.approx((3 * 9 + 5) / (3 * 4 * 9 + 4 * 5 + 5 * 2))
+    costs, cost = costs_of('plain')
+    # a filter, its two norm parameters, and the kernels that read it; b has a quarter of the map
+    assert costs['a.conv'] == pytest.approx((27 + 2 + 6 * 9, 64 * 27 + 16 * 6 * 9))
+    assert costs['b.conv'] == pytest.approx((72 + 2 + 2, 16 * (72 + 2)))
+    assert cost.params == 8 * 27 + 16 + 6 * 72 + 12 + 14
+    assert cost.macs == 64 * 8 * 27 + 16 * 6 * 72 + 16 * 12
+
+
+def test_costs_in_a_depthwise_convolution_by_hand():
+    costs, _ = costs_of('depthwise')
+    # a: 3 + 2; depthwise: 9 + 1; its norm: 2; b: 6
+    assert costs['a.conv'] == pytest.approx((5 + 10 + 2 + 6, 64 * (3 + 9 + 6)))
+
+
+def test_costs_in_a_grouped_convolution_by_hand():
+    costs, _ = costs_of('grouped')
+    # a channel is read by the three filters of its group; a filter reads four channels
+    assert costs['a.conv'] == pytest.approx((3 + 2 + 27, 64 * 3 + 36 * 27))
+    assert costs['parts'] == pytest.approx((36 + 1 + 2 + 2, 36 * (36 + 2)))
+
+
+def test_costs_of_bare_parameters_and_transposed_convolutions_by_hand():
+    assert costs_of('parameter')[0]['a.conv'] == pytest.approx((3 + 2 + 1 + 1 + 2, 64 * 5))
+    costs, _ = costs_of('transposed')
+    # 4x4 before, 9x9 after
+    assert costs['a.conv'] == pytest.approx((3 + 2 + 54, 16 * (3 + 54)))
+    assert costs['up'] == pytest.approx((72 + 1 + 2 + 2, 16 * 72 + 81 * 2))
+
+
+def test_layers_that_do_not_run_count_as_parameters():
+    model = make_kind('biased')
+    _, cost = costs_of('biased', (3, 16, 20))
+    assert cost.convs['unused'].positions == 0
+    assert cost.params == sum(param.numel() for param in model.parameters())
 
 
 @pytest.mark.parametrize('target', [0.8, 0.353])
 def test_target_of_parameters(model, sets, target):
-    found, params, _ = search(model, sets, target_params=target)
-    assert params == pytest.approx(target, rel=0.01)
-    assert set(found) == {group['name'] for group in GROUPS}
-    assert len(set(found.values())) == len(found)
+    found = Search(model, sets, params=target)
+    assert found.params == pytest.approx(target, rel=0.01) and found.params <= target
+    assert set(found.thresholds) == {group['name'] for group in GROUPS}
+    assert len(set(found.thresholds.values())) == len(GROUPS)
 
 
 def test_target_of_operations(model, sets):
-    assert search(model, sets, target_flops=0.6)[2] == pytest.approx(0.6, rel=0.01)
+    found = Search(model, sets, flops=0.6)
+    assert found.macs == pytest.approx(0.6, rel=0.01) and found.macs <= 0.6
+
+
+@pytest.mark.parametrize('merge', ['mean', 'majority', 'sum'])
+def test_target_with_other_merges(model, sets, merge):
+    assert Search(model, sets, merge=merge, params=0.5).params == pytest.approx(0.5, rel=0.01)
+
+
+PYRAMID_GROUPS = [dict(name='front', modules=['conv[0-2]']),
+                  dict(name='end', modules=['conv[3-5]'])]
 
 
 @pytest.fixture
@@ -100,30 +184,132 @@ def pyramid():
     model = randomise(Toy(forward, pred=nn.Conv2d(64, 2, 1), **{
         name: Block(inputs, outputs, 3, stride=1 + index % 2)
         for index, (name, inputs, outputs) in enumerate(zip(names, widths, widths[1:]))}))
-    groups = [dict(name='front', modules=['conv[0-2]']), dict(name='end', modules=['conv[3-5]'])]
-    return model, find_coupled_channels(model, SHAPE)[0], groups
+    return model, find_coupled_channels(model, SHAPE)[0], PYRAMID_GROUPS
 
 
 @pytest.mark.parametrize('target_params, target_flops', [(0.5, 0.5), (0.5, 0.45)])
 def test_both_targets(pyramid, target_params, target_flops):
-    _, params, macs = search(*pyramid, target_params=target_params, target_flops=target_flops)
-    assert params == pytest.approx(target_params, rel=0.01)
-    assert macs == pytest.approx(target_flops, rel=0.01)
+    found = Search(*pyramid, params=target_params, flops=target_flops)
+    assert found.params == pytest.approx(target_params, rel=0.01)
+    assert found.macs == pytest.approx(target_flops, rel=0.01)
 
 
-def test_both_targets_that_exclude_each_other(pyramid):
-    with pytest.raises(PruningError, match='95.0% of the operations cannot be reached'):
-        search(*pyramid, target_params=0.1, target_flops=0.95)
+def test_both_targets_of_yolov4(model, sets):
+    found = Search(model, sets, params=0.4, flops=0.5)
+    assert found.params == pytest.approx(0.4, rel=0.01)
+    assert found.macs == pytest.approx(0.5, rel=0.01)
+
+
+@pytest.mark.parametrize('params, flops, options', [
+    (0.1, 0.95, {}), (0.95, 0.1, {}), (0.95, 0.1, dict(round_to=8))])
+def test_both_targets_that_exclude_each_other(pyramid, params, flops, options):
+    with pytest.raises(PruningError, match=f'{flops:.1%} of the operations cannot be reached'):
+        Search(*pyramid, params=params, flops=flops, **options)
+
+
+def gains(found, names):
+    """The mean parameters and operations of a channel of some sets, which are of equal sizes."""
+    shares = [found.gains[name] for name in names]
+    return [sum(column) / len(column) for column in zip(*shares)]
+
+
+PAIRS = [dict(name='one', modules=['conv[12]']), dict(name='two', modules=['conv3']),
+         dict(name='three', modules=['conv[45]'])]
+SETS_OF_PAIRS = [['conv1.conv', 'conv2.conv'], ['conv3.conv'], ['conv4.conv', 'conv5.conv']]
+
+
+@pytest.mark.parametrize('target, index', [('params', 0), ('flops', 1)])
+def test_thresholds_minimise_squared_scores(pyramid, target, index):
+    """Their squares are as the gains of the groups."""
+    model, sets, _ = pyramid
+    found = Search(model, sets, PAIRS, budget=Budget(**{target: 0.8}, tolerance=0.04))
+    quotients = [found.thresholds[group['name']]**2 / gains(found, names)[index]
+                 for group, names in zip(PAIRS, SETS_OF_PAIRS)]
+    assert quotients == pytest.approx([quotients[0]] * 3)
+
+
+@pytest.mark.parametrize('costs', [
+    dict(one=1., two=1., three=1.), dict(one=0.4, two=3., three=0.8),
+    dict(one=2e-6, two=1e-6, three=5e-6)])
+@pytest.mark.parametrize('target, index', [('params', 0), ('flops', 1)])
+def test_ratios_minimise_measured_costs(pyramid, target, index, costs):
+    """Their squares are as the gains of the groups, divided by the costs."""
+    model, sets, _ = pyramid
+    found = Search(model, sets, PAIRS, costs, budget=Budget(**{target: 0.7}, tolerance=0.05))
+    squares = []
+    for group, names in zip(PAIRS, SETS_OF_PAIRS):
+        scores = torch.cat([row for item in found.scored if item.coupled.name in names
+                            for row in item.scores.values()])
+        below = scores <= found.thresholds[group['name']]
+        # the ratio is somewhere between this number of channels and the next
+        low, high = (float(below.sum() + more) / len(scores) for more in (0, 1))
+        assert 0 < low < high < 1
+        factor = costs[group['name']] / gains(found, names)[index]
+        squares.append((factor * low**2, factor * high**2))
+    assert max(low for low, _ in squares) < min(high for _, high in squares)
+
+
+def test_thresholds_for_both_targets_mix_the_gains(pyramid):
+    """Their squares are as params**(1 + t) * macs**-t with one t for all groups."""
+    model, sets, _ = pyramid
+    found = Search(model, sets, PAIRS, budget=Budget(params=0.7, flops=0.6, tolerance=0.04))
+    squares = [math.log(found.thresholds[group['name']]**2) for group in PAIRS]
+    params, macs = zip(*([math.log(gain) for gain in gains(found, names)]
+                         for names in SETS_OF_PAIRS))
+
+    def exponent(first, second):
+        of_params, of_macs = params[first] - params[second], macs[first] - macs[second]
+        return (squares[first] - squares[second] - of_params) / (of_params - of_macs)
+
+    assert exponent(0, 1) == pytest.approx(exponent(0, 2)) == pytest.approx(exponent(1, 2))
+    # neither of parameters alone nor of operations
+    assert abs(exponent(0, 1)) > 0.1 and abs(exponent(0, 1) + 1) > 0.1
+
+
+@pytest.mark.parametrize('target', ['params', 'flops'])
+def test_group_with_a_higher_cost_keeps_more(pyramid, target):
+    model, sets, groups = pyramid
+    front, end = [], []
+    for cost in (0.05, 0.3, 1., 3., 20.):
+        found = Search(copy.deepcopy(model), sets, groups, dict(front=cost), **{target: 0.5})
+        assert getattr(found, dict(params='params', flops='macs')[target]) == pytest.approx(
+            0.5, rel=0.01)
+        front.append(sum(found.kept[f'conv{index}.conv'] for index in range(3)))
+        end.append(sum(found.kept[f'conv{index}.conv'] for index in range(3, 6)))
+    assert front == sorted(front) and end == sorted(end, reverse=True)
+    assert len(set(front)) > 3 and front[-1] - front[0] > 24 and end[0] - end[-1] > 24
+
+
+def test_only_relative_costs_matter(pyramid):
+    model, sets, groups = pyramid
+    kept = [Search(copy.deepcopy(model), sets, groups, dict(front=cost, end=2 * cost),
+                   params=0.5).kept for cost in (1e-5, 1., 300.)]
+    assert kept[0] == kept[1] == kept[2]
+
+
+@pytest.mark.parametrize('cheap, dear', [('front', 'end'), ('end', 'front')])
+def test_group_that_costs_next_to_nothing(pyramid, cheap, dear):
+    """It pays alone as long as it can."""
+    found = Search(*pyramid, {cheap: 1e-12, dear: 1.}, budget=Budget(flops=0.8, tolerance=0.03))
+    assert found.macs == pytest.approx(0.8, rel=0.03)
+    assert found.thresholds[cheap] > 0 and found.thresholds[dear] is None
+
+
+def test_both_targets_with_costs(pyramid):
+    found = Search(*pyramid, dict(front=2., end=0.3), params=0.5, flops=0.5)
+    assert found.params == pytest.approx(0.5, rel=0.01)
+    assert found.macs == pytest.approx(0.5, rel=0.01)
 
 
 def test_whole_model_as_target(model, sets):
-    assert search(model, sets, target_params=1.)[1] == pytest.approx(1., rel=0.01)
+    found = Search(model, sets, params=1.)
+    assert 0.99 < found.params <= 1
 
 
 @pytest.mark.parametrize('name', ['params', 'flops'])
 def test_unreachable_target_states_the_least(model, sets, name):
     with pytest.raises(PruningError, match='cannot be reached') as caught:
-        search(model, sets, min_keep_ratio=0.5, **{f'target_{name}': 0.05})
+        Search(model, sets, min_keep_ratio=0.5, **{name: 0.05})
     stated = float(re.search(r'leave ([\d.]+)%', str(caught.value)).group(1)) / 100
     # by hand: every layer at half of its channels
     before = count_complexity(model, SHAPE)
@@ -141,30 +327,198 @@ def test_fixed_groups_stay(model, sets):
         if isinstance(module, nn.BatchNorm2d) and name.startswith(
             ('backbone.stem', 'backbone.stage1', 'backbone.stage2', 'backbone.stage3'))])
     expected = float(values.sort().values[len(values) // 4 - 1])
-    found, params, _ = search(model, sets, groups, target_params=0.4)
-    assert found['stride-8'] == pytest.approx(expected) and found['stride-16'] == 0.3
-    assert params == pytest.approx(0.4, rel=0.01)
+    found = Search(model, sets, groups, params=0.4)
+    assert found.thresholds['stride-8'] == pytest.approx(expected, rel=2e-6)
+    assert found.thresholds['stride-16'] == 0.3
+    assert found.params == pytest.approx(0.4, rel=0.01)
 
 
 def test_nothing_left_to_decide(model, sets):
     groups = [dict(group, ratio=0.1) for group in GROUPS]
     with pytest.raises(PruningError, match='nothing is left'):
-        search(model, sets, groups, target_params=0.5)
+        Search(model, sets, groups, params=0.5)
 
 
 def test_group_without_layers_to_prune(model, sets):
     groups = [*GROUPS, dict(name='loss', modules=['data_preprocessor'])]
     with pytest.raises(PruningError, match="'loss' has no prunable layer"):
-        search(model, sets, groups, target_params=0.5)
+        Search(model, sets, groups, params=0.5)
 
 
-def test_target_between_equal_scores(model, sets):
-    """Where all scores are equal no thresholds lead near the target."""
+@pytest.mark.parametrize('target', [1e-9, 0.5, 1, 1.])
+def test_shares_that_can_be_asked_for(target):
+    assert Budget(params=target) and Budget(flops=target) and not Budget()
+
+
+@pytest.mark.parametrize('target', [0, -0.1, 1.001, 50, math.nan])
+@pytest.mark.parametrize('name', ['params', 'flops'])
+def test_shares_that_cannot_be_asked_for(name, target):
+    with pytest.raises(PruningError, match=rf'target_{name} is the share to keep, in \(0, 1\], '
+                                           f'but is {target}'):
+        Budget(**{name: target})
+
+
+@pytest.mark.parametrize('targets', [dict(params=0.5), dict(params=0.83), dict(flops=0.5)])
+def test_equal_scores(model, sets, targets):
+    """As at the start of a training: all scale factors are one."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
-    try:
-        params = search(model, sets, target_params=0.5)[1]
-    except PruningError:
-        return
-    assert params == pytest.approx(0.5, rel=0.01)
+    found = Search(model, sets, **targets)
+    assert dict(params=found.params, flops=found.macs).items() >= {
+        name: pytest.approx(target, rel=0.01) for name, target in targets.items()}.items()
+    # what is not needed is not taken
+    assert any(found.kept[coupled.name] == coupled.size for coupled in sets)
+
+
+@pytest.mark.parametrize('target', [0.5, 0.9, 1.])
+def test_scores_of_zero(pyramid, target):
+    """A quarter of the channels are as good as gone, but not more than the target needs go."""
+    model, sets, groups = pyramid
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data[::4] = 0
+    found = Search(model, sets, groups, params=target)
+    assert found.params == pytest.approx(target, rel=0.01) and found.params <= target
+    gone = sum(coupled.size - found.kept[coupled.name] for coupled in sets)
+    zeros = sum(coupled.size for coupled in sets) / 4
+    assert gone > zeros if target == 0.5 else gone < zeros
+
+
+@pytest.mark.parametrize('targets', [dict(params=0.5), dict(params=0.77), dict(flops=0.4)])
+def test_multiples_come_near_from_below(pyramid, targets):
+    model, sets, groups = pyramid
+    found = Search(model, sets, groups, round_to=8, **targets)
+    assert all(number % 8 == 0 for number in found.kept.values())
+    (name, target), = targets.items()
+    index = ('params', 'flops').index(name)
+    share = (found.params, found.macs)[index]
+    # not worse than the best thresholds in the ratio of the roots of the gains, of which each
+    # score may be one
+    front = [f'conv{number}.conv' for number in range(3)]
+    end = [f'conv{number}.conv' for number in range(3, 6)]
+    ratio = (gains(found, front)[index] / gains(found, end)[index])**0.5
+    scores = {name: torch.cat([next(iter(item.scores.values())) for item in found.scored
+                               if item.coupled.name in names]).tolist()
+              for name, names in (('front', front), ('end', end))}
+    limits = [*scores['end'], *(score / ratio for score in scores['front'])]
+    reached = [found.shares(dict(front=limit * ratio * (1 + 1e-9), end=limit * (1 + 1e-9)))[index]
+               for limit in limits]
+    best = max(share for share in reached if share <= target)
+    assert best - 1e-9 <= share <= target
+    assert best > 0.9 * target
+
+
+def test_multiples_or_all(model, sets):
+    found = Search(model, sets, params=0.6, round_to=8)
+    sizes = {coupled.name: coupled.size for coupled in sets}
+    assert all(number % 8 == 0 or number == sizes[name] for name, number in found.kept.items())
+    assert any(number < sizes[name] for name, number in found.kept.items())
+    assert 0.5 < found.params <= 0.6
+
+
+@pytest.mark.parametrize('params, flops', [(0.5, 0.5), (0.5, 0.45), (0.7, 0.6)])
+def test_multiples_exceed_neither_of_both_targets(pyramid, params, flops):
+    found = Search(*pyramid, params=params, flops=flops, round_to=8)
+    assert all(number % 8 == 0 for number in found.kept.values())
+    assert 0.8 * params < found.params <= params and 0.8 * flops < found.macs <= flops
+
+
+def stepping_toy(low, groups=2):
+    """A body in steps of channels, and a head in few large steps, as FCOS has with GroupNorm.
+
+    The first half of the head's channels has scores of ``low``, the other of one.
+    """
+    def run(net, x):
+        return net.pred(net.norm(net.head(net.b(net.a(x)))))
+
+    model = randomise(Toy(run, a=Block(3, 128), b=Block(128, 128), head=nn.Conv2d(128, 256, 1),
+                          norm=nn.GroupNorm(groups, 256), pred=nn.Conv2d(256, 2, 1)))
+    model.norm.weight.data[:128] = low
+    model.a.bn.weight.data = torch.linspace(0.01, 1, 128)
+    model.b.bn.weight.data = torch.linspace(0.011, 1.1, 128)
+    return model, find_coupled_channels(model, (3, 8, 8))[0]
+
+
+STEPPING_GROUPS = [dict(name='body', modules=['[ab]']), dict(name='head', modules=['head', 'norm'])]
+
+
+def search_steps(low, target, groups=STEPPING_GROUPS, norm_groups=2, **options):
+    model, sets = stepping_toy(low, norm_groups)
+    return Search(model, sets, groups, shape=(3, 8, 8), params=target, **options)
+
+
+def shares_around_the_step(low):
+    """The parameters right above and right below the head's large step."""
+    found = search_steps(low, 1.)
+    body = gains(found, ['a.conv', 'b.conv'])[0]
+    limit = low * (body / found.gains['head'][0])**0.5
+    return [found.shares(dict(head=low * shift, body=limit * shift))[0]
+            for shift in (1 - 2e-6, 1 + 2e-6)]
+
+
+def test_too_large_step_is_taken_and_others_keep_more():
+    above, below = shares_around_the_step(0.3)
+    assert above - below > 0.1
+    target = (above + 2 * below) / 3
+    found = search_steps(0.3, target)
+    assert found.params == pytest.approx(target, rel=0.01) and found.params <= target
+    assert found.kept['head'] == 128
+    # less of the body than next to the step
+    assert found.thresholds['body'] < 0.9 * 0.3 * (
+        gains(found, ['a.conv', 'b.conv'])[0] / found.gains['head'][0])**0.5
+
+
+def test_too_large_step_is_left_if_others_cannot_make_up_for_it():
+    above, below = shares_around_the_step(0.02)
+    assert above > 0.95 and below < 0.7
+    found = search_steps(0.02, 0.85)
+    assert found.params == pytest.approx(0.85, rel=0.01) and found.params <= 0.85
+    assert found.kept['head'] == 256
+
+
+@pytest.mark.parametrize('low', [0.02, 0.1, 0.3, 0.6, 0.99])
+@pytest.mark.parametrize('target', [0.9, 0.7, 0.5, 0.3])
+def test_any_target_with_large_steps(low, target):
+    found = search_steps(low, target)
+    assert found.params == pytest.approx(target, rel=0.01) and found.params <= target
+    assert found.kept['head'] in (128, 256)
+
+
+def test_only_large_steps():
+    groups, total = STEPPING_GROUPS[1:], 3 * 128 + 128**2 + 4 * 128 + 256 * 129 + 512 + 514
+    # a unit of 64 channels: their filters, biases, scales, shifts, and what reads them
+    shares = [1 - units * 64 * (128 + 1 + 2 + 2) / total for units in range(4)]
+    found = search_steps(0.5, shares[2], groups, 4)
+    assert found.kept == {'a.conv': 128, 'b.conv': 128, 'head': 128}
+    assert found.params == pytest.approx(shares[2])
+    with pytest.raises(PruningError, match='75.0% of the parameters cannot be met within 1%: the '
+                                           f'nearest share below is {shares[2]:.1%}'):
+        search_steps(0.5, 0.75, groups, 4)
+    # with multiples, the nearest is what can be had
+    found = search_steps(0.5, 0.75, groups, 4, round_to=8)
+    assert found.params == pytest.approx(shares[2])
+    with pytest.raises(PruningError, match=f'cannot be reached.* leave {shares[3]:.1%} at least'):
+        search_steps(0.5, 0.4, groups, 4)
+
+
+def test_tolerance():
+    groups, total = STEPPING_GROUPS[1:], 3 * 128 + 128**2 + 4 * 128 + 256 * 129 + 512 + 514
+    share = 1 - 128 * 133 / total
+    for target, tolerance, met in ((1.02 * share, 0.01, False), (1.02 * share, 0.03, True),
+                                   (1.1 * share, 0.03, False), (1.1 * share, 0.1, True)):
+        budget = Budget(params=target, tolerance=tolerance)
+        model, sets = stepping_toy(0.5)
+        if met:
+            assert Search(model, sets, groups, shape=(3, 8, 8), budget=budget).kept['head'] == 128
+        else:
+            with pytest.raises(PruningError, match=f'within {tolerance:.0%}'):
+                Search(model, sets, groups, shape=(3, 8, 8), budget=budget)
+
+
+def test_least_share_may_be_above_the_target_within_the_tolerance():
+    groups, total = STEPPING_GROUPS[1:], 3 * 128 + 128**2 + 4 * 128 + 256 * 129 + 512 + 514
+    least = 1 - 128 * 133 / total
+    assert search_steps(0.5, 0.995 * least, groups).params == pytest.approx(least)
+    with pytest.raises(PruningError, match='cannot be reached'):
+        search_steps(0.5, 0.985 * least, groups)

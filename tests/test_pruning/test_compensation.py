@@ -43,7 +43,7 @@ def prune(model, removed=None, seed=0, size=SIZE):
     expected = run(model, size[1])
     plain = copy.deepcopy(model)
     remove_channels(plain, coupled_sets, removed)
-    missed = compensate(model, coupled_sets, removed, size)
+    missed = compensate(model, coupled_sets, removed, input_shape=size)
     remove_channels(model, coupled_sets, removed)
     return expected, run(model, size[1]), run(plain, size[1]), missed
 
@@ -170,7 +170,8 @@ def test_weights_are_restored_when_the_model_fails():
     coupled_sets, _ = find_coupled_channels(model, SIZE)
     state = copy.deepcopy(model.state_dict())
     with pytest.raises(RuntimeError):
-        compensate(model, coupled_sets, choose(coupled_sets, 1), (4, 16, 16))
+        compensate(model, coupled_sets, choose(coupled_sets, 1),
+                   input_shape=(4, 16, 16))
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks
                    for module in model.modules())

@@ -121,21 +121,97 @@ def test_layers_that_cannot_be_pruned():
     class Scaled(nn.Module):
         def __init__(self):
             super().__init__()
-            self.scale = nn.Parameter(torch.ones(1, 4, 1, 1))
+            self.scale = nn.Parameter(torch.ones(1, 4, 16, 16))
 
         def forward(self, x):
             return x * self.scale
 
     model = Toy(
-        lambda net, x: net.pred(net.e(net.scaled(net.d(net.norm(net.c(net.depth(net.a(x)))))))),
-        a=Block(3, 4), depth=nn.Conv2d(4, 4, 3, padding=1, groups=4), c=Block(4, 4),
-        norm=nn.GroupNorm(2, 4), d=Block(4, 4), scaled=Scaled(), e=Block(4, 5),
+        lambda net, x: net.pred(net.e(net.scaled(net.d(net.layer(net.c(net.twice(net.a(x)))))))),
+        a=Block(3, 4), twice=nn.Conv2d(4, 8, 3, padding=1, groups=4), c=Block(8, 4),
+        layer=nn.LayerNorm((4, 16, 16)), d=Block(4, 4), scaled=Scaled(), e=Block(4, 5),
         pred=nn.Conv2d(5, 2, 1))
     found, skipped = by_name(model)
     assert set(found) == {'e.conv'}
-    assert 'grouped convolution depth' in skipped['a.conv']
-    assert 'GroupNorm norm' in skipped['c.conv']
+    assert 'grouped convolution twice' in skipped['a.conv']
+    assert 'LayerNorm layer' in skipped['c.conv']
     assert 'scale' in skipped['d.conv']
+
+
+def test_depthwise_convolution_and_bare_parameter_go_along():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.rand(1, 4, 1, 1))
+
+        def forward(self, x):
+            return x * self.scale
+
+    model = Toy(lambda net, x: net.pred(net.scaled(net.depth(net.a(x)))), a=Block(3, 4),
+                depth=nn.Conv2d(4, 4, 3, padding=1, groups=4), scaled=Scaled(),
+                pred=nn.Conv2d(4, 2, 1))
+    found, skipped = by_name(model)
+    assert set(found) == {'a.conv'} and set(skipped) == {'pred'}
+    assert members(found['a.conv'], 'out') == ['a.bn', 'a.conv', 'depth', 'scaled.scale']
+    assert members(found['a.conv'], 'in') == ['pred']
+
+
+def test_group_norm_makes_units():
+    model = Toy(lambda net, x: net.pred(net.norm(net.a(x))), a=Block(3, 6),
+                norm=nn.GroupNorm(3, 6), pred=nn.Conv2d(6, 2, 1))
+    found, _ = by_name(model)
+    assert found['a.conv'].units.tolist() == [0, 0, 1, 1, 2, 2]
+    assert found['a.conv'].blocks is None
+
+
+def test_grouped_convolution_makes_blocks():
+    model = Toy(lambda net, x: net.pred(net.b(net.a(x))), a=Block(3, 6),
+                b=nn.Conv2d(6, 4, 1, groups=2), pred=nn.Conv2d(4, 2, 1))
+    found, _ = by_name(model)
+    assert found['a.conv'].blocks.tolist() == [0, 0, 0, 1, 1, 1]
+    assert found['b'].blocks.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize('cut', [lambda x: x.chunk(2, 1), lambda x: x.split([2, 4], 1),
+                                 lambda x: (x[:, :3], x[:, 3:]), lambda x: torch.split(x, 3, 1)])
+def test_split_in_an_unknown_module_is_left_alone(cut):
+    def run(net, x):
+        first, second = cut(net.a(x))
+        return net.pred(net.b(x)) + net.p(first).mean() + net.q(second).mean()
+
+    first, second = (part.shape[1] for part in cut(torch.zeros(1, 6, 2, 2)))
+    model = Toy(run, a=Block(3, 6), b=Block(3, 5), p=nn.Conv2d(first, 2, 1),
+                q=nn.Conv2d(second, 2, 1), pred=nn.Conv2d(5, 2, 1))
+    found, skipped = by_name(model)
+    assert set(found) == {'b.conv'}
+    assert skipped['a.conv'] == 'its channels are split by a module that does not say how'
+
+
+def test_scalars_do_not_matter():
+    model = Toy(lambda net, x: net.pred(2 * (0 + net.a(x)) - 1), a=Block(3, 4),
+                pred=nn.Conv2d(4, 2, 1))
+    assert set(by_name(model)[0]) == {'a.conv'}
+
+
+@pytest.mark.parametrize('combine', [lambda x, c: x + c, lambda x, c: c * x, lambda x, c: x - c])
+def test_constant_tensor_with_channels_is_left_alone(combine):
+    constant = torch.rand(1, 4, 1, 1)
+    model = Toy(lambda net, x: net.pred(combine(net.a(x), constant)), a=Block(3, 4),
+                pred=nn.Conv2d(4, 2, 1))
+    found, skipped = by_name(model)
+    assert not found and 'not the output of a layer' in skipped['a.conv']
+
+
+def test_endless_loop_of_torch_pruning_is_left_alone():
+    def run(net, x):  # global context (GCNet)
+        y = net.a(x)
+        context = y.view(1, 4, 256) @ net.mask(y).view(1, 256, 1).softmax(1)
+        return net.pred(net.b(x)) + net.q(y + context.view(1, 4, 1, 1))
+
+    model = Toy(run, a=Block(3, 4), b=Block(3, 5), mask=nn.Conv2d(4, 1, 1),
+                q=nn.Conv2d(4, 2, 1), pred=nn.Conv2d(5, 2, 1))
+    found, skipped = by_name(model)
+    assert set(found) == {'b.conv'} and 'no end' in skipped['a.conv']
 
 
 def test_shortcut_from_the_image_is_not_pruned():

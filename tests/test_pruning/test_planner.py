@@ -1,18 +1,20 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn as nn
+from layer_kinds import make_kind
 from pruning_samples import Block, Toy, randomise
 
 from mmgcp.pruning import BNScale
 from mmgcp.pruning.dependency_graph import find_coupled_channels
 from mmgcp.pruning.planner import (
+    Planner,
     ScoredSet,
-    choose_channels,
     group_scores,
-    make_plan,
+    quantile,
     score_sets,
     thresholds_of_groups,
 )
@@ -23,26 +25,41 @@ B = LayerGroup('B', ('b', ))
 NAN = float('nan')
 
 
-def scored_set(scores, groups, name='set'):
+def scored_set(scores, groups, name='set', **constraints):
+    """A set of layers that all have all of its channels; constraints are units or blocks."""
     size = len(next(iter(scores.values())))
     slices = tuple(ChannelSlice(layer, 'out', torch.arange(size), torch.arange(size))
                    for layer in scores)
-    return ScoredSet(CoupledChannels(name, size, slices),
-                     {layer: torch.tensor(row) for layer, row in scores.items()}, groups)
+    constraints = {key: torch.tensor(value) for key, value in constraints.items()}
+    return ScoredSet(CoupledChannels(name, size, slices, **constraints),
+                     {layer: torch.tensor(row, dtype=torch.double)
+                      for layer, row in scores.items()}, groups)
 
 
-def chosen(item, thresholds, merge='or', min_keep_ratio=0.01):
-    return choose_channels(item, thresholds, merge, min_keep_ratio).tolist()
+def chosen(item, thresholds, merge='or', min_keep_ratio=0.01, round_to=1):
+    removed = Planner([item], merge, min_keep_ratio, round_to).choose(thresholds)
+    assert set(removed) <= {item.coupled.name} and all(len(value) for value in removed.values())
+    return removed[item.coupled.name].tolist() if removed else []
+
+
+def kept(item, *arguments, **options):
+    removed = chosen(item, *arguments, **options)
+    assert removed == sorted(set(removed))
+    return sorted(set(range(item.coupled.size)) - set(removed))
 
 
 def test_ratio_is_taken_over_all_layers_of_a_group():
-    items = [scored_set(dict(a1=[0.9, 0.1, 0.5]), dict(a1=A)),
-             scored_set(dict(a2=[0.3, 0.7], b1=[0.01, 0.02]), dict(a2=A, b1=B))]
     group = LayerGroup('A', ('a', ), ratio=0.4)
-    items = [ScoredSet(x.coupled, x.scores, {k: group if v is A else v
-                                             for k, v in x.groups.items()}) for x in items]
+    items = [scored_set(dict(a1=[0.9, 0.1, 0.5]), dict(a1=group)),
+             scored_set(dict(a2=[0.3, 0.7], b1=[0.01, 0.02]), dict(a2=group, b1=B))]
     assert sorted(group_scores(items, group).tolist()) == pytest.approx([.1, .3, .5, .7, .9])
     assert thresholds_of_groups(items, [group, B]) == {'A': pytest.approx(0.3)}
+
+
+def test_groups_are_told_apart_by_name():
+    items = [scored_set(dict(a=[0.9, 0.1], b=[0.3, 0.2]), dict(a=A, b=B))]
+    rated = [replace(A, ratio=0.5), replace(B, ratio=0.5)]
+    assert thresholds_of_groups(items, rated) == dict(A=0.1, B=0.2)
 
 
 @pytest.mark.parametrize('ratio, number', [
@@ -55,6 +72,14 @@ def test_ratio_by_hand(ratio, number):
     assert len(chosen(item, thresholds)) == number
 
 
+@pytest.mark.parametrize('ratio, expected', [
+    (-5., None), (-0.3, None), (0., None), (0.24, None), (0.25, 0.1), (0.74, 0.2), (0.75, 0.3),
+    (1., 0.4)])
+def test_quantile(ratio, expected):
+    found = quantile(torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.double), ratio)
+    assert found == expected
+
+
 def test_stated_threshold():
     assert thresholds_of_groups([], [LayerGroup('A', ('a', ), threshold=0.25), B]) == {'A': 0.25}
 
@@ -62,6 +87,13 @@ def test_stated_threshold():
 def test_score_at_the_threshold_goes():
     item = scored_set(dict(a=[0.5, 0.25, 0.75]), dict(a=A))
     assert chosen(item, dict(A=0.5)) == [0, 1]
+
+
+def test_threshold_is_not_rounded():
+    # 1 - 1e-10, 1 and 1 + 1e-10 are one number in single precision
+    item = scored_set(dict(a=[1 - 1e-10, 1., 1 + 1e-10, 1 + 2e-10]), dict(a=A))
+    assert [len(chosen(item, dict(A=1 + shift * 1e-10))) for shift in (-2, -1, 0, 1)] == [
+        0, 1, 2, 3]
 
 
 ROWS = dict(a=[0.9, 0.1, 0.9, 0.1], b=[0.9, 0.1, 0.1, 0.9], c=[0.9, 0.1, 0.9, 0.1],
@@ -81,35 +113,61 @@ def test_majority_keeps_what_more_than_half_keep():
     assert chosen(three, dict(A=0.5), 'majority') == [1, 3]
 
 
-def test_unknown_merge():
-    with pytest.raises(PruningError, match="'or' or 'majority', but is 'and'"):
-        chosen(scored_set(ROWS, {}), {}, 'and')
+@pytest.mark.parametrize('merge, expected', [
+    # means 0.9, 0.3, 0.5, 0.3; sums 3.6, 1.2, 2, 1.2
+    ('mean', {0.2: [], 0.4: [1, 3], 0.6: [1, 2, 3]}),
+    ('sum', {0.6: [], 1.3: [1, 3], 2.1: [1, 2, 3]})])
+def test_mean_and_sum(merge, expected):
+    item = scored_set(ROWS, {layer: A for layer in ROWS})
+    assert {limit: chosen(item, dict(A=limit), merge) for limit in expected} == expected
 
 
-def test_each_layer_is_judged_by_its_own_group():
-    item = scored_set(dict(a=[0.3, 0.6, 0.3, 0.1], b=[0.05, 0.05, 0.2, 0.01]), dict(a=A, b=B))
+@pytest.mark.parametrize('merge, stay', [
+    # distances of a from 0.5: -0.2, 0.1, -0.2, -0.4; of b from 0.1: -0.05, -0.05, 0.1, 0.8
+    ('or', [1, 2, 3]),
+    ('majority', [1]),  # none has both, but one stays: the nearest
+    ('mean', [1, 3]),
+    # sums 0.35, 0.65, 0.5, 1; the mean threshold is 0.3
+    ('sum', [0, 1, 2, 3])])
+def test_each_layer_is_judged_by_its_own_group(merge, stay):
+    item = scored_set(dict(a=[0.3, 0.6, 0.3, 0.1], b=[0.05, 0.05, 0.2, 0.9]), dict(a=A, b=B))
     assert item.group_names() == ['A', 'B']
+    assert kept(item, dict(A=0.5, B=0.1), merge) == stay
+
+
+def test_other_thresholds_lead_to_other_channels():
+    item = scored_set(dict(a=[0.3, 0.6, 0.3, 0.1], b=[0.05, 0.05, 0.2, 0.01]), dict(a=A, b=B))
     assert chosen(item, dict(A=0.5, B=0.1)) == [0, 3]
     # with either threshold for both layers the outcome differs
     assert chosen(item, dict(A=0.5, B=0.5)) == [0, 2, 3]
     assert chosen(item, dict(A=0.1, B=0.1)) == [3]
+    assert chosen(item, dict(A=0.1, B=0.5)) == [3]
 
 
-def test_layers_in_no_group_keep_all():
-    item = scored_set(dict(a=[0.1, 0.1], z=[0., 0.]), dict(a=A))
-    assert chosen(item, dict(A=0.5)) == []
-    assert chosen(scored_set(dict(z=[0., 0.]), {}), dict(A=0.5)) == []
+@pytest.mark.parametrize('merge', ['or', 'majority', 'mean', 'sum'])
+def test_layers_in_no_group_keep_all(merge):
+    item = scored_set(dict(a=[0.1, 0.1], z=[0., 0.], a2=[0.1, 0.1]), dict(a=A, a2=A))
+    assert chosen(item, dict(A=0.5), merge) == []
+    assert chosen(scored_set(dict(z=[0., 0.]), {}), dict(A=0.5), merge) == []
 
 
-def test_group_without_threshold_keeps_all():
-    assert chosen(scored_set(dict(a=[0., 0.1]), dict(a=A)), dict(A=None)) == []
+@pytest.mark.parametrize('merge', ['or', 'majority', 'mean', 'sum'])
+def test_group_without_threshold_keeps_all(merge):
+    assert chosen(scored_set(dict(a=[0., 0.1]), dict(a=A)), dict(A=None), merge) == []
+    assert chosen(scored_set(dict(a=[0., 0.1]), dict(a=A)), {}, merge) == []
 
 
-@pytest.mark.parametrize('share, kept', [(0., [7]), (0.1, [7]), (0.11, [3, 7]), (0.3, [3, 5, 7])])
-def test_minimum_share(share, kept):
+@pytest.mark.parametrize('share, stay', [
+    (0., [7]), (0.1, [7]), (0.11, [3, 7]), (0.3, [3, 5, 7]), (1., list(range(10)))])
+def test_minimum_share(share, stay):
     row = [0.1, 0.11, 0.12, 0.3, 0.13, 0.2, 0.14, 0.4, 0.15, 0.16]
-    removed = chosen(scored_set(dict(a=row), dict(a=A)), dict(A=1.), 'or', share)
-    assert sorted(set(range(10)) - set(removed)) == kept
+    assert kept(scored_set(dict(a=row), dict(a=A)), dict(A=1.), 'or', share) == stay
+
+
+def test_minimum_share_is_not_rounded_up():
+    # 0.07 * 100 is 7.000000000000001
+    item = scored_set(dict(a=[i / 100 for i in range(100)]), dict(a=A))
+    assert kept(item, dict(A=2.), min_keep_ratio=0.07) == list(range(93, 100))
 
 
 def test_minimum_share_goes_by_the_best_layer():
@@ -117,12 +175,22 @@ def test_minimum_share_goes_by_the_best_layer():
     assert chosen(item, dict(A=1.)) == [1, 2]
 
 
+def test_minimum_share_does_not_bind_what_thresholds_keep():
+    item = scored_set(dict(a=[0.1, 0.2, 0.3, 0.4]), dict(a=A))
+    assert kept(item, dict(A=0.15), min_keep_ratio=0.5) == [1, 2, 3]
+
+
 def test_channels_that_a_layer_does_not_have():
     item = scored_set(dict(a=[0.9, 0.1, NAN, NAN], b=[NAN, NAN, 0.2, 0.8], c=[0.1, 0.1, 0.1, 0.1]),
                       dict(a=A, b=A, c=A))
     assert chosen(item, dict(A=0.5)) == [1, 2]
     # of two layers that have channels 0 and 3 one keeps them: not more than half
-    assert chosen(item, dict(A=0.5), 'majority', 0.5) == [1, 2]
+    assert chosen(item, dict(A=0.5), 'majority') == [1, 2, 3]
+    item.scores['c'][:] = torch.tensor([0.3, 0.1, 0.15, 0.2], dtype=torch.double)
+    fresh = ScoredSet(item.coupled, item.scores, item.groups)
+    # the less the second layer is below the threshold, the rather it stays
+    assert chosen(fresh, dict(A=0.5), 'majority', 0.5) == [1, 2]
+    assert chosen(fresh, dict(A=0.5), 'majority', 0.75) == [1]
     two = scored_set(dict(a=[0.9, 0.1, NAN], b=[NAN, NAN, 0.8]), dict(a=A, b=A))
     assert chosen(two, dict(A=0.5), 'majority') == [1]
     assert item.best_scores.tolist() == pytest.approx([0.9, 0.1, 0.2, 0.8])
@@ -134,24 +202,147 @@ def test_absent_channels_do_not_count_as_kept_where_there_is_no_threshold():
     assert chosen(item, dict(A=None, B=0.5), 'majority') == [1]
 
 
-def test_make_plan(tmp_path):
+@pytest.mark.parametrize('share, stay', [(0., [2, 6]), (0.5, [1, 2, 4, 6]), (0.6, [1, 2, 4, 5, 6])])
+def test_no_layer_loses_all_of_the_channels_that_it_has(share, stay):
+    """Of seven channels, the layers a and b have three and four, which they cannot do without."""
+    def piece(layer, *channels):
+        return ChannelSlice(layer, 'out', torch.arange(len(channels)), torch.tensor(channels))
+
+    scores = torch.tensor([0.5, 0.6, 0.7, 0.1, 0.3, 0.2, 0.4], dtype=torch.double)
+    coupled = CoupledChannels('c', 7, (
+        piece('c', *range(7)), piece('a', 0, 1, 2), piece('b', 3, 4, 5, 6)))
+    item = ScoredSet(coupled, dict(c=scores), dict(c=A))
+    assert [part.tolist() for part in item.parts] == [[0, 1, 2], [3, 4, 5, 6]]
+    assert kept(item, dict(A=1.), min_keep_ratio=share) == stay
+    assert kept(item, dict(A=0.45), min_keep_ratio=0.) == [0, 1, 2, 6]
+
+
+def test_joined_layers_stay_alive():
+    model = make_kind('joined')
+    nn.init.constant_(model.b.bn.weight, 0.1)
+    model.c.bn.weight.data[4:] = 0.1
+    coupled_sets, _ = find_coupled_channels(model, (3, 8, 8))
+    group = LayerGroup('A', ('[abc]', ), threshold=0.15)
+    scored = score_sets(model, coupled_sets, BNScale(), [group], {})
+    removed = Planner(scored).choose(dict(A=0.15))['c.conv'].tolist()
+    assert len(set(removed) & {4, 5, 6, 7}) == 3
+
+
+# Units of unequal sizes, as merged groups of GroupNorms have
+UNITS = [0, 0, 1, 1, 1, 2, 2, 0]
+UNIT_ROW = [0.3, 0.3, 0.2, 0.2, 0.2, 0.1, 0.1, 0.3]
+
+
+@pytest.mark.parametrize('threshold, options, stay', [
+    (0.05, {}, list(range(8))),
+    (0.15, {}, [0, 1, 2, 3, 4, 7]),
+    (0.25, {}, [0, 1, 7]),
+    (1., {}, [0, 1, 7]),  # a whole unit at least
+    (1., dict(min_keep_ratio=0.5), [0, 1, 2, 3, 4, 7]),
+    (0.25, dict(round_to=2), [0, 1, 2, 3, 4, 7]),
+    (0.25, dict(round_to=3), [0, 1, 7]),
+    (0.25, dict(round_to=4), list(range(8))),
+])
+def test_units_go_as_a_whole(threshold, options, stay):
+    item = scored_set(dict(a=UNIT_ROW), dict(a=A), units=UNITS)
+    assert kept(item, dict(A=threshold), **options) == stay
+
+
+def test_unit_stays_if_one_of_its_channels_does():
+    item = scored_set(dict(a=[0.1, NAN, 0.1, 0.1, 0.1, 0.1], b=[NAN, 0.9, NAN, NAN, 0.8, 0.1]),
+                      dict(a=A, b=A), units=[0, 0, 1, 1, 2, 2])
+    assert kept(item, dict(A=0.5)) == [0, 1, 4, 5]
+
+
+BLOCKS = [0, 0, 0, 0, 1, 1, 1, 1]
+BLOCK_ROW = [0.8, 0.7, 0.1, 0.2, 0.3, 0.4, 0.9, 0.35]
+
+
+@pytest.mark.parametrize('threshold, options, stay', [
+    (0.05, {}, list(range(8))),
+    (0.5, {}, [0, 1, 5, 6]),  # two of the first block are above, one of the second
+    (0.75, {}, [0, 6]),
+    (1., {}, [0, 6]),  # one of each block at least
+    (1., dict(min_keep_ratio=0.3), [0, 1, 5, 6]),  # three of eight: two of each block
+    (1., dict(min_keep_ratio=0.6), [0, 1, 3, 5, 6, 7]),
+    (0.75, dict(round_to=2), [0, 6]),
+    (0.75, dict(round_to=4), [0, 1, 5, 6]),
+    (0.75, dict(round_to=3), [0, 1, 3, 5, 6, 7]),
+    (0.5, dict(round_to=8), list(range(8))),
+])
+def test_equally_many_of_each_block(threshold, options, stay):
+    item = scored_set(dict(a=BLOCK_ROW), dict(a=A), blocks=BLOCKS)
+    assert kept(item, dict(A=threshold), **options) == stay
+
+
+def test_blocks_that_alternate_and_free_channels():
+    row = [0.9, 0.1, 0.8, 0.7, 0.2, 0.3, 0.6]
+    item = scored_set(dict(a=row), dict(a=A), blocks=[0, 1, 0, 1, -1, -1, -1])
+    assert kept(item, dict(A=0.75)) == [0, 1, 2, 3]
+    assert kept(item, dict(A=0.85)) == [0, 3]
+    assert kept(item, dict(A=0.25)) == [0, 1, 2, 3, 5, 6]
+
+
+@pytest.mark.parametrize('round_to, above, number', [
+    (8, 1, 8), (8, 8, 8), (8, 9, 16), (8, 17, 20), (8, 20, 20), (3, 4, 6), (7, 14, 14),
+    (32, 1, 20), (1, 5, 5)])
+def test_multiples_of_channels(round_to, above, number):
+    """Of 20 channels, so many are above the threshold, and as many as a multiple stay."""
+    row = [i / 20 for i in range(20)]
+    item = scored_set(dict(a=row), dict(a=A))
+    threshold = row[19 - above] if above < 20 else -1.
+    assert kept(item, dict(A=threshold), round_to=round_to) == list(range(20 - number, 20))
+
+
+def test_minimum_is_rounded_too():
+    item = scored_set(dict(a=[i / 20 for i in range(20)]), dict(a=A))
+    assert kept(item, dict(A=1.), min_keep_ratio=0.5, round_to=8) == list(range(4, 20))
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(merge='and'),
+     r"merge must be one of \['majority', 'mean', 'or', 'sum'\], but is 'and'"),
+    (dict(min_keep_ratio=-0.1), r'min_keep_ratio must be in \[0, 1\], but is -0.1'),
+    (dict(min_keep_ratio=1.01), r'min_keep_ratio must be in \[0, 1\], but is 1.01'),
+    (dict(min_keep_ratio=NAN), r'min_keep_ratio must be in \[0, 1\], but is nan'),
+    (dict(round_to=0), 'round_to must be a positive number, but is 0'),
+    (dict(round_to=-8), 'round_to must be a positive number, but is -8'),
+])
+def test_wrong_options(options, message):
+    with pytest.raises(PruningError, match=message):
+        Planner([], **options)
+
+
+def test_plan(tmp_path):
     items = [scored_set(dict(a=[0.9, 0.1]), dict(a=A), 'first'),
-             scored_set(dict(b=[0.9, 0.8], a2=[0.1, 0.2]), dict(b=B, a2=A), 'second')]
-    plan = make_plan(items, dict(A=0.5, B=0.85))
-    assert [(x.name, x.groups, x.layers, x.size, x.removed) for x in plan.sets] == [
-        ('first', ['A'], ['a'], 2, [1]), ('second', ['B', 'A'], ['b', 'a2'], 2, [1])]
-    assert {name: value.tolist() for name, value in plan.removed().items()} == {
-        'first': [1], 'second': [1]}
+             scored_set(dict(b=[0.9, 0.8], a2=[0.1, 0.2]), dict(b=B, a2=A), 'second'),
+             scored_set(dict(z=[0.1, 0.1], a3=[0.1, 0.1]), dict(a3=A), 'third')]
+    planner, thresholds = Planner(items), dict(A=0.5, B=0.85)
+    plan = planner.plan(thresholds)
+    assert [(x.name, x.layers, x.size, x.removed) for x in plan.sets] == [
+        ('first', dict(a='A'), 2, [1]), ('second', dict(b='B', a2='A'), 2, [1]),
+        ('third', dict(z='', a3='A'), 2, [])]
+    assert plan.thresholds == thresholds and plan.thresholds is not thresholds
+    for removed in (plan.removed(), planner.choose(thresholds)):
+        assert {name: value.tolist() for name, value in removed.items()} == {
+            'first': [1], 'second': [1]}
     plan.save(tmp_path / 'plan.json')
     saved = json.loads((tmp_path / 'plan.json').read_text())
-    assert saved['thresholds'] == dict(A=0.5, B=0.85)
-    assert saved['sets'][1] == dict(name='second', groups=['B', 'A'], layers=['b', 'a2'], size=2,
+    assert saved['thresholds'] == thresholds
+    assert saved['sets'][1] == dict(name='second', layers=dict(b='B', a2='A'), size=2,
                                     removed=[1])
 
 
-def test_removed_leaves_out_sets_that_stay():
-    plan = make_plan([scored_set(dict(a=[0.9]), dict(a=A))], dict(A=0.5))
-    assert plan.removed() == {}
+def test_plan_names_the_groups_of_layers_without_scores():
+    model = randomise(Toy(lambda net, x: net.pred(net.a(x)), a=Block(3, 4),
+                          pred=nn.Conv2d(4, 1, 1)))
+    coupled_sets, _ = find_coupled_channels(model, (3, 8, 8))
+    for pattern, groups in (('a', ['A', 'A']), ('a.bn', ['', 'A']), ('a.conv', ['A', ''])):
+        group = LayerGroup('A', (pattern, ))
+        scored = score_sets(model, coupled_sets, BNScale(), [group], {})
+        layers = Planner(scored).plan(dict(A=1e-9)).sets[0].layers
+        assert layers == dict(zip(('a.conv', 'a.bn'), groups))
+        assert scored[0].group_names() == ([] if pattern == 'a.conv' else ['A'])
 
 
 def test_score_sets():
@@ -159,7 +350,69 @@ def test_score_sets():
         lambda net, x: net.pred(net.raw(net.b(net.a(x)))),
         a=Block(3, 2), b=Block(2, 2), raw=nn.Conv2d(2, 4, 1), pred=nn.Conv2d(4, 1, 1)))
     coupled_sets, skipped = find_coupled_channels(model, (3, 8, 8))
-    items = score_sets(model, coupled_sets, BNScale(), [A], skipped)
+    items = score_sets(model, coupled_sets, BNScale('keep'), [A], skipped)
     assert [item.coupled.name for item in items] == ['a.conv', 'b.conv']
-    assert items[0].groups == {'a.bn': A} and items[1].groups == {}
+    assert items[0].groups == {'a.conv': A, 'a.bn': A} and items[1].groups == {}
     assert skipped['raw'] == 'BNScale has no scores for it'
+    assert items[0].scores['a.bn'].tolist() == pytest.approx(
+        model.a.bn.weight.abs().tolist(), rel=2e-6)
+
+
+def sets_of(*sizes, **constraints):
+    """Sets of one layer each, named by numbers, and a model that has these layers."""
+    sets = [scored_set({str(index): [0.] * size}, {}, str(index), **constraints).coupled
+            for index, size in enumerate(sizes)]
+    return nn.ModuleList(nn.Identity() for _ in sizes), sets
+
+
+def scores_of(sets, criterion, model):
+    return [next(iter(item.scores.values()))
+            for item in score_sets(model, sets, criterion, [], {})]
+
+
+@pytest.mark.parametrize('value', [0.25, 1., 300., 0.])
+def test_equal_scores_are_told_apart(value):
+    model, sets = sets_of(500, 700)
+
+    def criterion(_, coupled):
+        return {coupled.name: torch.full((coupled.size, ), value)}
+
+    first, second = scores_of(sets, criterion, model)
+    both = torch.cat((first, second))
+    assert both.dtype == torch.double and len(both.unique()) == 1200
+    # by less than a millionth, and never upwards: what is at a threshold goes
+    assert bool((both <= value).all()) and bool((both >= value - 1e-6 * value - 1e-12).all())
+    assert not torch.equal(first.argsort(), torch.arange(500))
+    assert all(torch.equal(*pair) for pair in zip((first, second),
+                                                  scores_of(sets, criterion, model)))
+
+
+def test_scores_that_differ_keep_their_order():
+    model, sets = sets_of(100)
+    row = torch.linspace(0.1, 1, 100)[torch.randperm(100)]
+    row[3] = NAN
+    found, = scores_of(sets, lambda _, coupled: {coupled.name: row}, model)
+    present = [index for index in range(100) if index != 3]
+    assert torch.equal(found[present].argsort(), row[present].argsort())
+    assert bool(found[3].isnan()) and int(found.isnan().sum()) == 1
+
+
+def test_channels_of_a_unit_share_their_mean():
+    model, sets = sets_of(6, units=[0, 1, 0, 1, 1, 2])
+    row = torch.tensor([0.1, 0.2, 0.5, NAN, 0.6, 0.6])
+    found, = scores_of(sets, lambda _, coupled: {coupled.name: row}, model)
+    assert found[[0, 1, 2, 4, 5]].tolist() == pytest.approx([0.3, 0.4, 0.3, 0.4, 0.6], rel=2e-6)
+    assert found[0] == found[2] and found[1] == found[4] and bool(found[3].isnan())
+
+
+@pytest.mark.parametrize('merge', ['or', 'mean', 'majority', 'sum'])
+@pytest.mark.parametrize('ratio', [0.25, 0.5, 0.9])
+def test_ratio_where_all_scores_are_equal(ratio, merge):
+    groups = [LayerGroup('A', ('0', '1'), ratio=ratio), LayerGroup('B', ('2', ), ratio=ratio)]
+    model, sets = sets_of(300, 500, 400)
+    scored = score_sets(model, sets, lambda _, coupled: {coupled.name: torch.ones(coupled.size)},
+                        groups, {})
+    removed = Planner(scored, merge).choose(thresholds_of_groups(scored, groups))
+    assert len(removed['0']) + len(removed['1']) == 800 * ratio
+    assert len(removed['2']) == 400 * ratio
+    assert abs(len(removed['0']) - 300 * ratio) < 40  # from each layer its share

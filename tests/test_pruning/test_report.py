@@ -1,4 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+import copy
 import json
 
 import pytest
@@ -7,11 +8,14 @@ import torch.nn as nn
 from pruning_samples import Block, Toy, randomise
 
 from mmgcp.pruning import prune
-from mmgcp.pruning.report import layer_rows, summarize, write_report
+from mmgcp.pruning.report import summarize, write_report
+
+GROUPS = [dict(name='one', modules=['a'], threshold=0.5),
+          dict(name='two', modules=['[bc]'], threshold=0.45)]
 
 
 @pytest.fixture
-def result():
+def model():
     model = randomise(Toy(
         lambda net, x: net.pred(net.raw(net.c(net.a(x) + net.b(x)))), a=Block(3, 4),
         b=Block(3, 4), c=Block(4, 10), raw=nn.Conv2d(10, 6, 1, bias=False),
@@ -19,14 +23,17 @@ def result():
     model.a.bn.weight.data = torch.tensor([0.1, 0.9, 0.1, 0.9])
     model.b.bn.weight.data = torch.tensor([0.1, 0.9, 0.9, 0.1])
     model.c.bn.weight.data = torch.linspace(0.1, 1., 10)
-    return prune(model, [dict(name='one', modules=['a'], threshold=0.5),
-                         dict(name='two', modules=['[bc]'], threshold=0.45)],
-                 input_shape=(3, 16, 16))
+    return model
 
 
-def test_layer_rows_by_hand(result):
-    assert sorted(tuple(row) for row in layer_rows(result)) == [
-        ('a.conv', 'one + two', 4, 3), ('b.conv', 'one + two', 4, 3), ('c.conv', 'two', 10, 6),
+@pytest.fixture
+def result(model):
+    return prune(model, GROUPS, input_shape=(3, 16, 16))
+
+
+def test_layers_by_hand(result):
+    assert sorted(tuple(row) for row in result.layers) == [
+        ('a.conv', 'one', 4, 3), ('b.conv', 'two', 4, 3), ('c.conv', 'two', 10, 6),
         ('pred', '', 2, 2), ('raw', '', 6, 6)]
 
 
@@ -40,29 +47,49 @@ def test_figures_by_hand(result):
 def test_summary(result):
     lines = summarize(result).splitlines()
     assert lines[0].split() == ['layer', 'group', 'threshold', 'channels', 'kept']
-    rows = {tuple(line.split()[-4:]) for line in lines[1:]}
-    assert ('10', '->', '6', '60.0%') in rows
-    assert ('8', '->', '6', '75.0%') in rows
-    assert any(line.startswith('(not pruned)') and '100.0%' in line for line in lines)
+    rows = [line.split() for line in lines[1:4]]
+    assert sorted(rows) == [
+        ['(not', 'pruned)', '-', '8', '->', '8', '100.0%'],
+        ['one', '0.5', '4', '->', '3', '75.0%'],
+        ['two', '0.45', '14', '->', '9', '64.3%']]
     assert any(line.startswith('parameters') and '(-36.8%)' in line for line in lines)
     assert any(line.startswith('operations') and '(-38.2%)' in line for line in lines)
+    assert len(set(lines)) == len(lines)
 
 
 def test_report_files(result, tmp_path):
     write_report(result, tmp_path)
     report = json.loads((tmp_path / 'report.json').read_text())
+    assert report == result.report
     assert report['params'] == dict(before=174, after=110)
     assert report['thresholds'] == dict(one=0.5, two=0.45)
     assert report['uncompensated'] == ['raw']
-    assert set(report['skipped']) == {'pred', 'raw'}
+    assert set(report['skipped']) == {'pred'}
+    assert report['options']['criterion'] == dict(type='mmgcp.BNScale')
     assert dict(layer='c.conv', group='two', before=10, after=6) in report['layers']
     text = (tmp_path / 'report.md').read_text()
+    assert summarize(result) in text
     assert '| c.conv | two | 10 | 6 | 60% |' in text
     assert '- pred: its outputs are the predictions' in text
-    assert '## Could not absorb all constants of removed channels\n\n- raw' in text
+    assert '## Could not absorb all that removed channels emitted\n\n- raw' in text
     assert '![channels](channels.png)' in text and '![scores](scores.png)' in text
     for name in ('channels.png', 'scores.png'):
         assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'
+
+
+def test_no_scores_where_a_plan_was_given(model, result, tmp_path):
+    model = randomise(Toy(model.run, a=Block(3, 4), b=Block(3, 4), c=Block(4, 10),
+                          raw=nn.Conv2d(10, 6, 1, bias=False), pred=nn.Conv2d(6, 2, 1)))
+    again = prune(model, plan=copy.deepcopy(result.plan), input_shape=(3, 16, 16))
+    write_report(again, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        'channels.png', 'report.json', 'report.md']
+    text = (tmp_path / 'report.md').read_text()
+    assert 'scores' not in text and '![channels](channels.png)' in text
+    assert '| c.conv | two | 10 | 6 | 60% |' in text
+    assert json.loads((tmp_path / 'report.json').read_text())['thresholds'] == dict(
+        one=0.5, two=0.45)
+    assert summarize(again) == summarize(result)
 
 
 def test_report_of_a_group_that_keeps_all(tmp_path):

@@ -124,28 +124,6 @@ def test_no_channels_changes_nothing(model, sets):
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-def test_keep_channels_takes_the_given_order():
-    conv = randomise(nn.Sequential(nn.Conv2d(3, 5, 1)))[0]
-    weight, bias = conv.weight.detach().clone(), conv.bias.detach().clone()
-    keep_channels(conv, 'out', torch.tensor([4, 1]))
-    keep_channels(conv, 'in', torch.tensor([2, 0]))
-    assert torch.equal(conv.weight, weight[[4, 1]][:, [2, 0]])
-    assert torch.equal(conv.bias, bias[[4, 1]])
-
-
-def test_norm_without_scale():
-    norm = nn.BatchNorm2d(4, affine=False)
-    norm.running_mean += torch.arange(4)
-    keep_channels(norm, 'out', torch.tensor([1, 3]))
-    assert norm.running_mean.tolist() == [1, 3] and norm.num_features == 2
-    assert norm.weight is None
-
-
-def test_layer_that_cannot_be_reduced():
-    with pytest.raises(PruningError, match='GroupNorm'):
-        keep_channels(nn.GroupNorm(2, 4), 'out', torch.tensor([0]))
-
-
 def test_gather_channels_by_hand():
     def piece(module, side, channels, roots):
         return ChannelSlice(module, side, torch.tensor(channels), torch.tensor(roots))

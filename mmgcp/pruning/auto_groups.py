@@ -1,0 +1,142 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""Layer groups that follow from the model alone."""
+import math
+from collections import defaultdict
+from typing import Dict, List, Sequence, Set, Tuple
+
+import torch.nn as nn
+from torch import Tensor
+
+from mmgcp.utils.forward import run_with_hooks
+
+from .layers import channel_counts
+from .structures import LayerGroup, PruningError
+
+KINDS = ('backbone', 'top-down', 'bottom-up', 'head')
+BOTTOM_UP = ('bottom_up', 'downsample', 'pafpn', 'out_', 'extra_')
+NO_STRIDE = math.inf
+
+# Name of a layer and its stride, NO_STRIDE if it did not see a map
+Run = Tuple[str, float]
+
+
+def auto_groups(model: nn.Module, input_shape: Sequence[int] = (3, 256, 256)) -> List[LayerGroup]:
+    """Group the layers of a detector by their kind and the stride of their feature maps.
+
+    The kind is in the name: ``backbone.*`` is backbone and ``neck.*`` is top-down or
+    bottom-up, the rest is head. A neck's layer is bottom-up if the attribute of the neck
+    that holds it starts with ``downsample``, ``bottom_up``, ``pafpn``, ``out_`` or
+    ``extra_``, as in MMYOLO's necks and MMDetection's PAFPN and SSDNeck; any other is
+    top-down, such as all layers of FPN and YOLOV3Neck.
+
+    The stride is the image's height over that of the layer's output, rounded to a power of
+    two. Linear layers, and those that emit 1x1 maps as squeeze-excitation does, see no
+    map: they have the stride of the layer that ran on one last before them in the nearest
+    module around them that has any, or first after them.
+
+    Some groups are of a kind without a stride: layers that ran at several strides, as in
+    a head shared by the levels, those of a ``roi_head``, which see regions instead of the
+    image, and those of a head that did not run in eval mode, as auxiliary predictions. A
+    layer outside of heads that did not run joins the smallest stride of its kind.
+
+    Args:
+        model (nn.Module): A detector; see :func:`mmgcp.utils.forward.run_with_hooks`.
+        input_shape (Sequence[int]): Shape (C, H, W) of the image to run it with, larger
+            than the largest stride. Defaults to (3, 256, 256).
+
+    Returns:
+        list[LayerGroup]: The groups, as ``backbone-8``, with every layer that has channels
+        in one of them. They are ordered by kind (backbone, top-down, bottom-up, head),
+        then by stride, and have neither ratio nor threshold.
+
+    Raises:
+        PruningError: The model does not run.
+    """
+    layers = _find_layers(model)
+    strides = _find_strides(_record_runs(model, layers, input_shape))
+    kinds = {name: _kind(name) for name in layers}
+    smallest = {kind: min((strides[name] for name in strides if kinds[name] == kind),
+                          default=NO_STRIDE) for kind in KINDS}
+    smallest['head'] = NO_STRIDE
+    members: Dict[Tuple[int, float], List[str]] = defaultdict(list)
+    for name, kind in kinds.items():
+        members[KINDS.index(kind), strides.get(name, smallest[kind])].append(name)
+    return [LayerGroup(_group_name(KINDS[kind], stride), tuple(members[kind, stride]))
+            for kind, stride in sorted(members)]
+
+
+def _find_layers(model: nn.Module) -> Dict[str, nn.Module]:
+    """The layers that have channels, without those inside of other ones, which go with them."""
+    layers: Dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if channel_counts(module) and not any(name.startswith(f'{layer}.') for layer in layers):
+            layers[name] = module
+    return layers
+
+
+def _record_runs(model: nn.Module, layers: Dict[str, nn.Module],
+                 input_shape: Sequence[int]) -> List[Run]:
+    """Run the model once; list the layers in the order in which they ran."""
+    runs: List[Run] = []
+
+    def hook(name):
+        def record(module, inputs, output):
+            runs.append((name, _stride(module, output, input_shape[1])))
+        return record
+
+    trainable = [param for param in model.parameters() if param.requires_grad]
+    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        run_with_hooks(model, input_shape, handles)
+    except Exception as error:  # whatever the model raises
+        raise PruningError('the strides of the layers cannot be found, as the model does not run: '
+                           f'{type(error).__name__}: {error}') from error
+    finally:
+        for param in trainable:  # eval() makes backbones freeze their stages
+            param.requires_grad_(True)
+    return runs
+
+
+def _stride(layer: nn.Module, output: Tensor, height: int) -> float:
+    if isinstance(layer, nn.Linear) or output.dim() != 4 or output.shape[2:] == (1, 1):
+        return NO_STRIDE
+    return 2**max(0, round(math.log2(height / output.shape[2])))
+
+
+def _find_strides(runs: Sequence[Run]) -> Dict[str, float]:
+    """The strides of the layers that ran."""
+    found: Dict[str, Set[float]] = defaultdict(set)
+    for index, (name, stride) in enumerate(runs):
+        found[name].add(_nearby_stride(runs, index) if stride == NO_STRIDE else stride)
+    return {name: NO_STRIDE if len(strides) > 1 or 'roi_head' in name.split('.') else min(strides)
+            for name, strides in found.items()}
+
+
+def _nearby_stride(runs: Sequence[Run], index: int) -> float:
+    """The stride that a layer has which did not see a map when it ran."""
+    around = runs[index][0]
+    while around:
+        around = around.rpartition('.')[0]
+        prefix = around and f'{around}.'
+        maps = [(number, stride) for number, (name, stride) in enumerate(runs)
+                if stride != NO_STRIDE and name.startswith(prefix)]
+        if maps:
+            before = [stride for number, stride in maps if number < index]
+            return before[-1] if before else maps[0][1]
+    return NO_STRIDE
+
+
+def _kind(name: str) -> str:
+    """The kind of a layer by its name."""
+    first, *parts = name.split('.')
+    if first == 'backbone':
+        return 'backbone'
+    if first != 'neck':
+        return 'head'
+    # A neck may be a sequence of necks, of which the number is no attribute
+    attribute = next((part for part in parts if not part.isdigit()), '')
+    return 'bottom-up' if attribute.startswith(BOTTOM_UP) else 'top-down'
+
+
+def _group_name(kind: str, stride: float) -> str:
+    return kind if stride == NO_STRIDE else f'{kind}-{stride}'

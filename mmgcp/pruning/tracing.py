@@ -1,0 +1,176 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""Running a model so that Torch-Pruning understands its autograd graph."""
+from contextlib import contextmanager
+from typing import Dict, Iterator, List, Optional, Set
+
+import torch
+import torch.nn as nn
+from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm, _InstanceNorm
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from .attributes import SPLITTING_TYPES
+
+SPLITS = {torch.split, torch.chunk, torch.tensor_split, Tensor.split, Tensor.chunk,
+          Tensor.tensor_split, torch.functional.split}
+ARITHMETIC = {
+    getattr(owner, name)
+    for owner in (torch, Tensor)
+    for name in ('add', 'sub', 'mul', 'div', 'true_divide', 'add_', 'sub_', 'mul_', 'div_',
+                 '__add__', '__radd__', '__iadd__', '__sub__', '__rsub__', '__isub__', '__mul__',
+                 '__rmul__', '__imul__', '__truediv__', '__rtruediv__', '__itruediv__', 'maximum',
+                 'minimum', 'max', 'min', 'lerp', 'where', 'addcmul', 'addcdiv')
+    if hasattr(owner, name)
+}
+# Nodes of the autograd graph that compute something of several channels
+MIXING = ('ChannelShuffleBackward0', 'NativeGroupNormBackward0', 'NativeLayerNormBackward0')
+# Nodes that work on a dimension, but leave its order alone and do not care for channels of zeros
+KEEPING = ('CatBackward0', 'StackBackward0', 'SliceBackward0', 'PermuteBackward0', 'SumBackward1',
+           'LinalgVectorNormBackward0', 'NormBackward1', 'SqueezeBackward1', 'UnsqueezeBackward0')
+
+
+@contextmanager
+def traceable(model: nn.Module) -> Iterator[Dict[nn.Module, bool]]:
+    """Put a model in train mode with fixed normalisation and all gradients on, then restore it.
+
+    Yields:
+        dict: The mode (training or not) of each module meanwhile.
+    """
+    training = {module: module.training for module in model.modules()}
+    frozen = {param for param in model.parameters() if not param.requires_grad}
+    model.train()
+    for module in model.modules():
+        if isinstance(module, (_BatchNorm, _InstanceNorm, nn.Dropout)):
+            module.training = False
+    for param in model.parameters():
+        param.requires_grad_(True)
+    try:
+        yield {module: module.training for module in model.modules()}
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for param in model.parameters():
+            param.requires_grad_(param not in frozen)
+
+
+def flatten_tensors(outputs) -> List[Tensor]:
+    """Return all tensors of nested lists, tuples and dictionaries."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    if isinstance(outputs, dict):
+        outputs = list(outputs.values())
+    if isinstance(outputs, (list, tuple)):
+        return [tensor for item in outputs for tensor in flatten_tensors(item)]
+    return []
+
+
+class Observer(TorchFunctionMode):
+    """Watches what a model computes while it is traced.
+
+    It replaces split and chunk by narrow, which Torch-Pruning follows, and remembers
+    what the autograd graph does not tell.
+
+    Attributes:
+        with_constants (Set): Nodes of the autograd graph that combine a feature map with
+            a tensor of the same channels that is no layer's output, such as the image.
+        mixing (Set): Nodes of the autograd graph that reorder the channels of a feature map,
+            or compute something of all of them.
+        splits (Dict): Node of the autograd graph to the type of the module that cuts
+            channels out of a feature map there.
+        concatenated (Dict): Node of the autograd graph that concatenates feature maps to the
+            number of channels of the result, which Torch-Pruning guesses.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.with_constants: Set[object] = set()
+        self.mixing: Set[object] = set()
+        self.splits: Dict[object, Optional[type]] = {}
+        self.concatenated: Dict[object, int] = {}
+        self._inside: List[nn.Module] = []
+        self._handles: List = []
+
+    def __enter__(self):
+        for module in self.model.modules():
+            self._handles += [
+                module.register_forward_pre_hook(lambda module, _: self._inside.append(module)),
+                module.register_forward_hook(lambda *_: self._leave())
+            ]
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        for handle in self._handles:
+            handle.remove()
+        return super().__exit__(*error)
+
+    def _leave(self) -> None:
+        self._inside.pop()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        outputs = func(*args, **(kwargs or {}))
+        if func in SPLITS:
+            outputs = _narrowed(args[0] if args else kwargs.get('input', kwargs.get('tensor')),
+                                outputs)
+        for output in outputs if isinstance(outputs, (list, tuple)) else [outputs]:
+            if isinstance(output, Tensor) and output.grad_fn is not None:
+                self._look(func, (*args, *(kwargs or {}).values()), output)
+        return outputs
+
+    def _look(self, func, operands, output: Tensor) -> None:
+        node, name = output.grad_fn, type(output.grad_fn).__name__
+        if func in ARITHMETIC and any(_is_constant(operand, output) for operand in operands):
+            self.with_constants.add(node)
+        if isinstance(operands[0], Tensor) and _mixes_channels(node, operands[0], output):
+            self.mixing.add(node)
+        if name == 'SliceBackward0' and self._inside:
+            self.splits[node] = type(self._inside[-1])
+        if name == 'CatBackward0' and output.dim() > 1:
+            self.concatenated[node] = output.shape[1]
+            if any(source is None for source, _ in node.next_functions):
+                self.with_constants.add(node)
+
+
+def splits_rightly(kind: Optional[type]) -> bool:
+    """Whether modules of a type split channels rightly also after pruning."""
+    return kind is not None and issubclass(kind, tuple(SPLITTING_TYPES))
+
+
+def _narrowed(tensor: Tensor, pieces: List[Tensor]) -> List[Tensor]:
+    """The pieces of a tensor, each cut out by itself."""
+    dims = [dim for dim in range(tensor.dim()) if pieces[0].shape[dim] != tensor.shape[dim]]
+    if not dims:
+        return pieces
+    start, narrowed = 0, []
+    for piece in pieces:
+        narrowed.append(tensor.narrow(dims[0], start, piece.shape[dims[0]]))
+        start += piece.shape[dims[0]]
+    return narrowed
+
+
+def from_front(dim: int, dims: int) -> int:
+    """Count a dimension that autograd remembers from the front; it has -1 as 2**64 - 1."""
+    return dim if dim < dims else dim - 2**64 + dims
+
+
+def _mixes_channels(node, before: Tensor, after: Tensor) -> bool:
+    """Whether a node does more with dimension 1 than to look at each channel by itself."""
+    name = type(node).__name__
+    if name in KEEPING or before.dim() < 2:
+        return False
+    if name == 'IndexBackward0':
+        return any(index is not None for index in node._saved_indices[1:2])
+    if 'View' in name or 'Reshape' in name:  # to and from vectors is Torch-Pruning's affair
+        return before.dim() > 2 and after.dim() > 2 and before.shape[1] != after.shape[1]
+    dims = getattr(node, '_saved_dims', getattr(node, '_saved_dim', ()))
+    dims = dims if isinstance(dims, (tuple, list)) else (dims, )
+    return name in MIXING or 1 in [from_front(dim, before.dim()) for dim in dims]
+
+
+def _is_constant(operand, output: Tensor) -> bool:
+    """Whether an operand has channels of its own that no layer computes."""
+    if (not isinstance(operand, Tensor) or operand.requires_grad or operand.dtype == torch.bool
+            or output.dim() < 2):
+        return False
+    dim = 1 - output.dim()  # of the channels, counted from the end
+    return operand.dim() >= -dim and operand.shape[dim] > 1
