@@ -5,58 +5,122 @@ import inspect
 import os
 import os.path as osp
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import mmgcp
-from mmgcp.pruning import PruningError, prune
+from mmgcp.pruning import PruningError, PruningPlan, prune
+from mmgcp.pruning.calibration import CalibrationImages, evaluate
 from mmgcp.pruning.pruned_config import make_pruned_config
 from mmgcp.pruning.report import summarize, write_report
+from mmgcp.utils import UserError
 from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.cli import run_tool
-from mmgcp.utils.config import build_detector, load_config
+from mmgcp.utils.config import build_detector, image_size, load_config
 
-OUTPUTS = ('pruned.py', 'pruned.pth', 'plan.json', 'report.json', 'report.md', 'channels.png',
-           'scores.png')
+# Arguments of prune() that prune_cfg does not have
+NOT_IN_CONFIG = {'model', 'plan', 'calibration', 'evaluate', 'input_shape', 'dry_run', 'progress'}
+# Options of the command line that take the place of those in prune_cfg
+OVERRIDES = ('merge', 'round_to', 'min_keep_ratio')
+BUDGETS = ('ratio', 'target_params', 'target_flops')
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config of the detector, with layer groups in prune_cfg')
+    parser.add_argument('config', help='config file, or a config of a package as mmyolo::...; '
+                        'its prune_cfg may have layer groups and all other settings')
     parser.add_argument('checkpoint', nargs='?', help="default: the config's load_from")
     parser.add_argument('--work-dir', help='where to write; default: work_dirs/CONFIG_NAME-pruned')
-    parser.add_argument('--target-params', type=float, help='share of the parameters to keep')
-    parser.add_argument('--target-flops', type=float, help='share of the operations to keep')
-    parser.add_argument('--no-compensate', action='store_true',
-                        help='do not fold the constants of removed channels into their consumers')
-    parser.add_argument('--input-size', type=int, nargs=2, metavar=('WIDTH', 'HEIGHT'),
-                        help="in pixels, for counting operations; default: the config's img_scale")
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
-                        help='settings of the config to override, as key=value')
+    amount = parser.add_argument_group('how much')
+    amount.add_argument('--target-params', type=float, help='share of the parameters to keep')
+    amount.add_argument('--target-flops', type=float, help='share of the operations to keep')
+    amount.add_argument('--ratio', type=float, help='share of the channels of every layer group '
+                        'that is below its threshold')
+    amount.add_argument('--round-to', type=int, metavar='N',
+                        help='keep multiples of N channels, without exceeding the budget')
+    amount.add_argument('--min-keep-ratio', type=float, metavar='SHARE',
+                        help='share of the channels of a layer that stays at least')
+    which = parser.add_argument_group('which channels')
+    which.add_argument('--merge', choices=('or', 'mean', 'majority', 'sum'),
+                       help='how coupled layers decide together; default: or')
+    which.add_argument('--sensitivity', action='store_true',
+                       help='measure what each layer group costs on the validation data, and '
+                       'spend the budget where it costs least')
+    which.add_argument('--metric', help='validation metric for --sensitivity; default: the first '
+                       'mAP')
+    which.add_argument('--val-images', type=int, metavar='N',
+                       help='validate --sensitivity on the first N images')
+    which.add_argument('--plan', help='apply the plan of this file, perhaps edited')
+    which.add_argument('--dry-run', action='store_true',
+                       help='print the table, write nothing')
+    other = parser.add_argument_group('other')
+    other.add_argument('--no-compensate', action='store_true',
+                       help='do not fold what removed channels emit into their consumers')
+    other.add_argument('--calib-batches', type=int, default=4, metavar='N',
+                       help='batches of training images to measure that on; 0: use none')
+    other.add_argument('--input-size', type=int, nargs=2, metavar=('WIDTH', 'HEIGHT'),
+                       help='in pixels, for counting operations; default: of the test images')
+    other.add_argument('--cfg-options', nargs='+', action=DictAction,
+                       help='settings of the config to override, as key=value')
     return parser.parse_args()
 
 
 def pruning_options(cfg: Config, args: argparse.Namespace) -> dict:
     """The arguments of prune(): the config's prune_cfg, overridden by the command line."""
-    if 'prune_cfg' not in cfg:
-        raise PruningError(f'the config {args.config} has no prune_cfg; its layer groups must be '
-                           'declared, as in configs/_base_/prune/yolov4_groups.py')
-    options = cfg.prune_cfg.to_dict()
-    unknown = set(options) - set(inspect.signature(prune).parameters)
+    options = cfg.prune_cfg.to_dict() if 'prune_cfg' in cfg else {}
+    unknown = set(options) - (set(inspect.signature(prune).parameters) - NOT_IN_CONFIG)
     if unknown:
         raise PruningError(f'prune_cfg of {args.config} has unknown settings: {sorted(unknown)}')
-    if args.target_params is not None or args.target_flops is not None:
-        options.update(target_params=args.target_params, target_flops=args.target_flops)
+    given = {name: getattr(args, name) for name in BUDGETS if getattr(args, name) is not None}
+    if given:
+        options.update({**dict.fromkeys(BUDGETS), **given})
+    options.update((name, getattr(args, name)) for name in OVERRIDES
+                   if getattr(args, name) is not None)
     if args.no_compensate:
         options['compensate'] = False
-    width, height = args.input_size or cfg.get('img_scale', (640, 640))
-    return dict(options, input_shape=(3, height, width))
+    if args.plan:
+        options['plan'] = PruningPlan.load(args.plan)
+    width, height = args.input_size or image_size(cfg)
+    return dict(options, input_shape=(3, height, width), dry_run=args.dry_run)
 
 
-def write_outputs(result, cfg: Config, package: str, meta: dict, folder: Path) -> None:
-    """Write everything, or nothing if anything fails."""
+@contextmanager
+def progress_bar():
+    """Yield a function that shows a stage, the steps done in it, and all its steps."""
+    columns = (TextColumn('{task.description:<20}'), BarColumn(), MofNCompleteColumn(),
+               TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        stages = {}
+
+        def show(stage: str, done: int, steps: int) -> None:
+            if stage not in stages:
+                stages[stage] = bar.add_task(stage, total=steps)
+            bar.update(stages[stage], completed=done, total=steps)
+
+        yield show
+
+
+def find_calibration(cfg: Config, model: torch.nn.Module, args: argparse.Namespace):
+    """Training images for compensation; None, with a warning, where there are none."""
+    if args.dry_run or args.no_compensate or args.calib_batches < 1:
+        return None
+    images = CalibrationImages(cfg, model, args.calib_batches)
+    try:
+        next(iter(images))
+    except (UserError, StopIteration) as error:
+        print(f'warning: {error or "there are no training images"}; channels that do not emit a '
+              'constant are compensated by what their shifts alone emit')
+        return None
+    return images
+
+
+def write_outputs(result, cfg: Config, package: str, meta: dict, folder: Path) -> list:
+    """Write everything, or nothing if anything fails; return the names of the files."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}-') as temporary:
         temporary = Path(temporary)
@@ -65,8 +129,12 @@ def write_outputs(result, cfg: Config, package: str, meta: dict, folder: Path) -
         result.plan.save(temporary / 'plan.json')
         write_report(result, temporary)
         folder.mkdir(exist_ok=True)
-        for name in OUTPUTS:
+        names = sorted(path.name for path in temporary.iterdir())
+        for name in names:
             os.replace(temporary / name, folder / name)
+        if 'scores.png' not in names and (folder / 'scores.png').exists():
+            (folder / 'scores.png').unlink()  # of an earlier run
+    return names
 
 
 def main():
@@ -79,15 +147,21 @@ def main():
     model = build_detector(cfg)
     meta = load_strictly(model, checkpoint, args.config)
     package = type(model).__module__.split('.')[0]
-    result = prune(model, **options)
+    options['calibration'] = find_calibration(cfg, model, args)
+    if args.sensitivity:
+        options['evaluate'] = lambda model: evaluate(model, cfg, args.metric, args.val_images)[1]
+    with progress_bar() as progress:
+        result = prune(model, progress=progress, **options)
+    print(summarize(result))
+    if args.dry_run:
+        print('dry run: nothing has been written')
+        return
 
     name = osp.splitext(osp.basename(args.config))[0]
     folder = Path(args.work_dir or osp.join('work_dirs', f'{name}-pruned'))
-    meta = dict(
-        dataset_meta=meta.get('dataset_meta', {}), mmgcp_version=mmgcp.__version__)
-    write_outputs(result, cfg, package, meta, folder)
-    print(summarize(result))
-    print(f'written to {folder}: {", ".join(OUTPUTS)}')
+    meta = dict(dataset_meta=meta.get('dataset_meta', {}), mmgcp_version=mmgcp.__version__)
+    names = write_outputs(result, cfg, package, meta, folder)
+    print(f'written to {folder}: {", ".join(names)}')
 
 
 if __name__ == '__main__':

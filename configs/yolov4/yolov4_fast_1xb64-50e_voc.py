@@ -21,6 +21,9 @@ lr_factor = 0.1
 save_checkpoint_intervals = 5
 
 # ===============================Unmodified in most cases====================
+# The shares of parameters and operations that the paper keeps on this data set
+prune_cfg = dict(target_params=0.353, target_flops=0.651)
+
 model = dict(
     backbone=dict(norm_cfg=norm_cfg),
     neck=dict(norm_cfg=norm_cfg),

@@ -13,7 +13,7 @@ from mmgcp.datasets import VOCInfo, check_voc
 from mmgcp.utils import UserError
 from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.cli import replacing
-from mmgcp.utils.config import build_detector, load_config
+from mmgcp.utils.config import build_detector, image_size, load_config
 
 from .pictures import draw_detections
 from .stage_configs import baseline_config, distill_config, sparse_config
@@ -130,9 +130,12 @@ class _Pipeline:
     def __init__(self, options: CompressOptions):
         self.options = options
         self.cfg = load_config(options.config, options.cfg_options)
-        for name in ('prune_cfg', 'attention_groups'):
-            if name not in self.cfg:
-                raise UserError(f'the config {options.config} has no {name}')
+        if 'attention_groups' not in self.cfg:
+            raise UserError(f'the config {options.config} has no attention_groups')
+        if options.target_params is None and options.target_flops is None and (
+                'prune_cfg' not in self.cfg):
+            raise UserError(f'the config {options.config} has no prune_cfg: say how much to prune '
+                            'with --target-params or --target-flops')
         self.voc: Optional[VOCInfo] = check_voc(options.data) if options.data else None
         if options.checkpoint:
             self._check_checkpoint()
@@ -192,7 +195,7 @@ class _Pipeline:
             value = getattr(self.options, name)
             if value is not None:
                 options += [f'--{name.replace("_", "-")}', str(value)]
-        same = self.state.enter('prune', options, self.cfg.prune_cfg.to_dict())
+        same = self.state.enter('prune', options, self.cfg.get('prune_cfg', {}))
         if same and self.state.result('prune'):
             return
         self.tools.run('prune', 'prune.py', str(baseline), str(sparse), '--work-dir',
@@ -269,6 +272,6 @@ def _metric(metrics: Dict[str, float], name: str) -> float:
 def _size_and_speed(config: Path) -> Tuple[int, int, float]:
     cfg = load_config(str(config))
     model = build_detector(cfg)
-    width, height = cfg.get('img_scale', (640, 640))
+    width, height = image_size(cfg)
     params, macs = count_complexity(model, (3, height, width))
     return params, macs, round(measure_latency(model, (3, height, width)), 2)

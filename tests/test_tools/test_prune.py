@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
+from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
 
 from mmgcp.analysis import count_complexity
-from mmgcp.utils.config import build_detector
+from mmgcp.utils.config import build_detector, load_config
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools/prune.py'
@@ -23,6 +25,8 @@ model = dict(
     backbone=dict(widen_factor=0.125),
     neck=dict(widen_factor=0.125),
     bbox_head=dict(head_module=dict(widen_factor=0.125)))
+train_dataloader = dict(dataset=dict(data_root='absent'))
+val_dataloader = dict(dataset=dict(data_root='absent'))
 """
 
 
@@ -148,9 +152,21 @@ def arguments(case, files, folder):
         more = ['--target-params', 0.01, '--cfg-options', 'prune_cfg.min_keep_ratio=0.5']
     elif case == 'share':
         more = ['--target-params', 64]
+    elif case == 'ratio and budget':
+        more = ['--target-params', 0.5, '--ratio', 0.5]
+    elif case == 'nothing asked for':
+        more = ['--cfg-options', 'prune_cfg.target_params=None']
     elif case == 'prune_cfg':
+        more = ['--cfg-options', 'prune_cfg.mrege=or']
+    elif case == 'groups':
+        more = ['--cfg-options', 'prune_cfg.groups=autom']
+    elif case == 'model':
         config = folder / 'plain.py'
-        config.write_text("default_scope = 'mmyolo'\nmodel = dict(type='YOLODetector')\n")
+        config.write_text("default_scope = 'mmyolo'\nmodel = dict(type='YOLODetectro')\n")
+    elif case == 'plan':
+        more = ['--plan', folder / 'absent.json']
+    elif case == 'metric':
+        more = ['--sensitivity']
     return [config, checkpoint, *more]
 
 
@@ -162,7 +178,13 @@ def arguments(case, files, folder):
     ('architecture', 'does not fit'),
     ('budget', 'cannot be reached'),
     ('share', r'in (0, 1]'),
-    ('prune_cfg', 'has no prune_cfg'),
+    ('ratio and budget', 'nothing is left that a budget could decide'),
+    ('nothing asked for', 'no ratio or budget is given'),
+    ('prune_cfg', "unknown settings: ['mrege']"),
+    ('groups', "groups must be 'auto'"),
+    ('model', 'YOLODetectro'),
+    ('plan', 'absent.json cannot be read: No such file'),
+    ('metric', 'the validation data cannot be loaded'),
 ])
 def test_request_that_cannot_be_met(case, message, files, tool, tmp_path):
     inputs, outputs = tmp_path / 'in', tmp_path / 'out'
@@ -195,3 +217,133 @@ def test_failure_while_writing_leaves_nothing(files, tool, tmp_path, monkeypatch
                          '--target-params', 0.5, '--input-size', 64, 64)
     assert code == 1 and 'prune.py: no space left' in printed
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope='module')
+def planned(files, tmp_path_factory):
+    """The folder of a network pruned to half of its parameters, without compensation."""
+    folder = tmp_path_factory.mktemp('planned') / 'out'
+    result = subprocess.run(
+        [sys.executable, '-W', 'ignore', str(TOOL), str(files / 'tiny.py'),
+         str(files / 'tiny.pth'), '--work-dir', str(folder), '--target-params', '0.5',
+         '--input-size', '64', '64', '--no-compensate'], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def weights(folder):
+    return torch.load(folder / 'pruned.pth', weights_only=False)['state_dict']
+
+
+def same(first, second):
+    return list(first) == list(second) and all(torch.equal(first[key], second[key])
+                                               for key in first)
+
+
+def test_plan_is_applied(files, planned, tool, tmp_path):
+    code, printed = tool(files / 'tiny.py', files / 'tiny.pth', '--plan', planned / 'plan.json',
+                         '--work-dir', tmp_path / 'out', '--no-compensate')
+    assert code == 0, printed
+    assert same(weights(planned), weights(tmp_path / 'out'))
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == OUTPUTS - {'scores.png'}
+    assert 'scores.png' not in (tmp_path / 'out/report.md').read_text()
+
+
+def test_edited_plan(files, planned, tool, tmp_path):
+    plan = json.loads((planned / 'plan.json').read_text())
+    edited = max(plan['sets'], key=lambda item: len(item['removed']))
+    edited['removed'] = edited['removed'][:1]
+    (tmp_path / 'plan.json').write_text(json.dumps(plan))
+    code, printed = tool(files / 'tiny.py', files / 'tiny.pth', '--plan', tmp_path / 'plan.json',
+                         '--work-dir', tmp_path / 'out')
+    assert code == 0, printed
+    model = build_detector(Config.fromfile(tmp_path / 'out/pruned.py'))
+    original = build_detector(Config.fromfile(files / 'tiny.py'))
+    layer = next(name for name in edited['layers'] if name in norms(original))
+    assert norms(model)[layer] == norms(original)[layer] - 1
+
+
+def test_plan_of_another_architecture(files, planned, tool, tmp_path):
+    code, printed = tool(planned / 'pruned.py', '--plan', planned / 'plan.json', '--work-dir',
+                         tmp_path / 'out')
+    assert code == 1 and 'is it the architecture that the plan was made for?' in printed
+    assert not (tmp_path / 'out').exists()
+
+
+def test_dry_run_writes_nothing(files, tool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, printed = tool(files / 'tiny.py', files / 'tiny.pth', '--ratio', 0.3, '--dry-run',
+                         '--input-size', 64, 64)
+    assert code == 0, printed
+    assert 'stride-16' in printed and 'nothing has been written' in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pruned_again(planned, tool, tmp_path):
+    code, printed = tool(planned / 'pruned.py', '--target-params', 0.5, '--input-size', 64, 64,
+                         '--work-dir', tmp_path / 'again', '--round-to', 4)
+    assert code == 0, printed
+    first, again = (sum(x.numel() for x in weights(folder).values())
+                    for folder in (planned, tmp_path / 'again'))
+    assert again / first == pytest.approx(0.5, abs=0.05)
+    model = build_detector(Config.fromfile(tmp_path / 'again/pruned.py'))
+    model.load_state_dict(weights(tmp_path / 'again'), strict=True)
+    before = norms(build_detector(Config.fromfile(planned / 'pruned.py')))
+    assert all(count % 4 == 0 or count == before[name] for name, count in norms(model).items())
+
+
+@pytest.fixture(scope='module', params=['mmyolo', 'mmdet'])
+def package_files(request, tmp_path_factory):
+    """A config of a package by its name, options, and a checkpoint for it."""
+    config, options = dict(
+        mmyolo=('mmyolo::yolov8/yolov8_n_syncbn_fast_8xb16-500e_coco.py', {}),
+        mmdet=('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
+               {'model.backbone.init_cfg': None}))[request.param]
+    checkpoint = tmp_path_factory.mktemp('package') / 'random.pth'
+    torch.manual_seed(0)
+    model = build_detector(load_config(config, options))
+    torch.save(dict(state_dict=model.state_dict(), meta={}), checkpoint)
+    return config, checkpoint, ['--cfg-options', 'randomness.seed=0',
+                                *(f'{key}={value}' for key, value in options.items())]
+
+
+def test_config_of_a_package(package_files, tool, tmp_path):
+    config, checkpoint, options = package_files
+    code, printed = tool(config, checkpoint, '--target-flops', 0.7, '--work-dir', tmp_path / 'out',
+                         '--input-size', 128, 128, *options)
+    assert code == 0, printed
+    assert 'warning: the calibration images cannot be loaded' in printed
+    report = json.loads((tmp_path / 'out/report.json').read_text())
+    assert report['macs']['after'] == pytest.approx(0.7 * report['macs']['before'], rel=0.01)
+    moved = tmp_path / 'another machine'
+    (tmp_path / 'out').rename(moved)
+    model = init_detector(str(moved / 'pruned.py'), str(moved / 'pruned.pth'), device='cpu')
+    assert same(model.state_dict(), weights(moved))
+    image = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    assert 'pred_instances' in inference_detector(model, image)
+
+
+def test_sensitivity_and_calibration_on_data(write_config, tool, tmp_path):
+    config = write_config(tmp_path / 'tiny.py')
+    save(config, tmp_path / 'tiny.pth')
+    code, printed = tool(
+        config, tmp_path / 'tiny.pth', '--target-params', 0.5, '--sensitivity', '--val-images', 1,
+        '--metric', 'pascal_voc/AP50', '--calib-batches', 1, '--work-dir', tmp_path / 'out')
+    assert code == 0, printed
+    assert 'warning' not in printed
+    report = json.loads((tmp_path / 'out/report.json').read_text())
+    assert report['params']['after'] == pytest.approx(0.5 * report['params']['before'], rel=0.01)
+    assert report['uncompensated'] == []
+    sensitivity = report['options']['sensitivity']
+    assert 0 <= sensitivity['baseline'] <= 1
+    assert set(sensitivity['metrics']) == set(sensitivity['costs']) == set(report['thresholds'])
+    assert all(set(values) == {'0.25', '0.5'} for values in sensitivity['metrics'].values())
+
+
+def test_unknown_metric(write_config, tool, tmp_path):
+    config = write_config(tmp_path / 'tiny.py')
+    save(config, tmp_path / 'tiny.pth')
+    code, printed = tool(config, tmp_path / 'tiny.pth', '--sensitivity', '--metric', 'mAP',
+                         '--val-images', 1, '--work-dir', tmp_path / 'out')
+    assert code == 1 and "there is no metric 'mAP'; there are pascal_voc/mAP" in printed
+    assert not (tmp_path / 'out').exists()
