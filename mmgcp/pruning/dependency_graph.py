@@ -280,9 +280,10 @@ def _contradiction(model: nn.Module, coupled: CoupledChannels,
     reason = ''
     for item in coupled.slices:
         channels = set(item.channels.tolist())
-        counts = channel_counts(find_layer(model, item.module))
+        layer = find_layer(model, item.module)
+        beyond = channel_counts(layer) and max(channels) >= num_channels(layer, item.side)
         others = known.setdefault((item.module, item.side), set())
-        if channels & others or (counts and max(channels) >= counts[0 if item.side == 'in' else -1]):
+        if channels & others or beyond:
             reason = f'it is not clear which of its channels {item.module} has'
         others |= channels
     return reason

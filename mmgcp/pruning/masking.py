@@ -58,14 +58,16 @@ def raw_predictions(model: nn.Module, shape: Sequence[int]) -> List[Tensor]:
 
 def check_same_predictions(expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
     """Raise a PruningError unless predictions agree up to rounding errors."""
+    same = len(expected) == len(found)
     for before, after in zip(expected, found):
         scale = 1 + float(before.abs().nan_to_num(posinf=0).max()) if before.numel() else 1.
-        if before.shape != after.shape or not torch.allclose(
-                before, after, rtol=0, atol=1e-3 * scale, equal_nan=True):
-            raise PruningError('the pruned model does not compute what the original does without '
-                               'the removed channels, and has been restored: does a forward of it '
-                               'depend on channel counts in a way that mmgcp does not know? See '
-                               'register_attribute_rule in mmgcp/pruning/attributes.py')
+        same = same and before.shape == after.shape and torch.allclose(
+            before, after, rtol=0, atol=1e-3 * scale, equal_nan=True)
+    if not same:
+        raise PruningError('the pruned model does not compute what the original does without '
+                           'the removed channels, and has been restored: does a forward of it '
+                           'depend on channel counts in a way that mmgcp does not know? See '
+                           'register_attribute_rule in mmgcp/pruning/attributes.py')
 
 
 class Snapshot:

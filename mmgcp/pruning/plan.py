@@ -122,8 +122,8 @@ def validate_plan(plan: PruningPlan, coupled_sets: Iterable[CoupledChannels]) ->
 
 def _read_set(number: int, data) -> SetPlan:
     expected = {item.name for item in fields(SetPlan)}
-    if not isinstance(data, dict) or set(data) != expected or not isinstance(
-            data['layers'], dict):
+    if (not isinstance(data, dict) or set(data) != expected or not isinstance(data['name'], str)
+            or not isinstance(data['layers'], dict)):
         raise PruningError(f'set {number} of the plan must have {sorted(expected)}, layers with '
                            'the group of each')
     indices = data['removed']

@@ -62,10 +62,11 @@ def apply_channel_table(model: nn.Module, table: ChannelTable) -> None:
         if name not in layers:
             raise PruningError(f'the channel table names {name!r}, which the detector does not '
                                'have: is it the architecture that was pruned?')
-        present = channel_counts(layers[name])
-        if len(present) != len(counts) or any(a > b for a, b in zip(counts, present)):
+        if not _can_have(layers[name], counts):
+            present, groups = channel_counts(layers[name]), _num_groups(layers[name])
             raise PruningError(f'the channel table asks for {list(counts)} channels in {name!r}, '
-                               f'but the detector has {present} there')
+                               f'but the detector has {present} there'
+                               + (f' in {groups} groups' if groups > 1 else ''))
     for name, counts in table.items():
         for side, keep in _kept(layers[name], counts):
             keep_channels(model, name, side, keep)
@@ -82,12 +83,28 @@ def _named_layers(model: nn.Module) -> Dict[str, Layer]:
     return layers
 
 
+def _num_groups(layer: Layer) -> int:
+    return getattr(layer, 'groups', getattr(layer, 'num_groups', 1))
+
+
+def _can_have(layer: Layer, counts: List[int]) -> bool:
+    """Whether a layer can be reduced to numbers of channels."""
+    present = channel_counts(layer)
+    if len(present) != len(counts) or not all(
+            isinstance(a, int) and 0 < a <= b for a, b in zip(counts, present)):
+        return False
+    if is_depthwise(layer):
+        return counts[0] == counts[1]
+    if isinstance(layer, nn.GroupNorm):  # whole groups stay
+        return counts[0] % (layer.num_channels // layer.num_groups) == 0
+    return all(count % _num_groups(layer) == 0 for count in counts)
+
+
 def _kept(layer: Layer, counts: List[int]) -> Iterator[Tuple[str, Tensor]]:
     """The sides of a layer and the first channels of each, in a grouped layer of each group."""
     if len(counts) == 1 or is_depthwise(layer):
         yield 'out', torch.arange(counts[-1])
         return
-    groups = getattr(layer, 'groups', 1)
     for side, count in zip(('in', 'out'), counts):
-        channels = torch.arange(num_channels(layer, side)).view(groups, -1)
-        yield side, channels[:, :count // groups].flatten()
+        channels = torch.arange(num_channels(layer, side)).view(_num_groups(layer), -1)
+        yield side, channels[:, :count // len(channels)].flatten()

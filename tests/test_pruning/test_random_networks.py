@@ -9,7 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pruning_samples import choose, difference, randomise, run
+from pruning_samples import difference, randomise, run
 
 from mmgcp.pruning import attributes, register_attribute_rule
 from mmgcp.pruning.dependency_graph import find_coupled_channels

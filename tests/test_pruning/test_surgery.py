@@ -21,8 +21,8 @@ from pruning_samples import (
 )
 
 from mmgcp.pruning.dependency_graph import find_coupled_channels
-from mmgcp.pruning.structures import ChannelSlice, CoupledChannels, PruningError
-from mmgcp.pruning.surgery import gather_channels, keep_channels, remove_channels
+from mmgcp.pruning.structures import ChannelSlice, CoupledChannels
+from mmgcp.pruning.surgery import gather_channels, remove_channels
 
 OPS = st.lists(
     st.tuples(st.sampled_from(['conv', 'add', 'cat', 'repeat', 'pool', 'up']),
