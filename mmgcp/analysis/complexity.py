@@ -1,11 +1,12 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Parameters and multiply-accumulate operations of a detector."""
+import math
 from dataclasses import dataclass, replace
 from typing import Dict, Sequence, Tuple
 
 import torch.nn as nn
 
-from mmgcp.utils.forward import run_with_hooks
+from mmgcp.utils.forward import record_shapes
 
 COUNTED_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
@@ -61,17 +62,11 @@ def record_convs(model: nn.Module, input_shape: Sequence[int]) -> Dict[str, Conv
     layers = {name: module for name, module in model.named_modules()
               if isinstance(module, COUNTED_TYPES)}
     positions = dict.fromkeys(layers, 0)
-
-    def hook(name):
-        def count(module, inputs, output):
-            # a transposed convolution applies its kernel at each input position
-            tensor = inputs[0] if isinstance(module, nn.ConvTranspose2d) else output
-            channels = tensor.shape[-1 if isinstance(module, nn.Linear) else 1]
-            positions[name] += tensor[0].numel() // channels
-        return count
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in layers.items()]
-    run_with_hooks(model, input_shape, handles)
+    for name, inputs, outputs in record_shapes(model, layers, input_shape):
+        # a transposed convolution applies its kernel at each input position
+        shape = inputs if isinstance(layers[name], nn.ConvTranspose2d) else outputs
+        positions[name] += math.prod(
+            shape[1:-1] if isinstance(layers[name], nn.Linear) else shape[2:])
     return {name: _statistics(layers[name], count) for name, count in positions.items()}
 
 

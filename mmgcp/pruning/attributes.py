@@ -54,6 +54,7 @@ def _refresh_rep_vgg(block: RepVGGBlock) -> None:
     conv = block.rbr_reparam if hasattr(block, 'rbr_reparam') else block.rbr_dense.conv
     block.in_channels, block.out_channels, block.groups = (
         conv.in_channels, conv.out_channels, conv.groups)
+    block.__dict__.pop('id_tensor', None)  # made for as many channels as there were
 
 
 class UnequalCSPLayerWithTwoConv(CSPLayerWithTwoConv):

@@ -5,9 +5,8 @@ from collections import defaultdict
 from typing import Dict, List, Sequence, Set, Tuple
 
 import torch.nn as nn
-from torch import Tensor
 
-from mmgcp.utils.forward import run_with_hooks
+from mmgcp.utils.forward import record_shapes
 
 from .layers import channel_counts
 from .structures import LayerGroup, PruningError
@@ -40,7 +39,7 @@ def auto_groups(model: nn.Module, input_shape: Sequence[int] = (3, 256, 256)) ->
     layer outside of heads that did not run joins the smallest stride of its kind.
 
     Args:
-        model (nn.Module): A detector; see :func:`mmgcp.utils.forward.run_with_hooks`.
+        model (nn.Module): A detector; see :func:`mmgcp.utils.forward.run_as_tensors`.
         input_shape (Sequence[int]): Shape (C, H, W) of the image to run it with, larger
             than the largest stride. Defaults to (3, 256, 256).
 
@@ -77,30 +76,19 @@ def _find_layers(model: nn.Module) -> Dict[str, nn.Module]:
 def _record_runs(model: nn.Module, layers: Dict[str, nn.Module],
                  input_shape: Sequence[int]) -> List[Run]:
     """Run the model once; list the layers in the order in which they ran."""
-    runs: List[Run] = []
-
-    def hook(name):
-        def record(module, inputs, output):
-            runs.append((name, _stride(module, output, input_shape[1])))
-        return record
-
-    trainable = [param for param in model.parameters() if param.requires_grad]
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
     try:
-        run_with_hooks(model, input_shape, handles)
+        runs = record_shapes(model, layers, input_shape)
     except Exception as error:  # whatever the model raises
         raise PruningError('the strides of the layers cannot be found, as the model does not run: '
                            f'{type(error).__name__}: {error}') from error
-    finally:
-        for param in trainable:  # eval() makes backbones freeze their stages
-            param.requires_grad_(True)
-    return runs
+    return [(name, _stride(layers[name], shape, input_shape[1])) for name, _, shape in runs]
 
 
-def _stride(layer: nn.Module, output: Tensor, height: int) -> float:
-    if isinstance(layer, nn.Linear) or output.dim() != 4 or output.shape[2:] == (1, 1):
+def _stride(layer: nn.Module, output: Sequence[int], height: int) -> float:
+    """The stride of a layer from the shape of its output."""
+    if isinstance(layer, nn.Linear) or len(output) != 4 or tuple(output[2:]) == (1, 1):
         return NO_STRIDE
-    return 2**max(0, round(math.log2(height / output.shape[2])))
+    return 2**max(0, round(math.log2(height / output[2])))
 
 
 def _find_strides(runs: Sequence[Run]) -> Dict[str, float]:

@@ -1,7 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Which layer group a layer belongs to."""
 from fnmatch import fnmatchcase
-from typing import Dict, Iterable, List, Sequence
+from typing import Dict, Iterable, Sequence
 
 import torch.nn as nn
 
@@ -29,14 +29,12 @@ def assign_groups(model: nn.Module, layers: Iterable[str],
     if len(set(names)) != len(names):
         raise PruningError(f'two layer groups have the same name: {names}')
     modules = [name for name, _ in model.named_modules() if name]
-    for group in groups:
-        for pattern in group.modules:
-            if not any(fnmatchcase(name, pattern) for name in modules):
-                raise PruningError(f'pattern {pattern!r} of layer group {group.name!r} '
-                                   'matches no module of the model')
+    matchers = [_Matcher(group) for group in groups]
+    for matcher in matchers:
+        matcher.check(modules)
     assigned = {}
     for layer in layers:
-        owners = [group for group in groups if _contains(group, layer)]
+        owners = [matcher.group for matcher in matchers if matcher.contains(layer)]
         if len(owners) > 1:
             raise PruningError(f'layer {layer!r} is in two layer groups: '
                                f'{owners[0].name!r} and {owners[1].name!r}')
@@ -45,7 +43,30 @@ def assign_groups(model: nn.Module, layers: Iterable[str],
     return assigned
 
 
-def _contains(group: LayerGroup, layer: str) -> bool:
-    parts = layer.split('.')
-    prefixes: List[str] = ['.'.join(parts[:length]) for length in range(1, len(parts) + 1)]
-    return any(fnmatchcase(prefix, pattern) for prefix in prefixes for pattern in group.modules)
+class _Matcher:
+    """The patterns of a group, those that are plain names apart.
+
+    Args:
+        group (LayerGroup): The group.
+    """
+
+    def __init__(self, group: LayerGroup):
+        self.group = group
+        self.patterns = [pattern for pattern in group.modules if set(pattern) & set('*?[')]
+        self.names = set(group.modules) - set(self.patterns)
+
+    def check(self, modules: Sequence[str]) -> None:
+        """Raise a PruningError if a pattern matches none of the modules."""
+        useless = sorted(self.names - set(modules)) + [
+            pattern for pattern in self.patterns
+            if not any(fnmatchcase(name, pattern) for name in modules)]
+        if useless:
+            raise PruningError(f'pattern {useless[0]!r} of layer group {self.group.name!r} '
+                               'matches no module of the model')
+
+    def contains(self, layer: str) -> bool:
+        """Whether a pattern matches the layer or a module around it."""
+        parts = layer.split('.')
+        around = ['.'.join(parts[:length]) for length in range(1, len(parts) + 1)]
+        return not self.names.isdisjoint(around) or any(
+            fnmatchcase(name, pattern) for name in around for pattern in self.patterns)

@@ -121,7 +121,9 @@ class Observer(TorchFunctionMode):
         node, name = output.grad_fn, type(output.grad_fn).__name__
         if func in ARITHMETIC and any(_is_constant(operand, output) for operand in operands):
             self.with_constants.add(node)
-        if isinstance(operands[0], Tensor) and _mixes_channels(node, operands[0], output):
+        before = operands[0] if operands else None
+        if (isinstance(before, Tensor) and before is not output
+                and _mixes_channels(node, before, output)):
             self.mixing.add(node)
         if name == 'SliceBackward0' and self._inside:
             self.splits[node] = type(self._inside[-1])

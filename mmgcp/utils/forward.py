@@ -1,12 +1,19 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Running a detector on an image of noise."""
 from contextlib import contextmanager
-from typing import Iterable, Iterator, Sequence
+from typing import Dict, Iterable, Iterator, List, Sequence, Tuple
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from mmengine.structures import InstanceData
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+# What takes the time of a forward pass, and what leaves shapes as they are
+COSTLY = {F.conv2d, F.conv_transpose2d, F.linear}
+POINTWISE = {F.batch_norm, F.silu, F.relu, F.relu6, F.leaky_relu, F.mish, F.hardswish,
+             F.hardsigmoid, torch.sigmoid, Tensor.sigmoid}
 
 
 def random_image(model: nn.Module, shape: Sequence[int]) -> Tensor:
@@ -68,6 +75,55 @@ def run_with_hooks(model: nn.Module, shape: Sequence[int], handles: Iterable) ->
                 handle.remove()
 
 
+def record_shapes(model: nn.Module, layers: Dict[str, nn.Module],
+                  shape: Sequence[int]) -> List[Tuple[str, torch.Size, torch.Size]]:
+    """Run a detector in eval mode and record the shapes that its layers see.
+
+    Nothing is computed by convolutions and linear layers, so that it costs little. Detectors
+    that do not run on the zeros that they emit instead run in earnest.
+
+    Args:
+        model (nn.Module): The detector; see :func:`run_as_tensors`.
+        layers (dict[str, nn.Module]): The layers to look at, by any names.
+        shape (Sequence[int]): Shape (C, H, W) of the image in pixels.
+
+    Returns:
+        list[tuple]: Name, and shapes of the first input and of the output, for each time a
+        layer ran, in this order.
+    """
+    runs: List[Tuple[str, torch.Size, torch.Size]] = []
+
+    def hook(name):
+        def record(_, args, output):
+            runs.append((name, args[0].shape, output.shape))
+        return record
+
+    def run():
+        runs.clear()
+        run_with_hooks(model, shape, [layer.register_forward_hook(hook(name))
+                                      for name, layer in layers.items()])
+
+    try:
+        with _ShapesOnly():
+            run()
+    except Exception:  # whatever the model raises; it may be for the zeros
+        run()
+    return runs
+
+
+class _ShapesOnly(TorchFunctionMode):
+    """Let convolutions and linear layers emit zeros, and pointwise functions their inputs."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in POINTWISE:
+            return args[0]
+        if func not in COSTLY:
+            return func(*args, **kwargs)
+        shape = func(args[0][:0], *args[1:], **kwargs).shape
+        return args[0].new_zeros(len(args[0]), *shape[1:])
+
+
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put all modules in eval mode and restore their modes at the end.
@@ -97,7 +153,7 @@ def working_shape(model: nn.Module, input_shape: Sequence[int]) -> Sequence[int]
     """
     small = (input_shape[0], 128, 128)
     try:
-        run_with_hooks(model, small, [])
+        record_shapes(model, {}, small)
     except RuntimeError:
         return input_shape
     return small
