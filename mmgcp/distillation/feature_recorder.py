@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-from typing import Any, Callable, Dict, Iterable
+from typing import Any, Callable, Dict, Iterable, Optional, Set, Tuple
 
 import torch.nn as nn
 from torch import Tensor
@@ -18,19 +18,32 @@ class FeatureRecorder:
             model(images)
         features['backbone.stage1']  # (N, C, H, W)
 
+    A feature is what the module returned, even if a later layer (an activation with
+    ``inplace=True``) overwrites it: then it is a copy, in place of the tensor itself when the
+    context ends. A copy is made as long as no run has shown that the output is left alone.
+
     Args:
         model (nn.Module): The model.
         names (Iterable[str]): Names of the modules, as in ``model.named_modules()``.
         owner (str): What to call the model in an error. Defaults to 'model'.
+        left_alone (set[str], optional): Names of modules whose output no later layer
+            overwrites; those that a run shows to be so are added. Defaults to None: a set
+            of the recorder's own.
 
     Raises:
         UserError: The model has no module of such a name.
     """
 
-    def __init__(self, model: nn.Module, names: Iterable[str], owner: str = 'model'):
+    def __init__(self,
+                 model: nn.Module,
+                 names: Iterable[str],
+                 owner: str = 'model',
+                 left_alone: Optional[Set[str]] = None):
         self.owner = owner
         self.modules = {name: find_module(model, name, owner) for name in names}
         self.features: Dict[str, Tensor] = {}
+        self.left_alone = set() if left_alone is None else left_alone
+        self._copies: Dict[str, Tuple[Tensor, int]] = {}
         self._handles = []
 
     def __enter__(self) -> Dict[str, Tensor]:
@@ -44,10 +57,18 @@ class FeatureRecorder:
             handle.remove()
         self._handles.clear()
         features, self.features = self.features, {}
+        copies, self._copies = self._copies, {}
+        if error_type is not None:
+            return
         silent = [name for name in self.modules if name not in features]
-        if error_type is None and silent:
+        if silent:
             raise RuntimeError(f'the module {silent[0]!r} of the {self.owner} did not run, '
                                'so there is no feature of it')
+        for name, (duplicate, version) in copies.items():
+            if features[name]._version == version:
+                self.left_alone.add(name)
+            else:
+                features[name] = duplicate
 
     def _build_hook(self, name: str) -> Callable:
         features = self.features
@@ -60,6 +81,11 @@ class FeatureRecorder:
                 raise RuntimeError(f'the module {name!r} of the {self.owner} ran more than once, '
                                    'so its feature is ambiguous')
             features[name] = output
+            if output.is_inference():  # nobody counts how often it is overwritten
+                features[name] = output.clone()
+            elif name not in self.left_alone:
+                # Not used unless need be: it would change the order of summing gradients.
+                self._copies[name] = output.clone(), output._version
 
         return hook
 

@@ -1,7 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import copy
 from pathlib import Path
-from typing import Dict, List, Union
+from typing import Any, Dict, List, Set, Tuple, Union
 
 import torch
 from mmengine.config import Config
@@ -40,11 +40,11 @@ class FrozenTeacher:
                       f"the teacher's config {config}" if named else "the teacher's config")
         self.module.eval()
         self.module.requires_grad_(False)
+        self._left_alone: Set[str] = set()
 
     def __deepcopy__(self, memo: dict) -> 'FrozenTeacher':
         return self
 
-    @torch.no_grad()
     def features(self, inputs: Tensor, names: List[str]) -> Dict[str, Tensor]:
         """Run the teacher on the device of the images.
 
@@ -55,14 +55,29 @@ class FrozenTeacher:
         Returns:
             dict[str, Tensor]: The output (N, C, H, W) of each of them.
         """
+        return self.features_and_outputs(inputs, names)[0]
+
+    @torch.no_grad()
+    def features_and_outputs(self, inputs: Tensor,
+                             names: List[str]) -> Tuple[Dict[str, Tensor], Any]:
+        """Run the teacher as :meth:`features` does.
+
+        Args:
+            inputs (Tensor): Preprocessed images (N, 3, H, W).
+            names (list[str]): Names of modules, maybe none.
+
+        Returns:
+            tuple[dict[str, Tensor], Any]: The output (N, C, H, W) of each of them, and what
+            the teacher's head returned in eval mode.
+        """
         # The batch says where to run rather than the model: an averaged copy of it,
         # which shares this teacher, may live on another device.
         weight = next(self.module.parameters())
         if weight.device != inputs.device:
             self.module.to(inputs.device)
-        with FeatureRecorder(self.module, names, 'teacher') as features:
-            self.module(inputs.to(weight.dtype), mode='tensor')
-        return features
+        with FeatureRecorder(self.module, names, 'teacher', self._left_alone) as features:
+            outputs = self.module(inputs.to(weight.dtype), mode='tensor')
+        return features, outputs
 
 
 def _read_config(config: Union[str, Path, dict]) -> Config:

@@ -80,3 +80,53 @@ def test_error_inside_is_not_hidden(model):
         with FeatureRecorder(model, ['conv']):
             1 / 0
     assert num_hooks(model) == 0
+
+
+class Overwriting(nn.Module):
+    """A batch normalisation whose output its activation may overwrite."""
+
+    def __init__(self, inplace):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.act = nn.LeakyReLU(0.1, inplace=inplace)
+
+    def forward(self, x):
+        return self.act(self.bn(self.conv(x)))
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_activation_in_place_does_not_change_a_feature(training):
+    model, x = Overwriting(inplace=True).train(training), torch.rand(2, 3, 4, 4)
+    other = Overwriting(inplace=False).train(training)
+    other.load_state_dict(model.state_dict())
+    for _ in range(2):  # what the first run shows must not spoil the second
+        for net in (model, other):
+            net.zero_grad()
+            recorder = FeatureRecorder(net, ['bn', 'act'])
+            with recorder as features:
+                net(x)
+            features['bn'].square().sum().backward()
+            net.recorded = features['bn']
+        assert (model.recorded < 0).any()
+        assert torch.equal(model.recorded, other.recorded)
+        assert torch.equal(model.conv.weight.grad, other.conv.weight.grad)
+
+
+def test_only_features_that_are_overwritten_are_copies():
+    model, left_alone = Overwriting(inplace=True), set()
+    returned = {}
+    for name in ('conv', 'bn', 'act'):
+        getattr(model, name).register_forward_hook(
+            lambda module, args, output, name=name: returned.update({name: output}))
+    for _ in range(2):
+        with FeatureRecorder(model, ['conv', 'bn', 'act'], 'model', left_alone) as features:
+            model(torch.rand(2, 3, 4, 4))
+        assert left_alone == {'conv', 'act'}
+        assert [name for name in features if features[name] is returned[name]] == ['conv', 'act']
+
+
+def test_features_under_inference_mode():
+    model = Overwriting(inplace=True).eval()
+    with torch.inference_mode(), FeatureRecorder(model, ['bn']) as features:
+        model(torch.rand(2, 3, 4, 4))
+    assert (features['bn'] < -0.2).any()

@@ -1,0 +1,174 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""The groups of layers that are distilled."""
+import copy
+import warnings
+from dataclasses import dataclass, field
+from typing import List, Sequence, Tuple, Union
+
+import torch.nn as nn
+from torch import Tensor
+
+from mmgcp.registry import MODELS
+from mmgcp.utils.errors import UserError
+from mmgcp.utils.module_lookup import find_module
+
+from .losses import AdaptedLoss
+from .part_outputs import count_channels, find_part_outputs
+
+PARTS = {'backbone_outputs': 'backbone', 'neck_outputs': 'neck'}
+# A thousandth of what the paper gives the backbone's layers and the finer of the others'
+DEFAULT_WEIGHTS = dict(backbone=1e3, neck=10.)
+
+
+@dataclass
+class DistillationGroup:
+    """Layers that share a kind of loss and its weight.
+
+    Attributes:
+        name (str): Its loss is reported as ``loss_<kind>_<name>``.
+        layers (list[tuple[str, str]] | str): The layers' names in student and teacher, or
+            one of :data:`PARTS` as long as they have not been looked up.
+        template (nn.Module): The loss, of which each layer gets a copy.
+        losses (list[nn.Module]): The loss of each layer, called with the student's and the
+            teacher's feature.
+        optional (bool): Whether the group is left out if the detectors lack the part.
+    """
+    name: str
+    layers: Union[List[Tuple[str, str]], str]
+    template: nn.Module
+    losses: List[nn.Module] = field(default_factory=list)
+    optional: bool = False
+
+    @property
+    def loss_name(self) -> str:
+        """str: What the loss is reported as."""
+        return f'loss_{getattr(self.template, "kind", "feature")}_{self.name}'
+
+    @property
+    def adapters(self) -> List[nn.Module]:
+        """list[nn.Module]: The adapters of its losses."""
+        return [loss.adapter for loss in self.losses
+                if getattr(loss, 'adapter', None) is not None]
+
+    def compute(self, student_features: dict, teacher_features: dict) -> Tensor:
+        """Sum the losses of the layers, from the features (N, C, H, W) by name."""
+        return sum(loss(student_features[student], teacher_features[teacher])
+                   for loss, (student, teacher) in zip(self.losses, self.layers))
+
+
+def read_groups(configs: Union[str, Sequence[dict]], loss: dict) -> List[DistillationGroup]:
+    """Read the groups of a config, before there are any models.
+
+    Args:
+        configs (str | Sequence[dict]): See :class:`SpatialAttentionDistiller`.
+        loss (dict): Config of the loss of groups that have none of their own.
+
+    Returns:
+        list[DistillationGroup]: The groups.
+    """
+    optional = configs == 'auto'
+    if optional:
+        configs = [dict(name=name, weight=weight, layers=f'{name}_outputs')
+                   for name, weight in DEFAULT_WEIGHTS.items()]
+    elif isinstance(configs, str):
+        raise UserError(f"groups must be 'auto' or a list of groups, but it is {configs!r}")
+    groups = [_read_group(config, loss, optional) for config in configs]
+    names = [group.name for group in groups]
+    if len(set(names)) < len(names):
+        raise UserError(f'the names of the groups must differ, but they are {names}')
+    return groups
+
+
+def connect_groups(groups: List[DistillationGroup], student: nn.Module,
+                   teacher: nn.Module) -> List[DistillationGroup]:
+    """Look up the layers in the models and make the losses with their adapters.
+
+    Args:
+        groups (list[DistillationGroup]): The groups, completed in place.
+        student (nn.Module): The student.
+        teacher (nn.Module): The teacher.
+
+    Returns:
+        list[DistillationGroup]: Those of the groups that have layers.
+    """
+    connected = []
+    for group in groups:
+        if isinstance(group.layers, str):
+            part = PARTS[group.layers]
+            if group.optional and getattr(teacher, part, None) is None:
+                continue
+            group.layers = _part_layers(group.name, part, student, teacher)
+        group.losses = [copy.deepcopy(group.template) for _ in group.layers]
+        connected.append(group)
+    adapted = [pair for group in connected for pair, loss in zip(group.layers, group.losses)
+               if isinstance(loss, AdaptedLoss)]
+    if adapted:
+        channels = [count_channels(model, {pair[side] for pair in adapted}, owner)
+                    for side, (model, owner) in enumerate([(student, 'student'),
+                                                           (teacher, 'teacher')])]
+        for group in connected:
+            for pair, loss in zip(group.layers, group.losses):
+                if isinstance(loss, AdaptedLoss):
+                    loss.adapt(channels[0][pair[0]], channels[1][pair[1]])
+    return connected
+
+
+def layer_names(groups: List[DistillationGroup], side: int) -> List[str]:
+    """Names of all layers that are known by now in the student (0) or the teacher (1)."""
+    return list(dict.fromkeys(pair[side] for group in groups if not isinstance(group.layers, str)
+                              for pair in group.layers))
+
+
+def check_layers(groups: List[DistillationGroup], model: nn.Module, side: int,
+                 owner: str) -> None:
+    """Check that the student (0) or the teacher (1) has all layers that are known by now."""
+    for name in layer_names(groups, side):
+        find_module(model, name, owner)
+
+
+def _read_group(config: dict, loss: dict, optional: bool) -> DistillationGroup:
+    keys = {'name', 'weight', 'layers'}
+    if not keys <= set(config) <= keys | {'loss'}:
+        raise UserError("a group must have the keys 'name', 'weight' and 'layers' and may have "
+                        f"'loss', but has {sorted(config)}")
+    layers = config['layers']
+    if layers not in PARTS if isinstance(layers, str) else not layers:
+        raise UserError(f'the layers of the group {config["name"]!r} must be a list of names or '
+                        f'one of {list(PARTS)}, but they are {layers!r}')
+    return DistillationGroup(
+        name=config['name'],
+        layers=layers if isinstance(layers, str) else [_as_pair(layer) for layer in layers],
+        template=MODELS.build(dict(config.get('loss', loss), loss_weight=config['weight'])),
+        optional=optional)
+
+
+def _as_pair(layer: Union[str, Sequence[str]]) -> Tuple[str, str]:
+    """The names in student and teacher of a layer given by one name or by both."""
+    if isinstance(layer, str):
+        return layer, layer
+    if len(layer) != 2 or not all(isinstance(name, str) for name in layer):
+        raise UserError('a layer must be a name or a pair of names (in student and teacher), '
+                        f'but is {layer!r}')
+    return tuple(layer)
+
+
+def _part_layers(group: str, part: str, student: nn.Module,
+                 teacher: nn.Module) -> List[Tuple[str, str]]:
+    """The layers that emit the outputs of a part, output by output."""
+    names = [find_part_outputs(model, part, owner)
+             for model, owner in ((student, 'student'), (teacher, 'teacher'))]
+    counts = [len(outputs) for outputs in names]
+    if counts[0] != counts[1]:
+        raise UserError(f'the {part}s of student and teacher must have the same outputs, but '
+                        f'have {counts[0]} and {counts[1]}')
+    layers = []
+    for number, pair in enumerate(zip(*names)):
+        if None in pair:
+            warnings.warn(f'the output {number} of the {part} is not distilled because no module '
+                          'of it emits that')
+        else:
+            layers.append(pair)
+    if not layers:
+        raise UserError(f'there is no layer for the group {group!r} because no module emits an '
+                        f'output of the {part}')
+    return layers

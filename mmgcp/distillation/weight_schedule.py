@@ -1,0 +1,91 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+import math
+from typing import Optional
+
+from mmengine.logging import MessageHub
+
+from mmgcp.utils.errors import UserError
+
+DECAYS = ('none', 'linear', 'cosine')
+
+
+class WeightSchedule:
+    """The factor on the weights of distilling in the course of training.
+
+    It rises linearly from 0 during the warm-up, is 1, and falls from the end of the
+    warm-up on to ``final_factor``, which it reaches at the stop epoch or else at the end
+    of the training. It knows the progress from the Runner, so that it is right after
+    resuming.
+
+    Args:
+        warmup (float): Length of the warm-up in epochs, or if less than 1 as a share of the
+            whole training. Defaults to 0.
+        decay (str): 'none', 'linear' or 'cosine' (half a wave). Defaults to 'none'.
+        final_factor (float): Where the decay ends. Defaults to 0.
+        stop_epoch (int, optional): Number of epochs after which there is no distilling any
+            more. Defaults to None.
+
+    Raises:
+        UserError: A setting is out of its range.
+    """
+
+    def __init__(self,
+                 warmup: float = 0,
+                 decay: str = 'none',
+                 final_factor: float = 0.,
+                 stop_epoch: Optional[int] = None):
+        if not warmup >= 0:
+            raise UserError(f'warmup must not be negative, but is {warmup}')
+        if decay not in DECAYS:
+            raise UserError(f'decay must be one of {DECAYS}, but is {decay!r}')
+        if not 0 <= final_factor <= 1:
+            raise UserError(f'final_factor must be in [0, 1], but is {final_factor}')
+        if stop_epoch is not None and not stop_epoch > 0:
+            raise UserError(f'stop_epoch must be positive, but is {stop_epoch}')
+        if stop_epoch is not None and warmup >= max(stop_epoch, 1):
+            raise UserError(f'the warmup of {warmup} epochs must end before the stop_epoch '
+                            f'{stop_epoch}')
+        self.warmup = warmup
+        self.decay = decay
+        self.final_factor = final_factor
+        self.stop_epoch = stop_epoch
+
+    def current_factor(self) -> Optional[float]:
+        """The factor at the present iteration; see :meth:`factor_at`.
+
+        Raises:
+            RuntimeError: No Runner has told its progress, which is needed unless the factor
+                is always 1.
+        """
+        if not self.warmup and self.decay == 'none' and self.stop_epoch is None:
+            return 1.
+        hub = MessageHub.get_current_instance()
+        progress = [hub.get_info(name) for name in ('iter', 'max_iters', 'max_epochs')]
+        if None in progress:
+            raise RuntimeError("the schedule of the distilling needs MMEngine's Runner, which "
+                               'tells the progress of the training')
+        return self.factor_at(*progress)
+
+    def factor_at(self, iteration: int, max_iters: int, max_epochs: int) -> Optional[float]:
+        """The factor at an iteration.
+
+        Args:
+            iteration (int): Number of iterations done.
+            max_iters (int): Number of all iterations.
+            max_epochs (int): Number of all epochs.
+
+        Returns:
+            float | None: The factor, None from the stop epoch on.
+        """
+        epoch_iters = max_iters / max_epochs
+        end = max_iters if self.stop_epoch is None else self.stop_epoch * epoch_iters
+        if self.stop_epoch is not None and iteration >= end:
+            return None
+        warmup_iters = self.warmup * (max_iters if self.warmup < 1 else epoch_iters)
+        if iteration < warmup_iters:
+            return iteration / warmup_iters
+        if self.decay == 'none':
+            return 1.
+        progress = min((iteration - warmup_iters) / max(end - warmup_iters, 1), 1.)
+        left = 1 - progress if self.decay == 'linear' else (1 + math.cos(math.pi * progress)) / 2
+        return self.final_factor + (1 - self.final_factor) * left
