@@ -130,8 +130,6 @@ class _Pipeline:
     def __init__(self, options: CompressOptions):
         self.options = options
         self.cfg = load_config(options.config, options.cfg_options)
-        if 'attention_groups' not in self.cfg:
-            raise UserError(f'the config {options.config} has no attention_groups')
         if options.target_params is None and options.target_flops is None and (
                 'prune_cfg' not in self.cfg):
             raise UserError(f'the config {options.config} has no prune_cfg: say how much to prune '

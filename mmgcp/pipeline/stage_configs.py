@@ -81,7 +81,7 @@ def distill_config(cfg: Config, teacher: Path, checkpoint: Path, epochs: int) ->
             type='mmgcp.SpatialAttentionDistiller',
             student=Code('_base_.model'),
             teacher=dict(config=str(teacher), checkpoint=str(checkpoint)),
-            groups=Code('_base_.attention_groups')),
+            groups=Code('_base_.attention_groups') if 'attention_groups' in cfg else 'auto'),
         **_schedule(cfg, epochs)
     })
 

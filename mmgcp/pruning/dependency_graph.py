@@ -30,7 +30,7 @@ from .tracing import Observer, flatten_tensors, from_front, splits_rightly, trac
 PREDICTIONS = 'its outputs are the predictions'
 ENDLESS = 'Torch-Pruning finds no end of what is coupled with it'
 # Of one coupled set; in all detectors tested the most are 120 and, in a Faster R-CNN, 600 000
-MAX_OPERATIONS = 5000
+MAX_OPERATIONS = 2000
 MAX_INDICES = 1_000_000
 
 
