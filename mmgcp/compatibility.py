@@ -150,6 +150,22 @@ def register_step_pre_hook(optimizer: Any, function: Callable[[Any], None]) -> A
     return optimizer.register_step_pre_hook(hook)
 
 
+def register_step_post_hook(optimizer: Any, function: Callable[[Any], None]) -> Any:
+    """Call ``function(optimizer)`` after each step that the optimizer makes.
+
+    Args:
+        optimizer (torch.optim.Optimizer): The optimizer.
+        function (Callable): It may change parameters in place.
+
+    Returns:
+        A handle whose ``remove()`` takes the hook away.
+    """
+    if not hasattr(optimizer, 'register_step_post_hook'):
+        return _StepPostHook(optimizer, function)
+    return optimizer.register_step_post_hook(
+        lambda optimizer, args, kwargs: function(optimizer))
+
+
 class _StepPreHook:
     """The same for torch 1.13, whose optimizers have no step hooks."""
 
@@ -168,14 +184,26 @@ class _StepPreHook:
         def hooked_step(optimizer, *args, **kwargs):
             if 'grad_scaler' in kwargs:
                 raise RuntimeError('A fused optimizer under AMP needs torch>=2.0 here.')
-            if self.function is not None:
-                self.function(optimizer)
-            return step(*args, **kwargs)
+            return self._run(step, args, kwargs)
 
         return hooked_step
+
+    def _run(self, step: Callable, args: tuple, kwargs: Dict[str, Any]) -> Any:
+        if self.function is not None:
+            self.function(self.optimizer)
+        return step(*args, **kwargs)
 
     def remove(self) -> None:
         """Take the hook away; when ``step`` was wrapped again since, only silence it."""
         self.function = None
         if self.optimizer.step is self.step:
             self.optimizer.step = self.original_step
+
+
+class _StepPostHook(_StepPreHook):
+
+    def _run(self, step: Callable, args: tuple, kwargs: Dict[str, Any]) -> Any:
+        result = step(*args, **kwargs)
+        if self.function is not None:
+            self.function(self.optimizer)
+        return result

@@ -1,5 +1,15 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 from .hooks import DynamicSparsityHook
-from .sparsity_schedules import ConstantSchedule, TwoPhaseSchedule
+from .sparsity import (
+    ConstantSchedule,
+    CosineSchedule,
+    FeedbackSchedule,
+    LinearSchedule,
+    StepSchedule,
+    TwoPhaseSchedule,
+)
 
-__all__ = ['ConstantSchedule', 'DynamicSparsityHook', 'TwoPhaseSchedule']
+__all__ = [
+    'ConstantSchedule', 'CosineSchedule', 'DynamicSparsityHook', 'FeedbackSchedule',
+    'LinearSchedule', 'StepSchedule', 'TwoPhaseSchedule'
+]

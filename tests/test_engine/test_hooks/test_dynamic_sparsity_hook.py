@@ -57,10 +57,10 @@ def batches(count):
 def make_runner(work_dir, hook=None, model=None, iters=1, epochs=1, optim_wrapper=None, **kwargs):
     hooks = [] if hook is None else [dict(type='mmgcp.DynamicSparsityHook', **hook)]
     make_runner.count = getattr(make_runner, 'count', 0) + 1
+    kwargs.setdefault('train_dataloader', batches(iters))
     return Runner(
         model or TinyModel(),
         work_dir=str(work_dir),
-        train_dataloader=batches(iters),
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper=optim_wrapper or dict(optimizer=dict(type='SGD', lr=0.1)),
         custom_hooks=hooks,
@@ -93,7 +93,7 @@ def test_one_step_of_sgd(tmp_path):
     model = TinyModel()
     parameters = [id(p) for p in model.parameters()]
     wrapper = dict(optimizer=dict(type='SGD', lr=0.1, weight_decay=0.3))
-    trained(tmp_path, dict(rate=0.01), model, optim_wrapper=wrapper)
+    trained(tmp_path, dict(rate=0.01, weight_decay='keep'), model, optim_wrapper=wrapper)
 
     by_hand = TinyModel()
     by_hand.train()

@@ -1,0 +1,16 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""The parts of the hook for sparse training."""
+from .schedules import (
+    ConstantSchedule,
+    CosineSchedule,
+    FeedbackSchedule,
+    LinearSchedule,
+    StepSchedule,
+    TwoPhaseSchedule,
+)
+from .selection import ScaleFactors, find_gammas, select_scale_factors
+
+__all__ = [
+    'ConstantSchedule', 'CosineSchedule', 'FeedbackSchedule', 'LinearSchedule', 'ScaleFactors',
+    'StepSchedule', 'TwoPhaseSchedule', 'find_gammas', 'select_scale_factors'
+]

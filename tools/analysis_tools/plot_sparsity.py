@@ -1,0 +1,121 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""Draw the sparse training of a run, or the scale factors of a checkpoint by layer group."""
+import argparse
+import json
+from pathlib import Path
+from typing import Dict, List
+
+from mmengine.config import DictAction
+
+import mmgcp  # noqa: F401  registers the detectors
+from mmgcp.analysis.plots import plot_score_histograms, plot_sparsity
+from mmgcp.engine.sparsity import select_scale_factors
+from mmgcp.engine.sparsity.channels import Channels
+from mmgcp.utils import UserError
+from mmgcp.utils.checkpoint import load_strictly
+from mmgcp.utils.cli import replacing, run_tool
+from mmgcp.utils.config import build_detector, image_size, load_config
+
+SHARE = 'sparsity_near_zero'
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('source', help='work_dir of a training with DynamicSparsityHook, or the '
+                        'config of the checkpoint')
+    parser.add_argument('checkpoint', nargs='?', help='checkpoint of the config')
+    parser.add_argument('--out', help='PNG file to write; default: sparsity.png in the work_dir, '
+                        'CHECKPOINT_NAME-gamma.png beside the checkpoint')
+    parser.add_argument('--near-zero-thr', type=float, default=1e-2, help='mark it in the '
+                        'histograms of a checkpoint; default: 1e-2')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+                        help='settings of the config to override, as key=value')
+    return parser.parse_args()
+
+
+def read_scalars(work_dir: Path) -> List[dict]:
+    """The lines about sparsity that MMEngine's local backend left, in order of the iterations.
+
+    A work_dir has a folder for each time that the training was started. A resumed training
+    continues what was before; one that was begun again replaces it.
+    """
+    files = sorted(work_dir.glob('*/vis_data/scalars.json')) or sorted(
+        work_dir.glob('vis_data/scalars.json'))
+    if not files:
+        raise UserError(f'{work_dir} has no vis_data/scalars.json: it is no work_dir of a training')
+    rows: List[dict] = []
+    for file in files:
+        new = [row for row in _read_lines(file) if SHARE in row]
+        if new:
+            rows = [row for row in rows if row['step'] < new[0]['step']] + new
+    if not rows:
+        raise UserError(f'no training in {work_dir} has logged sparsity: DynamicSparsityHook was '
+                        'not used, or ended before its first log')
+    return rows
+
+
+def _read_lines(file: Path) -> List[dict]:
+    lines = file.read_text().splitlines()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):  # the last one may be of a training that was killed
+                raise UserError(f'{file} is damaged in line {number}: {error}') from None
+    return rows
+
+
+def draw_run(work_dir: Path, out: Path) -> None:
+    """Draw the curves of a training."""
+    rows = read_scalars(work_dir)
+    names = list(dict.fromkeys(key for row in rows for key in row if key.startswith(f'{SHARE}/')))
+    near_zero = {'': [row[SHARE] for row in rows]}
+    for name in names:
+        near_zero[name[len(SHARE) + 1:]] = [row.get(name, float('nan')) for row in rows]
+    with replacing(out) as (path, ):
+        plot_sparsity([row['step'] for row in rows], near_zero,
+                      [row['sparsity_rate'] for row in rows],
+                      [row['sparsity_loss'] for row in rows], path)
+
+
+def draw_checkpoint(args: argparse.Namespace, out: Path) -> None:
+    """Draw the histograms of a checkpoint."""
+    cfg = load_config(args.source, args.cfg_options)
+    model = build_detector(cfg)
+    load_strictly(model, args.checkpoint, args.source)
+    width, height = image_size(cfg)
+    channels = Channels(select_scale_factors(
+        model, groups='auto', input_shape=(3, height, width)).layers)
+    magnitudes = channels.values().abs()
+    scores: Dict[str, List[float]] = {
+        name: magnitudes[mask].tolist() for name, mask in channels.groups.items()}
+    with replacing(out) as (path, ):
+        plot_score_histograms(scores, dict.fromkeys(scores, args.near_zero_thr),
+                              'absolute BatchNorm scale factor', path)
+
+
+def main():
+    args = parse_args()
+    source = Path(args.source)
+    if args.near_zero_thr < 0:
+        raise UserError(f'--near-zero-thr must not be negative, but is {args.near_zero_thr}')
+    if source.is_dir():
+        if args.checkpoint:
+            raise UserError(f'{source} is a folder: give either a work_dir, or a config and a '
+                            'checkpoint')
+        out = Path(args.out or source / 'sparsity.png')
+        draw_run(source, out)
+    elif args.checkpoint:
+        checkpoint = Path(args.checkpoint)
+        folder = Path() if '://' in args.checkpoint else checkpoint.parent
+        out = Path(args.out or folder / f'{checkpoint.stem}-gamma.png')
+        draw_checkpoint(args, out)
+    else:
+        raise UserError(f'there is no folder {source}; give the work_dir of a training, or a '
+                        'config and a checkpoint')
+    print(f'written: {out}')
+
+
+if __name__ == '__main__':
+    run_tool(main)
