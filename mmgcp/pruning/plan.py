@@ -150,8 +150,12 @@ def _validate_set(item: SetPlan, coupled: CoupledChannels) -> None:
                            f'{item.size - 1}')
     if len(item.removed) == item.size:
         raise PruningError(f'{where} removes all of its channels; one has to stay')
-    removed = torch.tensor(item.removed, dtype=torch.long)
-    _validate_constraints(where, coupled, coupled.mask(removed))
+    gone = coupled.mask(torch.tensor(item.removed, dtype=torch.long))
+    for piece in coupled.slices:
+        if bool(gone[piece.roots].all()):
+            raise PruningError(f'{where} removes all of its channels that {piece.module} has; one '
+                               'has to stay')
+    _validate_constraints(where, coupled, gone)
 
 
 def _validate_constraints(where: str, coupled: CoupledChannels, gone: Tensor) -> None:

@@ -3,56 +3,132 @@ import pytest
 import torch
 import torch.nn as nn
 
+from mmgcp.pruning import ChannelSlice, CoupledChannels, PruningError
 from mmgcp.pruning.constraints import constrain
-from mmgcp.pruning.structures import ChannelSlice, CoupledChannels, PruningError
 
 
-def piece(name, channels, roots, side='out'):
-    return ChannelSlice(name, side, torch.tensor(channels), torch.tensor(roots))
+def coupled_set(size, *pieces):
+    """A set with a slice for each layer, side, channels and their channels of the set."""
+    return CoupledChannels('conv', size, (
+        ChannelSlice('conv', 'out', torch.arange(size), torch.arange(size)),
+        *(ChannelSlice(name, side, torch.tensor(channels), torch.tensor(roots))
+          for name, side, channels, roots in pieces)))
 
 
-def make(size, *pieces):
-    return CoupledChannels('set', size, pieces)
+def constrained(coupled, **layers):
+    return constrain(coupled, dict(conv=nn.Conv2d(3, coupled.size, 1), **layers))
 
 
-def test_nothing_to_constrain():
-    coupled = make(4, piece('conv', [0, 1, 2, 3], [0, 1, 2, 3]))
-    assert constrain(coupled, dict(conv=nn.Conv2d(3, 4, 1))) is coupled
+def test_free_set():
+    coupled = coupled_set(4, ('bn', 'out', range(4), range(4)), ('depth', 'out', range(4),
+                                                                 range(4)),
+                          ('next', 'in', range(4), range(4)))
+    found = constrained(coupled, bn=nn.BatchNorm2d(4), depth=nn.Conv2d(4, 4, 1, groups=4),
+                        next=nn.Conv2d(4, 4, 1))
+    assert found is coupled
 
 
-def test_norms_that_overlap_join_their_units():
-    coupled = make(6, piece('first', [0, 1, 2, 3], [0, 1, 2, 3]),
-                   piece('second', [0, 1, 2, 3], [5, 3, 4, 1]))
-    found = constrain(coupled, dict(first=nn.GroupNorm(2, 4), second=nn.GroupNorm(2, 4)))
+def test_groups_of_a_norm_are_units():
+    found = constrained(coupled_set(6, ('gn', 'out', range(6), range(6))), gn=nn.GroupNorm(3, 6))
+    assert found.units.tolist() == [0, 0, 1, 1, 2, 2] and found.blocks is None
+    assert (found.name, found.size, len(found.slices)) == ('conv', 6, 2)
+
+
+def test_units_follow_the_channels_of_the_norm():
+    # the norm has the channels of the set in the order 5, 3, 1, 4, 2, 0
+    found = constrained(coupled_set(6, ('gn', 'out', range(6), [5, 3, 1, 4, 2, 0])),
+                        gn=nn.GroupNorm(2, 6))
+    assert found.units.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+def test_units_of_several_norms_are_joined():
+    # pairs 0-1, 2-3, 4-5, 6-7 by the first, and 1-2 by the second, which has nothing else
+    found = constrained(
+        coupled_set(8, ('gn', 'out', range(8), range(8)), ('other', 'out', [0, 1], [1, 2])),
+        gn=nn.GroupNorm(4, 8), other=nn.GroupNorm(1, 2))
+    assert found.units.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
+
+
+def test_norms_that_overlap():
     # 0-1 and 2-3 in the first, 5-3 and 4-1 in the second
+    found = constrained(
+        coupled_set(6, ('first', 'out', range(4), range(4)),
+                    ('second', 'out', range(4), [5, 3, 4, 1])),
+        first=nn.GroupNorm(2, 4), second=nn.GroupNorm(2, 4))
     assert found.units.tolist() == [0, 0, 1, 1, 0, 1]
-    assert found.blocks is None
 
 
-def test_norm_group_of_two_sets():
-    coupled = make(3, piece('norm', [0, 1, 2], [0, 1, 2]))
-    with pytest.raises(PruningError, match='not all channels of a group of the GroupNorm norm'):
-        constrain(coupled, dict(norm=nn.GroupNorm(2, 4)))
+def test_channels_of_no_norm_are_units_of_their_own():
+    found = constrained(coupled_set(4, ('gn', 'out', [2, 3], [1, 2])), gn=nn.GroupNorm(2, 4))
+    assert found.units.tolist() == [0, 1, 1, 2]
 
 
-def test_both_sides_of_grouped_convolutions():
-    coupled = make(6, piece('a', [2, 3, 0, 1], [0, 1, 2, 3]),
-                   piece('b', [0, 1, 2, 3], [2, 3, 0, 1], 'in'))
-    found = constrain(coupled, dict(a=nn.Conv2d(4, 4, 1, groups=2),
-                                    b=nn.Conv2d(4, 2, 1, groups=2)))
+def test_norm_that_has_channels_twice():
+    found = constrained(coupled_set(4, ('gn', 'out', range(8), [0, 1, 2, 3, 0, 1, 2, 3])),
+                        gn=nn.GroupNorm(4, 8))
+    assert found.units.tolist() == [0, 0, 1, 1]
+    # its groups have 0 1, 2 0 and 1 2
+    found = constrained(coupled_set(3, ('gn', 'out', range(6), [0, 1, 2, 0, 1, 2])),
+                        gn=nn.GroupNorm(3, 6))
+    assert found.units.tolist() == [0, 0, 0]
+
+
+def test_instance_like_group_norm():
+    found = constrained(coupled_set(4, ('gn', 'out', range(4), range(4))), gn=nn.GroupNorm(4, 4))
+    assert found.units.tolist() == [0, 1, 2, 3]
+
+
+def test_part_of_a_group():
+    with pytest.raises(PruningError, match='group of the GroupNorm gn are coupled'):
+        constrained(coupled_set(3, ('gn', 'out', [0, 1, 2], [0, 1, 2])), gn=nn.GroupNorm(2, 4))
+
+
+@pytest.mark.parametrize('conv, side', [
+    (nn.Conv2d(6, 4, 1, groups=2), 'in'), (nn.Conv2d(4, 6, 1, groups=2), 'out'),
+    (nn.ConvTranspose2d(6, 4, 1, groups=2), 'in')])
+def test_groups_of_a_convolution_are_blocks(conv, side):
+    found = constrained(coupled_set(6, ('grouped', side, range(6), range(6))), grouped=conv)
+    assert found.blocks.tolist() == [0, 0, 0, 1, 1, 1] and found.units is None
+
+
+def test_blocks_follow_the_channels_of_the_convolution():
+    found = constrained(coupled_set(4, ('grouped', 'in', range(4), [3, 0, 2, 1])),
+                        grouped=nn.Conv2d(4, 8, 1, groups=2))
+    assert found.blocks.tolist() == [0, 1, 1, 0]
+
+
+def test_channels_that_the_convolution_does_not_have_are_free():
+    found = constrained(coupled_set(6, ('grouped', 'in', range(4), [1, 2, 4, 5])),
+                        grouped=nn.Conv2d(4, 8, 1, groups=2))
+    assert found.blocks.tolist() == [-1, 0, 0, -1, 1, 1]
+
+
+def test_convolutions_that_agree():
+    found = constrained(
+        coupled_set(6, ('first', 'out', [2, 3, 0, 1], [0, 1, 2, 3]),
+                    ('second', 'in', [0, 1, 2, 3], [2, 3, 0, 1])),
+        first=nn.Conv2d(8, 4, 1, groups=2), second=nn.Conv2d(4, 8, 1, groups=2))
     assert found.blocks.tolist() == [1, 1, 0, 0, -1, -1]
-    assert found.units is None
 
 
-@pytest.mark.parametrize('layers, message', [
-    (dict(a=nn.Conv2d(4, 4, 1, groups=2), b=nn.Conv2d(4, 4, 1, groups=2)),
-     'a and b divide its channels differently'),
-    (dict(a=nn.Conv2d(6, 6, 1, groups=2), b=nn.Conv2d(4, 4, 1, groups=2)),
-     'only some channels of the grouped convolution a'),
-    (dict(a=nn.Conv2d(4, 4, 1, groups=2), b=nn.GroupNorm(2, 4)),
-     'both the GroupNorm b and the grouped convolution a')])
-def test_constraints_that_cannot_be_met(layers, message):
-    coupled = make(4, piece('a', [0, 1, 2, 3], [0, 1, 2, 3]),
-                   piece('b', [0, 1, 2, 3], [0, 2, 1, 3]))
-    with pytest.raises(PruningError, match=message):
-        constrain(coupled, layers)
+def test_convolutions_that_disagree():
+    with pytest.raises(PruningError, match='first and second divide its channels differently'):
+        constrained(
+            coupled_set(6, ('first', 'out', range(6), range(6)),
+                        ('second', 'in', range(6), range(6))),
+            first=nn.Conv2d(6, 6, 1, groups=2), second=nn.Conv2d(6, 6, 1, groups=3))
+
+
+@pytest.mark.parametrize('channels, roots', [
+    ([0, 1, 2], [0, 1, 2]),  # of four
+    ([0, 1, 2, 3], [0, 1, 0, 1])])  # each twice
+def test_part_of_a_convolution(channels, roots):
+    with pytest.raises(PruningError, match='only some channels of the grouped convolution g'):
+        constrained(coupled_set(3, ('g', 'in', channels, roots)), g=nn.Conv2d(4, 8, 1, groups=2))
+
+
+def test_norm_and_convolution():
+    with pytest.raises(PruningError, match='both the GroupNorm gn and the grouped convolution g'):
+        constrained(
+            coupled_set(4, ('g', 'in', range(4), range(4)), ('gn', 'out', range(4), range(4))),
+            g=nn.Conv2d(4, 8, 1, groups=2), gn=nn.GroupNorm(2, 4))

@@ -238,4 +238,5 @@ def test_parts_of_a_layer(split):
     model = randomise(Toy(forward, a=Block(3, 4), b=Block(2, 2), pred=nn.Conv2d(6, 2, 1)))
     coupled_sets, skipped = find_coupled_channels(model, (3, 16, 16))
     assert 'split by a module' in skipped['a.conv']
-    assert [coupled.name for coupled in coupled_sets] == []
+    assert [coupled.name for coupled in coupled_sets] == ['b.conv']
+    assert assert_exact(model, coupled_sets, {'b.conv': torch.tensor([0])}, 16) > 1e-4
