@@ -9,7 +9,7 @@ from torch import Tensor
 from mmgcp.analysis import ConvStatistics
 
 from .layers import NORM_TYPES, find_layer
-from .planner import Planner, ScoredSet, Thresholds, group_scores, quantile
+from .planner import Planner, ScoredSet, Thresholds
 from .structures import ChannelSlice, CoupledChannels, LayerGroup, PruningError
 from .surgery import gather_channels
 
@@ -113,15 +113,12 @@ def find_thresholds(planner: Planner, groups: Sequence[LayerGroup], cost: CostMo
                     costs: Optional[Dict[str, float]] = None) -> Thresholds:
     """Find the thresholds of groups that meet a budget.
 
-    A channel's removal costs about its squared score in accuracy, and gains its
-    parameters and operations. The thresholds minimise the sum of costs for what is
-    gained: in group g it is sqrt(x * gain_g), with the mean gain of the group's channels
-    and one factor x for all groups, found by bisection. Where both shares are asked for,
-    gain_g is params_g**(1 + t) * operations_g**(-t), and t is bisected as well.
-
-    With costs that were measured, the n_g channels of a group cost n_g * cost_g * r**3 if
-    the share r of them is removed. Then the best ratio of group g, instead of its
-    threshold, is sqrt(x * gain_g / cost_g).
+    A channel's removal costs about its squared score in accuracy, times the cost of its
+    group, and gains its parameters and operations. The thresholds minimise the sum of
+    costs for what is gained: in group g it is sqrt(x * gain_g / cost_g), with the mean gain
+    of the group's channels and one factor x for all groups, found by bisection. Where both
+    shares are asked for, gain_g is params_g**(1 + t) * operations_g**(-t), and t is bisected
+    as well.
 
     Args:
         planner (Planner): Makes the plans.
@@ -129,7 +126,7 @@ def find_thresholds(planner: Planner, groups: Sequence[LayerGroup], cost: CostMo
         cost (CostModel): Gives what remains.
         fixed (dict[str, float | None]): Thresholds that are not to be searched.
         budget (Budget): What has to remain.
-        costs (dict[str, float], optional): Measured cost of a channel, by group.
+        costs (dict[str, float], optional): Costs of groups, 1 for those that are not in it.
 
     Returns:
         dict[str, float | None]: Threshold by name of the group.
@@ -144,8 +141,8 @@ def find_thresholds(planner: Planner, groups: Sequence[LayerGroup], cost: CostMo
                            'that a budget could decide')
     search = _Search(
         gains={group.name: _mean_costs(scored, group, cost) for group in free},
-        costs=costs,
-        scores={group.name: group_scores(scored, group).sort().values for group in free},
+        costs={group.name: (costs or {}).get(group.name, 1.) for group in free},
+        top=max(1e-6, *(float(item.best_scores.max()) for item in scored)),
         fixed=fixed,
         planner=planner,
         cost=cost)
@@ -162,15 +159,15 @@ class _Search:
 
     Attributes:
         gains (Dict): Mean parameters and operations of a channel, by group.
-        costs (Dict, optional): Measured cost of a channel, by group.
-        scores (Dict): Scores (K, ) by group, ascending.
+        costs (Dict): Cost of each group.
+        top (float): The highest score.
         fixed (Dict): Thresholds that stay.
         planner (Planner): Chooses the channels.
         cost (CostModel): Gives what remains.
     """
     gains: Dict[str, Tuple[float, float]]
-    costs: Optional[Dict[str, float]]
-    scores: Dict[str, Tensor]
+    costs: Dict[str, float]
+    top: float
     fixed: Thresholds
     planner: Planner
     cost: CostModel
@@ -180,21 +177,13 @@ class _Search:
         params, macs = self.cost(self.planner.choose(thresholds))
         return params / self.cost.params, macs / self.cost.macs
 
-    @property
-    def top(self) -> float:
-        """What the factor is compared with: the highest score, or all channels."""
-        return 1. if self.costs else max(1e-6, *(float(row[-1]) for row in self.scores.values()))
-
     def thresholds(self, factor: float, mix: float) -> Thresholds:
-        """The thresholds for a factor, which is the threshold or ratio of the median group."""
-        relative = {name: (params**(1 + mix) * macs**-mix / (self.costs or {}).get(name, 1.))**0.5
+        """The thresholds for a factor, which is that of the median group."""
+        relative = {name: (params**(1 + mix) * macs**-mix / self.costs[name])**0.5
                     for name, (params, macs) in self.gains.items()}
         middle = sorted(relative.values())[len(relative) // 2]
-        found = {name: factor * value / middle for name, value in relative.items()}
-        if self.costs:
-            found = {name: quantile(self.scores[name], min(1., ratio))
-                     for name, ratio in found.items()}
-        return {**self.fixed, **found}
+        return {**self.fixed,
+                **{name: factor * value / middle for name, value in relative.items()}}
 
     def meet(self, index: int, target: float, mix: float, tolerance: float) -> Thresholds:
         """Meet the target for the share of parameters (0) or operations (1) from below."""

@@ -1,19 +1,24 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """How much a metric depends on each layer group."""
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from typing import Callable, Dict, Sequence
 
+import torch
 import torch.nn as nn
 from torch import Tensor
 
 from .masking import Snapshot, channels_off
-from .planner import Planner, group_scores, thresholds_of_groups
+from .planner import Planner, group_scores
 from .structures import LayerGroup
 
-RATIOS = (0.25, 0.5)
-# A group is taken to cost at least so much of the metric if all of it is removed: less
-# cannot be told from noise
-LEAST_DROP = 0.02
+# Shares of the sum of a group's squared scores that are removed. Shares of the channels would
+# not do: after sparse training most of them carry nothing, and their loss cannot be measured.
+SHARES = (0.05, 0.2)
+# Smaller drops, as shares of the metric, cannot be told from noise
+LEAST_DROP = 0.002
+# Groups differ at most so much from the median
+MAX_FACTOR = 20.
 
 
 @dataclass
@@ -22,10 +27,10 @@ class Sensitivity:
 
     Attributes:
         baseline (float): The metric of the model as it is.
-        metrics (Dict[str, Dict[float, float]]): The metric by group and pruning ratio.
-        costs (Dict[str, float]): Cost of a channel by group: the coefficient of the cubic
-            of the ratio that fits the drops of the metric best, divided by the number of
-            channels; see :func:`mmgcp.pruning.budget.find_thresholds`.
+        metrics (Dict[str, Dict[float, float]]): The metric by group and removed share of the
+            sum of squared scores.
+        costs (Dict[str, float]): Drop of the metric for the squared scores that were removed,
+            by group, relative to the median of the groups.
     """
     baseline: float
     metrics: Dict[str, Dict[float, float]]
@@ -49,31 +54,45 @@ def measure_sensitivity(model: nn.Module, planner: Planner, groups: Sequence[Lay
     Returns:
         Sensitivity: What was measured.
     """
-    steps = 1 + len(groups) * len(RATIOS)
+    steps = 1 + len(groups) * len(SHARES)
     report('sensitivity', 0, steps)
     baseline = evaluate(model)
     metrics: Dict[str, Dict[float, float]] = {}
     costs: Dict[str, float] = {}
     for group in groups:
         metrics[group.name] = {}
-        for ratio in RATIOS:
-            report('sensitivity', 1 + len(RATIOS) * len(costs) + len(metrics[group.name]), steps)
-            alone = replace(group, ratio=ratio, threshold=None)
-            removed = planner.choose(thresholds_of_groups(planner.scored, [alone]))
-            metrics[group.name][ratio] = _metric_without(model, planner, removed, evaluate,
-                                                         compensate)
-        drops = {ratio: baseline - metric for ratio, metric in metrics[group.name].items()}
-        costs[group.name] = (_fit_cubic(drops, LEAST_DROP * abs(baseline))
-                             / len(group_scores(planner.scored, group)))
+        drops = removed_squares = 0.
+        for share in SHARES:
+            report('sensitivity', 1 + len(SHARES) * len(costs) + len(metrics[group.name]), steps)
+            removed = planner.choose({group.name: _threshold(planner, group, share)})
+            metric = _metric_without(model, planner, removed, evaluate, compensate)
+            metrics[group.name][share] = metric
+            drops += max(baseline - metric, LEAST_DROP * abs(baseline))
+            removed_squares += _squared_scores(planner, removed)
+        costs[group.name] = drops / removed_squares if removed_squares else math.nan
     report('sensitivity', steps, steps)
-    return Sensitivity(baseline, metrics, costs)
+    return Sensitivity(baseline, metrics, _relative(costs))
 
 
-def _fit_cubic(drops: Dict[float, float], least: float) -> float:
-    """The a of a * ratio**3 that fits drops best, at least some value above zero."""
-    fitted = (sum(drop * ratio**3 for ratio, drop in drops.items())
-              / sum(ratio**6 for ratio in drops))
-    return max(fitted, least, 1e-9)
+def _threshold(planner: Planner, group: LayerGroup, share: float) -> float:
+    """The threshold below which a share of the sum of a group's squared scores lies."""
+    scores = group_scores(planner.scored, group).sort().values
+    sums = scores.square().cumsum(0)
+    number = int(torch.searchsorted(sums, share * sums[-1], right=True))
+    return float(scores[max(number, 1) - 1])
+
+
+def _squared_scores(planner: Planner, removed: Dict[str, Tensor]) -> float:
+    return sum(float(item.best_scores[removed[item.coupled.name]].square().sum())
+               for item in planner.scored if item.coupled.name in removed)
+
+
+def _relative(costs: Dict[str, float]) -> Dict[str, float]:
+    """Costs divided by their median, within bounds; 1 where nothing could be removed."""
+    known = sorted(cost for cost in costs.values() if cost > 0)
+    middle = known[len(known) // 2] if known else 1.
+    return {name: 1. if math.isnan(cost) else min(MAX_FACTOR, max(1 / MAX_FACTOR, cost / middle))
+            for name, cost in costs.items()}
 
 
 def _metric_without(model: nn.Module, planner: Planner, removed: Dict[str, Tensor],

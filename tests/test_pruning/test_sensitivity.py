@@ -8,7 +8,7 @@ from pruning_samples import residual_toy
 from mmgcp.pruning import BNScale, LayerGroup
 from mmgcp.pruning.dependency_graph import find_coupled_channels
 from mmgcp.pruning.planner import Planner, score_sets
-from mmgcp.pruning.sensitivity import LEAST_DROP, measure_sensitivity
+from mmgcp.pruning.sensitivity import MAX_FACTOR, SHARES, measure_sensitivity
 
 GROUPS = [LayerGroup('stem', ('stem', 'b[12]')), LayerGroup('one', ('a1', )),
           LayerGroup('two', ('a2', ))]
@@ -45,24 +45,36 @@ def measure(drop):
     return found, compensated, steps
 
 
-def test_cubic_of_the_drops():
-    # The metric does not see a1, and a2 by the cube of the share of its six channels
-    found, compensated, steps = measure(
-        lambda off: 0.6 * (off['a2'] / 6)**3 if off['a2'] else 0.)
+def test_drops_by_hand():
+    # The metric does not see the stem, a tenth of a1's channels, and a2's three times as much
+    found, compensated, steps = measure(lambda off: 0.1 * off['a1'] + 0.3 * off['a2'])
     assert found.baseline == pytest.approx(0.8)
     assert set(found.metrics) == {'stem', 'one', 'two'}
-    # a quarter of six channels is one, half of them three
-    assert found.metrics['one'] == {0.25: pytest.approx(0.8), 0.5: pytest.approx(0.8)}
-    drops = (0.6 / 216, 0.6 / 8)
-    assert found.metrics['two'][0.25] == pytest.approx(0.8 - drops[0])
-    assert found.metrics['two'][0.5] == pytest.approx(0.8 - drops[1])
-    least_squares = (drops[0] / 64 + drops[1] / 8) / (1 / 64**2 + 1 / 64)
-    assert found.costs['two'] == pytest.approx(least_squares / 6)
-    assert found.costs['one'] == pytest.approx(LEAST_DROP * 0.8 / 6)
-    assert compensated[2:] == [{'a1.conv': 1}, {'a1.conv': 3}, {'a2.conv': 1}, {'a2.conv': 3}]
+    model = residual_toy()
+    costs, removed = [], []
+    for name, factor in (('a1', 0.1), ('a2', 0.3)):
+        squares = getattr(model, name).bn.weight.detach().double().square().sort().values
+        numbers = [max(1, int((squares.cumsum(0) <= share * squares.sum()).sum()))
+                   for share in SHARES]
+        group = dict(a1='one', a2='two')[name]
+        assert found.metrics[group] == {
+            share: pytest.approx(0.8 - factor * number) for share, number in zip(SHARES, numbers)}
+        removed += [{f'{name}.conv': number} for number in numbers]
+        costs.append(sum(factor * number for number in numbers)
+                     / sum(float(squares[:number].sum()) for number in numbers))
+    assert found.costs['two'] / found.costs['one'] == pytest.approx(costs[1] / costs[0], rel=1e-4)
+    assert compensated[2:] == removed
     assert [step[1:] for step in steps] == [(number, 7) for number in range(8)]
 
 
-def test_gain_counts_as_no_cost():
-    found, _, _ = measure(lambda off: -0.1 * off['a1'])
-    assert found.costs['one'] == pytest.approx(LEAST_DROP * 0.8 / 6)
+def test_costs_are_relative_and_bounded():
+    found, _, _ = measure(lambda off: 1e-9 * off['a1'] + 100. * off['a2'])
+    assert sorted(found.costs.values())[1] == 1.
+    assert found.costs['two'] == MAX_FACTOR and found.costs['one'] >= 1 / MAX_FACTOR
+
+
+def test_gain_counts_as_noise():
+    gain, _, _ = measure(lambda off: -0.1 * off['a1'])
+    nothing, _, _ = measure(lambda off: 0.)
+    assert gain.costs == nothing.costs
+    assert gain.metrics['one'][SHARES[1]] > 0.8

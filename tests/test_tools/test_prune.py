@@ -337,7 +337,7 @@ def test_sensitivity_and_calibration_on_data(write_config, tool, tmp_path):
     sensitivity = report['options']['sensitivity']
     assert 0 <= sensitivity['baseline'] <= 1
     assert set(sensitivity['metrics']) == set(sensitivity['costs']) == set(report['thresholds'])
-    assert all(set(values) == {'0.25', '0.5'} for values in sensitivity['metrics'].values())
+    assert all(set(values) == {'0.05', '0.2'} for values in sensitivity['metrics'].values())
 
 
 def test_unknown_metric(write_config, tool, tmp_path):
