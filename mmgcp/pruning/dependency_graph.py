@@ -142,8 +142,7 @@ def _build_graph(torch_pruning, model: nn.Module, input_shape: Sequence[int],
         return outputs
 
     graph = torch_pruning.DependencyGraph()
-    slices = graph.REGISTERED_PRUNERS[torch_pruning.ops.OPTYPE.SLICE]
-    slices.get_in_channels, slices.get_out_channels = _channels_before_slice, _sliced_channels
+    graph.REGISTERED_PRUNERS[torch_pruning.ops.OPTYPE.SLICE].get_out_channels = _sliced_channels
     concats = graph.REGISTERED_PRUNERS[torch_pruning.ops.OPTYPE.CONCAT]
     concats.get_in_channels = concats.get_out_channels = (
         lambda operation: observer.concatenated.get(graph.module2node[operation].grad_fn))

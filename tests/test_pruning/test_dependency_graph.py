@@ -23,9 +23,9 @@ from pruning_samples import (
 )
 from zeroing import zero
 
-from mmgcp.pruning.dependency_graph import ENDLESS, find_coupled_channels
+from mmgcp.pruning.dependency_graph import ENDLESS, _contradiction, find_coupled_channels
 from mmgcp.pruning.layers import channel_counts, find_layer, is_depthwise
-from mmgcp.pruning.structures import PruningError
+from mmgcp.pruning.structures import ChannelSlice, CoupledChannels, PruningError
 from mmgcp.pruning.surgery import remove_channels
 
 SIZE = (3, 16, 16)
@@ -712,6 +712,26 @@ def test_sets_that_contradict_each_other():
     found, skipped = by_name(model)
     assert not found
     assert 'not clear which of its channels sum.weights has' in skipped['a.conv']
+
+
+def test_sets_that_share_channels():
+    """No network is known of which Torch-Pruning makes such sets, since it is told the
+    channels of concatenations."""
+    def make(name, *channels):
+        return CoupledChannels(name, 2, tuple(
+            ChannelSlice(layer, side, torch.tensor(indices), torch.arange(2))
+            for layer, side, indices in channels))
+
+    model = nn.ModuleDict(dict(a=nn.Conv2d(3, 2, 1), b=nn.Conv2d(3, 2, 1), c=nn.Conv2d(4, 2, 1)))
+    known = {}
+    first = make('a', ('a', 'out', [0, 1]), ('c', 'in', [0, 1]))
+    second = make('b', ('b', 'out', [0, 1]), ('c', 'in', [2, 3]), ('c', 'out', [0, 1]))
+    assert _contradiction(model, first, known) == _contradiction(model, second, known) == ''
+    assert known['c', 'in'] == {0, 1, 2, 3}
+    for wrong in (make('b', ('c', 'in', [1, 0])), make('b', ('b', 'in', [0, 2]),
+                                                       ('c', 'in', [5, 4]))):
+        assert _contradiction(model, wrong, dict(known)) == (
+            'it is not clear which of its channels c has')
 
 
 def test_endless_sets():
