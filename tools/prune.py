@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import mmgcp
-from mmgcp.pruning import PruningError, PruningPlan, prune
-from mmgcp.pruning.calibration import CalibrationImages, evaluate
+from mmgcp.pruning import PruningError, PruningPlan, importance, prune
+from mmgcp.pruning.calibration import CalibrationBatches, CalibrationImages, evaluate
 from mmgcp.pruning.pruned_config import make_pruned_config
 from mmgcp.pruning.report import summarize, write_report
 from mmgcp.utils import UserError
@@ -24,7 +24,8 @@ from mmgcp.utils.cli import run_tool
 from mmgcp.utils.config import build_detector, image_size, load_config
 
 # Arguments of prune() that prune_cfg does not have
-NOT_IN_CONFIG = {'model', 'plan', 'calibration', 'evaluate', 'input_shape', 'dry_run', 'progress'}
+NOT_IN_CONFIG = {'model', 'plan', 'calibration', 'batches', 'evaluate', 'input_shape', 'dry_run',
+                 'progress'}
 # Options of the command line that take the place of those in prune_cfg
 OVERRIDES = ('merge', 'round_to', 'min_keep_ratio')
 BUDGETS = ('ratio', 'target_params', 'target_flops')
@@ -46,6 +47,9 @@ def parse_args():
     amount.add_argument('--min-keep-ratio', type=float, metavar='SHARE',
                         help='share of the channels of a layer that stays at least')
     which = parser.add_argument_group('which channels')
+    which.add_argument('--criterion', choices=criteria(), metavar='NAME',
+                       help=f'how channels are scored: {", ".join(criteria())}; default: that of '
+                       'prune_cfg, or BNScale')
     which.add_argument('--merge', choices=('or', 'mean', 'majority', 'sum'),
                        help='how coupled layers decide together; default: or')
     which.add_argument('--sensitivity', action='store_true',
@@ -62,12 +66,19 @@ def parse_args():
     other.add_argument('--no-compensate', action='store_true',
                        help='do not fold what removed channels emit into their consumers')
     other.add_argument('--calib-batches', type=int, default=4, metavar='N',
-                       help='batches of training images to measure that on; 0: use none')
+                       help='batches of training images to measure that on, and for criteria '
+                       'that need some; 0: use none')
     other.add_argument('--input-size', type=int, nargs=2, metavar=('WIDTH', 'HEIGHT'),
                        help='in pixels, for counting operations; default: of the test images')
     other.add_argument('--cfg-options', nargs='+', action=DictAction,
                        help='settings of the config to override, as key=value')
     return parser.parse_args()
+
+
+def criteria() -> list:
+    """Names of the criteria of this package."""
+    return sorted(name for name, value in vars(importance).items()
+                  if name in importance.__all__ and 'Criterion' not in name)
 
 
 def pruning_options(cfg: Config, args: argparse.Namespace) -> dict:
@@ -81,6 +92,9 @@ def pruning_options(cfg: Config, args: argparse.Namespace) -> dict:
         options.update({**dict.fromkeys(BUDGETS), **given})
     options.update((name, getattr(args, name)) for name in OVERRIDES
                    if getattr(args, name) is not None)
+    kind = f'mmgcp.{args.criterion}'
+    if args.criterion and options.get('criterion', {}).get('type') != kind:
+        options['criterion'] = dict(type=kind)
     if args.no_compensate:
         options['compensate'] = False
     if args.plan:
@@ -148,6 +162,8 @@ def main():
     meta = load_strictly(model, checkpoint, args.config)
     package = type(model).__module__.split('.')[0]
     options['calibration'] = find_calibration(cfg, model, args)
+    if args.calib_batches > 0:
+        options['batches'] = CalibrationBatches(cfg, model, args.calib_batches)
     if args.sensitivity:
         options['evaluate'] = lambda model: evaluate(model, cfg, args.metric, args.val_images)[1]
     with progress_bar() as progress:

@@ -14,6 +14,7 @@ from .auto_groups import auto_groups
 from .budget import Budget, CostModel, find_thresholds
 from .compensation import compensate as fold_offsets
 from .dependency_graph import find_coupled_channels
+from .importance import Criterion
 from .layers import find_layer, is_depthwise
 from .masking import Snapshot, channels_off, check_same_predictions, raw_predictions
 from .plan import PruningPlan, validate_plan
@@ -23,6 +24,7 @@ from .result import PruningResult
 from .sensitivity import measure_sensitivity
 from .structures import CoupledChannels, LayerGroup, PruningError, make_group
 from .surgery import gather_channels, remove_channels
+from .training_loss import Batch
 
 Groups = Union[str, Sequence[Union[LayerGroup, dict]]]
 
@@ -39,6 +41,7 @@ def prune(model: nn.Module,
           plan: Optional[PruningPlan] = None,
           compensate: bool = True,
           calibration: Optional[Iterable[Tensor]] = None,
+          batches: Optional[Iterable[Batch]] = None,
           evaluate: Optional[Callable[[nn.Module], float]] = None,
           input_shape: Sequence[int] = (3, 640, 640),
           dry_run: bool = False,
@@ -68,6 +71,8 @@ def prune(model: nn.Module,
             read them. Defaults to True.
         calibration (Iterable[Tensor], optional): Batches (N, C, H, W) of preprocessed
             images to measure that on, where it is not constant.
+        batches (Iterable[Batch], optional): Batches of training data for criteria that
+            need them; see :class:`mmgcp.pruning.Criterion`.
         evaluate (Callable, optional): Gives a metric of a model, the higher the better.
             The budget is spent where this metric suffers least then.
         input_shape (Sequence[int]): Shape (C, H, W) of an image in pixels, which the
@@ -100,7 +105,8 @@ def prune(model: nn.Module,
     else:
         automatic = groups == 'auto'
         groups = _make_groups(model, groups, ratio, input_shape)
-        scored = score_sets(model, coupled_sets, TASK_UTILS.build(criterion), groups, skipped)
+        scorer = _prepare_criterion(model, criterion, coupled_sets, batches, progress)
+        scored = score_sets(model, coupled_sets, scorer, groups, skipped)
         if automatic:
             groups = _drop_unused(groups, scored)
         planner = Planner(scored, merge, min_keep_ratio, round_to)
@@ -130,6 +136,16 @@ def prune(model: nn.Module,
     if not dry_run:
         result.uncompensated = _apply(model, coupled_sets, removed, fold, shape, progress)
     return result
+
+
+def _prepare_criterion(model: nn.Module, config: dict, coupled_sets: Sequence[CoupledChannels],
+                       batches: Optional[Iterable[Batch]], progress: Callable) -> Criterion:
+    scorer = TASK_UTILS.build(config)
+    if scorer.needs and batches is None:
+        raise PruningError(f'the criterion {config["type"]} needs training data, but there are '
+                           'none (batches)')
+    scorer.prepare(model, coupled_sets, batches, progress)
+    return scorer
 
 
 def _make_groups(model: nn.Module, groups: Groups, ratio: Optional[float],

@@ -23,10 +23,12 @@ from torch.utils.data import DataLoader
 from mmgcp.utils import UserError
 from mmgcp.utils.forward import eval_mode
 
+from .training_loss import Batch
 
-def calibration_images(cfg: Config, model: nn.Module, num_batches: int,
-                       batch_size: int = 8) -> Iterator[Tensor]:
-    """Load batches of training images as the model sees them in training.
+
+def calibration_batches(cfg: Config, model: nn.Module, num_batches: int,
+                        batch_size: int = 8) -> Iterator[Batch]:
+    """Load batches of training data as the model sees them in training.
 
     The same batches come at every call; the random states of the process stay as they are.
 
@@ -38,7 +40,8 @@ def calibration_images(cfg: Config, model: nn.Module, num_batches: int,
             config has. Defaults to 8.
 
     Yields:
-        Tensor: A batch (N, C, H, W) on the device and of the precision of the model.
+        Batch: Images (N, C, H, W) on the device and of the precision of the model, and
+        their ground truth.
 
     Raises:
         UserError: The config has no training data, or they cannot be loaded.
@@ -53,19 +56,37 @@ def calibration_images(cfg: Config, model: nn.Module, num_batches: int,
             batch = next(batches, None)
             if batch is None:
                 return
-            images = preprocessor(batch, training=True)['inputs']
-        yield images.to(next(model.parameters()))
+            data = preprocessor(batch, training=True)
+        yield Batch(data['inputs'].to(next(model.parameters())), data['data_samples'])
 
 
-class CalibrationImages:
-    """Batches of training images that can be gone through several times.
+def calibration_images(cfg: Config, model: nn.Module, num_batches: int,
+                       batch_size: int = 8) -> Iterator[Tensor]:
+    """Yield the images (N, C, H, W) of :func:`calibration_batches` alone."""
+    for batch in calibration_batches(cfg, model, num_batches, batch_size):
+        yield batch.images
+
+
+class CalibrationBatches:
+    """Batches of training data that can be gone through several times.
 
     Args:
-        cfg, model, num_batches, batch_size: See :func:`calibration_images`.
+        cfg, model, num_batches, batch_size: See :func:`calibration_batches`.
     """
 
     def __init__(self, cfg: Config, model: nn.Module, num_batches: int, batch_size: int = 8):
         self._arguments = cfg, model, num_batches, batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        return calibration_batches(*self._arguments)
+
+    def __len__(self) -> int:
+        """How many were asked for; the data may end before."""
+        return self._arguments[2]
+
+
+class CalibrationImages(CalibrationBatches):
+    """The images of these batches alone."""
 
     def __iter__(self) -> Iterator[Tensor]:
         return calibration_images(*self._arguments)

@@ -12,7 +12,7 @@ from mmgcp.distillation import FeatureRecorder
 from mmgcp.registry import MODELS
 
 CONFIG = Path(__file__).parents[2] / 'configs/_base_/distill/yolov4_groups.py'
-# Numbers of the convolutions and channels: METHOD, and the paper's code
+# Numbers of the convolutions and channels: the paper and its code
 NUMBERS = dict(backbone=[7, 16, 37, 58], coarse=[78, 106], fine=[85, 92, 99])
 CHANNELS = dict(backbone=[64, 128, 256, 512], coarse=[256, 1024], fine=[128, 256, 256])
 WEIGHTS = dict(backbone=1e6, coarse=1e3, fine=1e4)

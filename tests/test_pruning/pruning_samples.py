@@ -23,7 +23,7 @@ model = dict(
     neck=dict(widen_factor=0.125),
     bbox_head=dict(head_module=dict(widen_factor=0.125)))
 """
-# The five groups of METHOD 1.2
+# The five groups of GCP-SAD for YOLOv4
 GROUPS = [
     dict(name='stride-8', modules=['backbone.stem', 'backbone.stage[123]']),
     dict(name='stride-16', modules=['backbone.stage4']),

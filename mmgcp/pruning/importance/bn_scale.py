@@ -9,12 +9,13 @@ from mmgcp.registry import TASK_UTILS
 
 from ..layers import NORM_TYPES, WEIGHT_TYPES, find_layer
 from ..structures import ChannelSlice, CoupledChannels, PruningError
+from .criterion import Criterion, as_row
 
 FALLBACKS = ('weight_norm', 'keep')
 
 
 @TASK_UTILS.register_module()
-class BNScale:
+class BNScale(Criterion):
     """The absolute scale factors of the normalisation layers (`network slimming
     <https://arxiv.org/abs/1708.06519>`_).
 
@@ -55,21 +56,15 @@ class BNScale:
             scales = _scales(model, item)
             if scales is not None:
                 scaled[item.roots] = True
-                scores[item.module] = self._row(coupled, item, scales)
+                scores[item.module] = as_row(coupled, item, scales)
         if bool(scaled.all()) or self.without_norm == 'keep':
             return scores
         for item in coupled.side('out'):
             norms = _filter_norms(model, item)
             if norms is not None and not bool(scaled[item.roots].all()):
-                row = self._row(coupled, item, _scales_of_rank(model, norms))
+                row = as_row(coupled, item, _scales_of_rank(model, norms))
                 scores[item.module] = row.masked_fill(scaled, float('nan'))
         return scores
-
-    @staticmethod
-    def _row(coupled: CoupledChannels, item: ChannelSlice, values: Tensor) -> Tensor:
-        row = torch.full((coupled.size, ), float('nan'))
-        row[item.roots] = values.detach().cpu().float()[item.channels]
-        return row
 
 
 def _scales(model: nn.Module, item: ChannelSlice) -> Optional[Tensor]:

@@ -1,0 +1,70 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""What a pruning criterion is."""
+from typing import Callable, Dict, Iterable, Optional, Sequence
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from ..structures import ChannelSlice, CoupledChannels
+from ..training_loss import Batch
+
+Progress = Callable[[str, int, int], None]
+
+
+class Criterion:
+    """Scores the channels of coupled sets: the lower a score, the sooner it is removed.
+
+    Scores are compared with the threshold of a layer group, so those of different layers
+    must be comparable.
+
+    Attributes:
+        needs (str, optional): What :meth:`prepare` needs besides the model: 'images' for
+            batches of training images, 'losses' for such with ground truth, or None.
+    """
+    needs: Optional[str] = None
+
+    def prepare(self, model: nn.Module, coupled_sets: Sequence[CoupledChannels],
+                batches: Optional[Iterable[Batch]], progress: Progress) -> None:
+        """Collect what the scores need, once, before the first is asked for.
+
+        Leaves the model as it was, gradients included.
+
+        Args:
+            model (nn.Module): The model.
+            coupled_sets (Sequence[CoupledChannels]): All sets that will be scored.
+            batches (Iterable[Batch], optional): Training batches. Can be gone through more
+                than once; memory must not grow with their number.
+            progress (Callable): Called with a stage, the steps done in it, and all its steps.
+        """
+
+    def __call__(self, model: nn.Module, coupled: CoupledChannels) -> Dict[str, Tensor]:
+        """Score the channels of a coupled set.
+
+        Args:
+            model (nn.Module): The model.
+            coupled (CoupledChannels): The set, of size C.
+
+        Returns:
+            dict[str, Tensor]: Scores (C, ), NaN for channels that have none. Either one row
+            by the name of the set, or a row for each layer that has an opinion, by its name;
+            the layers' verdicts are merged then. Empty if the set cannot be scored: it is
+            left alone.
+        """
+        raise NotImplementedError
+
+
+def as_row(coupled: CoupledChannels, item: ChannelSlice, values: Tensor) -> Tensor:
+    """Turn the values of a layer's channels into a row of scores of a set.
+
+    Args:
+        coupled (CoupledChannels): The set, of size C.
+        item (ChannelSlice): The layer's channels.
+        values (Tensor): Values (K, ) of all channels of the layer on that side.
+
+    Returns:
+        Tensor: The scores (C, ), NaN for channels that the layer does not have.
+    """
+    row = torch.full((coupled.size, ), float('nan'))
+    row[item.roots] = values.detach().cpu().float()[item.channels]
+    return row

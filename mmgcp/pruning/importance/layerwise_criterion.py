@@ -1,0 +1,75 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""What a criterion is that prunes one set of layers after the other."""
+from typing import Iterable, Optional, Sequence
+
+import torch.nn as nn
+from torch import Tensor
+
+from ..structures import CoupledChannels
+from ..training_loss import Batch
+from .criterion import Criterion, Progress
+
+
+class LayerwiseCriterion(Criterion):
+    """Chooses the channels of one coupled set after the other, and adapts what is left.
+
+    The sets are gone through in the order in which the model computes them. For each, its
+    channels are scored on the model as it is then (the channels removed before are off, the
+    weights adapted), the lowest are switched off, and the weights are adapted to that. How
+    many channels of a set go is decided before: by the ratios, thresholds or budget, on the
+    scores of the criterion ``allocation``.
+
+    Args:
+        allocation (dict, optional): Config of the criterion whose scores decide how many
+            channels each set loses. Defaults to None: the same share of all sets of a group.
+    """
+    needs = 'images'
+
+    def __init__(self, allocation: Optional[dict] = None):
+        self.allocation = allocation
+
+    def begin(self, model: nn.Module, coupled_sets: Sequence[CoupledChannels],
+              batches: Iterable[Batch], progress: Progress) -> None:
+        """Get ready, before the first set; nothing has been removed yet.
+
+        Args:
+            model (nn.Module): The model.
+            coupled_sets (Sequence[CoupledChannels]): The sets that will be pruned, in order.
+            batches (Iterable[Batch]): Training batches, to be gone through any number of times.
+            progress (Callable): Called with a stage, the steps done in it, and all its steps.
+        """
+
+    def score(self, model: nn.Module, coupled: CoupledChannels,
+              batches: Iterable[Batch]) -> Tensor:
+        """Score the channels of a set; leaves the model as it was.
+
+        Args:
+            model (nn.Module): The model.
+            coupled (CoupledChannels): The set, of size C.
+            batches (Iterable[Batch]): Training batches.
+
+        Returns:
+            Tensor: Scores (C, ), the lowest of which are removed.
+        """
+        raise NotImplementedError
+
+    def update(self, model: nn.Module, coupled: CoupledChannels, removed: Tensor,
+               batches: Iterable[Batch]) -> None:
+        """Adapt the weights in place to the channels that were just removed.
+
+        Args:
+            model (nn.Module): The model, with these channels off already.
+            coupled (CoupledChannels): The set.
+            removed (Tensor): Ascending indices (K, ) of its removed channels.
+            batches (Iterable[Batch]): Training batches.
+        """
+
+    def state_dict(self) -> dict:
+        """What :meth:`begin` and :meth:`update` learned, to resume between two sets.
+
+        The model's weights are saved beside it.
+        """
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over what :meth:`state_dict` returned, instead of :meth:`begin`."""
