@@ -1,0 +1,260 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""What sparse training and distilling add to pruning and fine-tuning, on real training.
+
+1. The detector of the config is trained: the baseline.
+2. It is sparse-trained with each schedule of the rate (constant, the paper's two phases) and
+   pruned to the same budget: the share of scale factors near zero, and the accuracy before and
+   right after pruning.
+3. The network pruned after the two phases is trained on in several ways, for the same epochs:
+   plain fine-tuning, and that with one loss of distilling from the baseline.
+
+A run that is finished is not run again: what has been done by an earlier start with the same
+--work-dir is taken from there, so several starts with other --seeds or --steps may share the
+work, too. Each start prints all that is there.
+"""
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Dict, List, Optional
+
+import torch
+from prune_speed import ROOT, _markdown, describe_machine
+
+from mmgcp.pipeline.config_text import Code, render
+from mmgcp.utils import UserError
+from mmgcp.utils.cli import replacing, run_tool
+
+CONFIG = ROOT / 'configs' / 'yolov4' / 'yolov4_n_fast_1xb8-60e_voc-320.py'
+METRICS = {'mAP50': 'pascal_voc/AP50', 'mAP': 'pascal_voc/mAP'}
+AUTO = [dict(name='backbone', weight=1e3, layers='backbone_outputs'),
+        dict(name='neck', weight=10., layers='neck_outputs')]  # what groups='auto' stands for
+RECIPES = {
+    'finetune': None,
+    'attention': dict(groups='auto'),
+    'response': dict(groups=[], response=dict(type='mmgcp.ResponseLoss')),
+    'cwd': dict(groups=[dict(name='neck', weight=1., layers='neck_outputs',
+                             loss=dict(type='mmgcp.ChannelWiseLoss'))]),
+}
+TITLES = dict(finetune='fine-tuning', attention='+ spatial attention', response='+ response',
+              cwd='+ channel-wise')
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--config', default=str(CONFIG), help='default: the small YOLOv4')
+    parser.add_argument('--work-dir', type=Path,
+                        help='default: work_dirs/training_recipes/CONFIG_NAME')
+    parser.add_argument('--steps', nargs='+', choices=('sparsity', 'recipes'),
+                        default=['sparsity', 'recipes'], help='default: both')
+    parser.add_argument('--sparse-epochs', type=int, default=24)
+    parser.add_argument('--two-phase-rate', type=float, default=8e-3, help='default: 8e-3')
+    parser.add_argument('--constant-rates', type=float, nargs='*', default=[8e-3],
+                        help='several, to find one with the same share near zero; default: 8e-3')
+    parser.add_argument('--target-params', type=float, default=0.2,
+                        help='share of the parameters to keep; default: 0.2')
+    parser.add_argument('--epochs', type=int, default=16, help='of the recipes; default: 16')
+    parser.add_argument('--recipes', nargs='+', choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='of the recipes')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    name = Path(args.config).stem
+    runs = Runs(args.work_dir or Path('work_dirs') / 'training_recipes' / name)
+    baseline = runs.baseline(args.config)
+    schedules = [('two_phase', args.two_phase_rate)]
+    if 'sparsity' in args.steps:
+        schedules += [('constant', rate) for rate in args.constant_rates]
+    for schedule, rate in schedules:
+        runs.sparse(args.config, baseline, schedule, rate, args.sparse_epochs)
+        runs.prune(args.config, schedule, rate, args.target_params)
+    if 'recipes' in args.steps:
+        for seed in args.seeds:
+            for recipe in args.recipes:
+                runs.recipe(args, baseline, recipe, seed)
+    print_tables(runs)
+
+
+class Runs:
+    """The trainings in a folder, each in one of its own with its result as result.json.
+
+    Args:
+        folder (Path): The folder.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder.resolve()
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def baseline(self, config: str) -> Path:
+        """Train the detector of a config; returns its last checkpoint."""
+        text = render(dict(_base_=_base(config), **_evaluation()))
+        return self._train('baseline', text, 0, dict(kind='baseline'))
+
+    def sparse(self, config: str, baseline: Path, schedule: str, rate: float,
+               epochs: int) -> Path:
+        """Sparse-train the baseline; returns its last checkpoint."""
+        hook = dict(type='mmgcp.DynamicSparsityHook', rate=rate, schedule=dict(type=schedule),
+                    modules='prunable')
+        text = render(dict(
+            _base_=_base(config), load_from=str(baseline),
+            custom_hooks=Code(f'[*_base_.custom_hooks, {hook!r}]'),
+            **_schedule(epochs), **_evaluation()))
+        return self._train(_sparse_name(schedule, rate), text, 0,
+                           dict(kind='sparse', schedule=schedule, rate=rate, epochs=epochs),
+                           ['sparsity_near_zero'])
+
+    def prune(self, config: str, schedule: str, rate: float, target_params: float) -> Path:
+        """Prune a sparse network and test it; returns the folder of the pruned one."""
+        name = _sparse_name(schedule, rate)
+        folder = self.folder / f'{name}-pruned'
+        inputs = dict(kind='pruned', schedule=schedule, rate=rate, target_params=target_params)
+        inputs['start'] = _digest(self._result(name) or {})
+        if not self._is_done(folder.name, inputs):
+            _run('prune.py', self.folder / 'baseline.py', self._checkpoint(name), '--work-dir',
+                 folder, '--target-params', target_params)
+            _run('test.py', folder / 'pruned.py', folder / 'pruned.pth', '--work-dir',
+                 folder / 'test')
+            path = max((folder / 'test').glob('*/*.json'))
+            self._finish(folder.name, inputs, _metrics(json.loads(path.read_text())))
+        return folder
+
+    def recipe(self, args: argparse.Namespace, baseline: Path, recipe: str, seed: int) -> Path:
+        """Train the pruned network on; returns its last checkpoint."""
+        pruned = f'{_sparse_name("two_phase", args.two_phase_rate)}-pruned'
+        settings = dict(_base_=f'./{pruned}/pruned.py')
+        if RECIPES[recipe] is not None:
+            teacher = dict(config=str(self.folder / 'baseline.py'), checkpoint=str(baseline))
+            settings['model'] = dict(
+                _delete_=True, type='mmgcp.SpatialAttentionDistiller',
+                student=Code('_base_.model'), teacher=teacher, **RECIPES[recipe])
+        text = render(dict(settings, **_schedule(args.epochs), **_evaluation()))
+        return self._train(f'{recipe}-{seed}', text, seed, dict(
+            kind='recipe', recipe=recipe, seed=seed, epochs=args.epochs,
+            start=_digest(self._result(pruned) or {})))
+
+    def results(self, kind: str) -> List[dict]:
+        """All that is finished of a kind."""
+        found = [json.loads(path.read_text()) for path in self.folder.glob('*/result.json')]
+        return [item for item in found if item['inputs']['kind'] == kind]
+
+    def _train(self, name: str, text: str, seed: int, inputs: dict,
+               logged: List[str] = ()) -> Path:
+        config = self.folder / f'{name}.py'
+        inputs = dict(inputs, config=_digest(text), seed=seed)
+        if not self._is_done(name, inputs):
+            config.write_text(text)
+            _run('train.py', config, '--work-dir', self.folder / name, '--cfg-options',
+                 f'randomness.seed={seed}')
+            log = _read_log(self.folder / name)
+            self._finish(name, inputs, dict(_metrics(log), **{key: log[key] for key in logged}))
+        return self._checkpoint(name)
+
+    def _checkpoint(self, name: str) -> Path:
+        return Path((self.folder / name / 'last_checkpoint').read_text())
+
+    def _result(self, name: str) -> Optional[dict]:
+        path = self.folder / name / 'result.json'
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def _is_done(self, name: str, inputs: dict) -> bool:
+        result = self._result(name)
+        return result is not None and result['inputs'] == inputs
+
+    def _finish(self, name: str, inputs: dict, values: dict) -> None:
+        with replacing(self.folder / name / 'result.json') as (path, ):
+            path.write_text(json.dumps(dict(inputs=inputs, **values), indent=2) + '\n')
+
+
+def _base(config: str) -> str:
+    return config if '::' in config else os.path.abspath(config)
+
+
+def _sparse_name(schedule: str, rate: float) -> str:
+    return f'{schedule}-{rate:g}'
+
+
+def _schedule(epochs: int) -> dict:
+    return dict(
+        train_cfg=dict(max_epochs=epochs, val_interval=epochs),
+        default_hooks=dict(
+            param_scheduler=dict(max_epochs=epochs),
+            checkpoint=dict(interval=epochs, save_best=None)))
+
+
+def _evaluation() -> dict:
+    return dict(
+        val_evaluator=dict(iou_thrs=Code('[percent / 100 for percent in range(50, 100, 5)]')),
+        test_evaluator=Code('val_evaluator'))
+
+
+def _run(tool: str, *arguments: object) -> None:
+    command = [sys.executable, str(ROOT / 'tools' / tool), *map(str, arguments)]
+    print(' '.join(command), file=sys.stderr, flush=True)
+    if subprocess.run(command, stdout=sys.stderr).returncode:
+        raise UserError(f'{tool} failed')
+
+
+def _read_log(folder: Path) -> Dict[str, float]:
+    """The last value of everything that the last training in a folder logged."""
+    path = max(folder.glob('*/vis_data/scalars.json'))
+    values = {}
+    for line in path.read_text().splitlines():
+        values.update(json.loads(line))
+    return values
+
+
+def _metrics(values: Dict[str, float]) -> Dict[str, float]:
+    return {name: values[key] for name, key in METRICS.items()}
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
+
+
+def print_tables(runs: Runs) -> None:
+    """Print all that is finished in Markdown."""
+    for item in runs.results('baseline'):
+        print(f'\nBaseline: mAP50 {item["mAP50"]:.3f}, mAP {item["mAP"]:.3f}\n')
+    pruned = {(item['inputs']['schedule'], item['inputs']['rate']): item
+              for item in runs.results('pruned')}
+    rows = []
+    for item in sorted(runs.results('sparse'), key=lambda item: -item['inputs']['rate']):
+        schedule, rate = item['inputs']['schedule'], item['inputs']['rate']
+        after = pruned.get((schedule, rate))
+        rows.append([schedule, f'{rate:g}', f'{item["sparsity_near_zero"]:.1%}',
+                     _pair([item]), _pair([after] if after else [])])
+    if rows:
+        header = ['schedule', 'rate', 'near zero', 'mAP50 / mAP', 'right after pruning']
+        print('\n'.join(_markdown([header, *rows])))
+    rows = []
+    for recipe in RECIPES:
+        items = [item for item in runs.results('recipe') if item['inputs']['recipe'] == recipe]
+        items.sort(key=lambda item: item['inputs']['seed'])
+        if items:
+            rows.append([TITLES[recipe], _pair(items),
+                         ', '.join(f'{item["mAP50"]:.3f}' for item in items),
+                         ', '.join(f'{item["mAP"]:.3f}' for item in items)])
+    if rows:
+        header = ['', 'mAP50 / mAP', 'mAP50 by seed', 'mAP by seed']
+        print('\n'.join(['', *_markdown([header, *rows])]))
+    machine = describe_machine(torch.get_num_threads())
+    print('\n' + ', '.join(f'{key} {value}' for key, value in machine.items()))
+
+
+def _pair(items: List[dict]) -> str:
+    """The means of both metrics."""
+    if not items:
+        return '-'
+    return ' / '.join(f'{mean(item[name] for item in items):.3f}' for name in METRICS)
+
+
+if __name__ == '__main__':
+    run_tool(main)
