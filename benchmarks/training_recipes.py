@@ -18,6 +18,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 from statistics import mean
 from typing import Dict, List, Optional
@@ -56,9 +57,9 @@ def parse_args():
     parser.add_argument('--two-phase-rate', type=float, default=8e-3, help='default: 8e-3')
     parser.add_argument('--constant-rates', type=float, nargs='*', default=[8e-3],
                         help='several, to find one with the same share near zero; default: 8e-3')
-    parser.add_argument('--target-params', type=float, default=0.2,
-                        help='share of the parameters to keep; default: 0.2')
-    parser.add_argument('--epochs', type=int, default=16, help='of the recipes; default: 16')
+    parser.add_argument('--target-params', type=float, default=0.1,
+                        help='share of the parameters to keep; default: 0.1')
+    parser.add_argument('--epochs', type=int, default=12, help='of the recipes; default: 12')
     parser.add_argument('--recipes', nargs='+', choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='of the recipes')
     return parser.parse_args()
@@ -234,16 +235,16 @@ def print_tables(runs: Runs) -> None:
     if rows:
         header = ['schedule', 'rate', 'near zero', 'mAP50 / mAP', 'right after pruning']
         print('\n'.join(_markdown([header, *rows])))
-    rows = []
-    for recipe in RECIPES:
-        items = [item for item in runs.results('recipe') if item['inputs']['recipe'] == recipe]
-        items.sort(key=lambda item: item['inputs']['seed'])
-        if items:
-            rows.append([TITLES[recipe], _pair(items),
-                         ', '.join(f'{item["mAP50"]:.3f}' for item in items),
-                         ', '.join(f'{item["mAP"]:.3f}' for item in items)])
+    recipes = defaultdict(list)
+    for item in sorted(runs.results('recipe'), key=lambda item: item['inputs']['seed']):
+        inputs = item['inputs']
+        recipes[list(RECIPES).index(inputs['recipe']), inputs['epochs']].append(item)
+    rows = [[list(TITLES.values())[number], str(epochs), _pair(items),
+             ', '.join(f'{item["mAP50"]:.3f}' for item in items),
+             ', '.join(f'{item["mAP"]:.3f}' for item in items)]
+            for (number, epochs), items in sorted(recipes.items())]
     if rows:
-        header = ['', 'mAP50 / mAP', 'mAP50 by seed', 'mAP by seed']
+        header = ['recipe', 'epochs', 'mAP50 / mAP', 'mAP50 by seed', 'mAP by seed']
         print('\n'.join(['', *_markdown([header, *rows])]))
     machine = describe_machine(torch.get_num_threads())
     print('\n' + ', '.join(f'{key} {value}' for key, value in machine.items()))
