@@ -16,7 +16,7 @@ COLORS = [(60, 76, 231), (219, 152, 52), (96, 174, 39), (15, 196, 241), (182, 89
           (156, 188, 26), (34, 126, 230), (94, 73, 52)]
 
 
-def draw_detections(stages: Iterable[Tuple[str, Path, Path]], path: Path, num_images: int = 4,
+def draw_detections(stages: Iterable[Tuple[str, Path, str]], path: Path, num_images: int = 4,
                     score_thr: float = 0.4) -> None:
     """Draw the detections of some models on test images side by side with the annotations.
 

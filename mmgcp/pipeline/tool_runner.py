@@ -1,8 +1,13 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Running the standard tools as a user would, with short progress on the terminal."""
+import argparse
+import contextlib
+import importlib.util
+import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -61,13 +66,40 @@ class ToolRunner:
         if status:
             raise UserError(f'{tool} failed in stage {stage}: {last} (whole output: {log})')
 
-    def test(self, stage: str, config: Path, checkpoint: Path) -> Dict[str, float]:
+    def parse(self, tool: str, *arguments: str) -> argparse.Namespace:
+        """Let a tool read arguments without running it.
+
+        Args:
+            tool (str): File name of the tool, which must have ``parse_args()``.
+            *arguments (str): The arguments.
+
+        Returns:
+            argparse.Namespace: What the tool understands.
+
+        Raises:
+            UserError: It does not take them; says why.
+        """
+        spec = importlib.util.spec_from_file_location('_tool', str(self.tools_dir / tool))
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        before, output = sys.argv, io.StringIO()
+        try:
+            sys.argv = [tool, *arguments]
+            with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
+                return module.parse_args()
+        except SystemExit:
+            reason = output.getvalue().strip().splitlines()[-1]
+            raise UserError(f'{tool} does not take {shlex.join(arguments)}: {reason}') from None
+        finally:
+            sys.argv = before
+
+    def test(self, stage: str, config: Path, checkpoint: str) -> Dict[str, float]:
         """Run test.py.
 
         Args:
             stage (str): Name of the stage.
             config (Path): The config.
-            checkpoint (Path): The checkpoint.
+            checkpoint (str): The checkpoint, a file or a URL.
 
         Returns:
             dict[str, float]: The metrics.

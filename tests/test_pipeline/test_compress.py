@@ -9,8 +9,13 @@ from pathlib import Path
 import cv2
 import mmyolo
 import pytest
+import torch
 from mmengine.config import Config
 from test_tools.conftest import demo_root, run_process, write_config  # noqa: F401
+
+from mmgcp.datasets.demo import CLASSES
+from mmgcp.utils.checkpoint import load_strictly
+from mmgcp.utils.config import build_detector, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ['baseline', 'sparse', 'pruned', 'distilled']
@@ -46,6 +51,17 @@ def test_summary(compressed):
 def test_progress_is_shown(compressed):
     for stage in ('baseline', 'sparse', 'distilled'):
         assert f'[{stage}] epoch 1 iteration' in compressed['output']
+
+
+def test_each_stage_is_validated_once(compressed):
+    """In its test, right after it, not at the end of its training."""
+    lines = [line for line in compressed['output'].splitlines()
+             if 'test.py' in line or 'train.py' in line or ' val ' in line]
+    steps = [tuple(line.split()[:2]) for line in lines]
+    assert steps == [
+        ('[baseline]', 'train.py'), ('[baseline]', 'test.py'), ('[sparse]', 'train.py'),
+        ('[sparse]', 'test.py'), ('[pruned]', 'test.py'), ('[distilled]', 'train.py'),
+        ('[distilled]', 'test.py')]
 
 
 def test_picture(compressed):
@@ -85,3 +101,59 @@ def test_stage_configs_stand_alone(compressed):
     distilled = Config.fromfile(str(folder / 'distilled.py'))
     assert distilled.load_from == str(folder / 'pruned' / 'pruned.pth')
     assert distilled.model.student.type == 'mmgcp.PrunedDetector'
+
+
+RTMDET = 'mmyolo::rtmdet/rtmdet_tiny_syncbn_fast_8xb32-300e_coco.py'
+NARROW = {f'model.{part}.widen_factor': 0.0625
+          for part in ('backbone', 'neck', 'bbox_head.head_module')}
+
+
+@pytest.fixture(scope='module')
+def rtmdet(tmp_path_factory, demo_root, run_process):  # noqa: F811
+    """A finished run for a config of MMYOLO, from weights for other classes."""
+    folder = tmp_path_factory.mktemp('rtmdet')
+    cfg = load_config(RTMDET, dict(NARROW, **{'model.backbone.init_cfg': None}))
+    state = build_detector(cfg).state_dict()
+    torch.save(dict(meta={}, state_dict=state), str(folder / 'of_80_classes.pth'))
+    options = dict(NARROW, load_from=folder / 'of_80_classes.pth')
+    options.update({'model.backbone.init_cfg': None, 'train_dataloader.batch_size': 2})
+    for loader in ('train_dataloader', 'val_dataloader'):
+        options.update({f'{loader}.num_workers': 0, f'{loader}.persistent_workers': False})
+    result = run_process(
+        'compress.py', RTMDET, '--work-dir', folder / 'run', '--data', demo_root,
+        '--epochs', 1, '--sparse-epochs', 1, '--distill-epochs', 1, '--target-flops', 0.6,
+        '--prune-options', '--calib-batches 1', '--cfg-options',
+        *(f'{key}={value}' for key, value in options.items()), cwd=folder)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return dict(folder=folder / 'run', before=state)
+
+
+def test_config_of_mmyolo(rtmdet):
+    stages = json.loads((rtmdet['folder'] / 'summary.json').read_text())['stages']
+    assert [row['stage'] for row in stages] == STAGES
+    share = stages[2]['macs'] / stages[0]['macs']
+    assert 0.5 < share <= 0.6 and stages[3]['macs'] == stages[2]['macs']
+    hook = Config.fromfile(str(rtmdet['folder'] / 'sparse.py')).custom_hooks[-1]
+    assert (hook.penalty, hook.rate, hook.modules) == ('proximal', 0.02, 'prunable')
+
+
+def test_pruned_detector_of_mmyolo(rtmdet):
+    """It is smaller, has the classes of the data, and takes the distilled weights."""
+    folder = rtmdet['folder']
+    model = build_detector(load_config(str(folder / 'pruned' / 'pruned.py')))
+    load_strictly(model, str(folder / 'distilled' / 'epoch_1.pth'))
+    assert model.bbox_head.num_classes == len(CLASSES)
+    full = sum(value.numel() for value in rtmdet['before'].values())
+    assert sum(value.numel() for value in model.state_dict().values()) < full
+
+
+def test_training_from_weights_for_other_classes(rtmdet):
+    """Those that fit were the start, from which three iterations do not lead far."""
+    before = rtmdet['before']
+    path = rtmdet['folder'] / 'baseline' / 'epoch_1.pth'
+    after = torch.load(str(path), map_location='cpu', weights_only=False)['state_dict']
+    name = 'backbone.stem.0.conv.weight'
+    assert torch.allclose(after[name], before[name], atol=0.01)
+    assert before[name].std() > 0.1
+    other = [key for key in before if after[key].shape != before[key].shape]
+    assert other and all('rtm_cls' in key for key in other)

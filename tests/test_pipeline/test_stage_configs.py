@@ -3,14 +3,32 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from test_tools.conftest import demo_root  # noqa: F401
 
-from mmgcp.datasets import VOCInfo
-from mmgcp.pipeline.stage_configs import baseline_config, distill_config, sparse_config
-from mmgcp.utils.config import load_config
+from mmgcp.datasets import VOCInfo, check_voc
+from mmgcp.pipeline.stage_configs import (
+    baseline_config,
+    distill_config,
+    sparse_config,
+    sparsity_hook,
+)
+from mmgcp.registry import DATASETS
+from mmgcp.utils.config import build_detector, load_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 SMALL = str(CONFIGS / 'yolov4' / 'yolov4_n_fast_1xb8-60e_voc-320.py')
 PLAIN = 'mmyolo::yolov5/yolov5_n-v61_syncbn_fast_8xb16-300e_coco.py'
+RTMDET = 'mmyolo::rtmdet/rtmdet_tiny_syncbn_fast_8xb32-300e_coco.py'
+YOLOX = 'mmyolo::yolox/yolox_tiny_fast_8xb8-300e_coco.py'
+PPYOLOE = 'mmyolo::ppyoloe/ppyoloe_plus_s_fast_8xb8-80e_coco.py'
+FAMILIES = [
+    PLAIN,
+    'mmyolo::yolov6/yolov6_n_syncbn_fast_8xb32-400e_coco.py',
+    'mmyolo::yolov7/yolov7_tiny_syncbn_fast_8x16b-300e_coco.py',
+    'mmyolo::yolov8/yolov8_n_syncbn_fast_8xb16-500e_coco.py',
+    YOLOX, RTMDET, PPYOLOE
+]
 
 
 def make_voc(splits, classes=('cat', "cow's", 'dog', 'eel', 'fox', 'gnu')):
@@ -23,8 +41,10 @@ def make_voc(splits, classes=('cat', "cow's", 'dog', 'eel', 'fox', 'gnu')):
 def baseline(tmp_path):
     """A function that writes baseline.py and reads it."""
 
-    def write(config=SMALL, epochs=7, voc=None, options=None):
-        text = baseline_config(config, load_config(config), epochs, voc, options or {})
+    def write(config=SMALL, epochs=7, voc=None, options=None, **more):
+        options = options or {}
+        cfg = load_config(config, options)
+        text = baseline_config(config, cfg, epochs, voc, options, **more)
         (tmp_path / 'baseline.py').write_text(text)
         return Config.fromfile(str(tmp_path / 'baseline.py'))
 
@@ -44,7 +64,8 @@ def without(cfg, *names):
 
 
 def assert_schedule(cfg, epochs):
-    assert cfg.train_cfg.max_epochs == cfg.train_cfg.val_interval == epochs
+    assert cfg.max_epochs == cfg.train_cfg.max_epochs == epochs
+    assert 1 <= cfg.train_cfg.val_interval <= epochs
     assert cfg.default_hooks.param_scheduler.max_epochs == epochs
     checkpoint = cfg.default_hooks.checkpoint
     assert checkpoint.interval == 1 and checkpoint.save_best is None
@@ -132,17 +153,86 @@ def test_loss_weight_of_other_heads(baseline):
     assert plain(cfg.model.bbox_head.loss_cls) == plain(before.model.bbox_head.loss_cls)
 
 
-def test_two_training_splits(baseline):
+def test_several_training_splits(baseline):
+    """They are one data set, with a list of their images."""
     voc = make_voc(dict(train=3, val=3, test=3))
-    cfg = baseline(voc=voc)
+    cfg = baseline(voc=voc, train_list='/work/trainval.txt')
     dataset = cfg.train_dataloader.dataset
-    assert dataset.type == 'ConcatDataset' and set(dataset) == {'type', 'datasets'}
-    for inner, split in zip(dataset.datasets, ('train', 'val')):
-        assert_data(inner, split, voc.classes)
-        assert inner.pipeline == load_config(SMALL).train_pipeline
-        assert '_delete_' not in inner
-    assert len(dataset.datasets) == 2
+    assert dataset.ann_file == '/work/trainval.txt' and dataset.data_root == '/data/my pets'
+    assert dataset.pipeline == load_config(SMALL).train_pipeline
     assert_data(cfg.test_dataloader.dataset, 'test', voc.classes)
+
+
+WRAPPED = """
+_base_ = {base!r}
+inner = _base_.train_dataloader.dataset
+train_dataloader = dict(dataset=dict(_delete_=True, {train}))
+val_dataloader = dict(dataset=dict(
+    _delete_=True, type='ConcatDataset', datasets=[_base_.val_dataloader.dataset]))
+"""
+
+
+def write_wrapped(tmp_path, train):
+    path = tmp_path / 'wrapped.py'
+    path.write_text(WRAPPED.format(base=SMALL, train=train))
+    return str(path)
+
+
+def test_joined_data(baseline, tmp_path):
+    """Ours is one, with the pipeline that each of them has."""
+    config = write_wrapped(tmp_path, "type='ConcatDataset', datasets=[inner, inner]")
+    cfg, before = baseline(config, voc=make_voc(dict(train=3, test=3))), load_config(SMALL)
+    assert_data(cfg.train_dataloader.dataset, 'train', make_voc({}).classes)
+    assert cfg.train_dataloader.dataset.pipeline == before.train_dataloader.dataset.pipeline
+    assert_data(cfg.val_dataloader.dataset, 'test', make_voc({}).classes)
+    assert cfg.val_dataloader.dataset.pipeline == before.val_dataloader.dataset.pipeline
+
+
+def test_wrapped_data(baseline, tmp_path):
+    """The wrapper has a part of the pipeline and stays."""
+    config = write_wrapped(
+        tmp_path, "type='mmdet.MultiImageMixDataset', dataset=inner, "
+        "pipeline=[dict(type='mmdet.RandomFlip', prob=0.5)]")
+    cfg = baseline(config, voc=make_voc(dict(train=3, test=3)))
+    dataset = cfg.train_dataloader.dataset
+    assert set(dataset) == {'type', 'dataset', 'pipeline'}
+    assert dataset.type == 'mmdet.MultiImageMixDataset'
+    assert dataset.pipeline == [dict(type='mmdet.RandomFlip', prob=0.5)]
+    assert_data(dataset.dataset, 'train', make_voc({}).classes)
+    expected = load_config(SMALL).train_dataloader.dataset
+    assert dataset.dataset.pipeline == expected.pipeline
+    assert dataset.dataset.filter_cfg == expected.filter_cfg
+
+
+def class_numbers(content):
+    if isinstance(content, dict):
+        return [item for key, item in content.items() if key == 'num_classes'] + [
+            number for item in content.values() for number in class_numbers(item)]
+    items = content if isinstance(content, (list, tuple)) else ()
+    return [number for item in items for number in class_numbers(item)]
+
+
+@pytest.mark.parametrize('config', FAMILIES, ids=lambda config: config.split('/')[1][:9])
+def test_other_data_for_each_family(baseline, config, demo_root):  # noqa: F811
+    cfg, before = baseline(config, voc=check_voc(demo_root)), load_config(config)
+    numbers = class_numbers(cfg.model.to_dict())
+    assert set(numbers) == {4} and len(numbers) == len(class_numbers(before.model.to_dict()))
+    model = build_detector(cfg)
+    assert model.bbox_head.num_classes == 4
+    for name in ('train_dataloader', 'val_dataloader'):
+        assert plain(cfg[name].dataset.pipeline) == plain(before[name].dataset.pipeline)
+    filter_cfg = before.train_dataloader.dataset.filter_cfg
+    assert plain(cfg.train_dataloader.dataset.filter_cfg) == plain(filter_cfg)
+    with DefaultScope.overwrite_default_scope('mmyolo'):
+        test = DATASETS.build(cfg.test_dataloader.dataset)
+        assert len(test) == 2 and test[0]['inputs'].ndim == 3
+        if 'Albu' in str(cfg.train_dataloader.dataset):
+            return  # needs a package that is not among ours
+        train = DATASETS.build(cfg.train_dataloader.dataset)
+    assert len(train) == 6 and train[0]['inputs'].ndim == 3
+    labels = {int(label) for index in range(len(train))
+              for label in train[index]['data_samples'].gt_instances.labels}
+    assert labels and labels <= {0, 1, 2, 3}
 
 
 def test_without_test_split(baseline):
@@ -180,18 +270,88 @@ def test_options_beside_other_data(baseline):
     assert cfg.model.bbox_head.head_module.num_classes == 6
 
 
+def test_options_inside_of_lists(baseline):
+    """They change an element and keep the rest, also of what the schedule changes."""
+    cfg = baseline(YOLOX, epochs=50, options={
+        'model.data_preprocessor.batch_augments.0.random_size_range': (64, 96),
+        'custom_hooks.2.momentum': 0.01, 'param_scheduler.1.eta_min': 0.5})
+    before = load_config(YOLOX)
+    augment = cfg.model.data_preprocessor.batch_augments[0]
+    assert augment.random_size_range == (64, 96) and augment.interval == 10
+    assert len(cfg.custom_hooks) == 3 and cfg.custom_hooks[2].momentum == 0.01
+    assert plain(cfg.custom_hooks[0]) == plain(before.custom_hooks[0])
+    scheduler = cfg.param_scheduler[1]
+    assert (scheduler.begin, scheduler.end, scheduler.eta_min) == (5, 35, 0.5)
+
+
+def test_options_before_the_schedule(baseline):
+    cfg = baseline(RTMDET, epochs=50, options={
+        'custom_hooks.1.switch_epoch': 5, 'train_cfg.val_interval': 3, 'param_scheduler': None})
+    assert cfg.custom_hooks[1].switch_epoch == 5 and cfg.train_cfg.val_interval == 3
+    assert cfg.param_scheduler is None and cfg.train_cfg.max_epochs == 50
+
+
+def test_option_of_a_scheduler_that_is_left_out(baseline):
+    """The others have their options."""
+    cfg = baseline(YOLOX, epochs=1, options={'param_scheduler.0.verbose': True})
+    assert len(cfg.param_scheduler) == 1 and cfg.param_scheduler[0].verbose is True
+
+
+def test_learning_rate_of_the_baseline(baseline):
+    cfg = baseline(lr=0.123)
+    assert cfg.optim_wrapper.optimizer.lr == 0.123
+    assert baseline().optim_wrapper == load_config(SMALL).optim_wrapper
+
+
+HOOK = dict(type='mmgcp.DynamicSparsityHook', rate=0.003, schedule=dict(type='linear'))
+
+
 def test_sparse(baseline, tmp_path):
     cfg = baseline(epochs=7)
-    checkpoint = tmp_path / 'base' / "it's.pth"
-    (tmp_path / 'sparse.py').write_text(sparse_config(cfg, checkpoint, 5, 0.003, 'linear'))
+    checkpoint = str(tmp_path / 'base' / "it's.pth")
+    (tmp_path / 'sparse.py').write_text(sparse_config(cfg, checkpoint, 5, HOOK, lr=0.002))
     sparse = Config.fromfile(str(tmp_path / 'sparse.py'))
-    assert sparse.load_from == str(checkpoint)
+    assert sparse.load_from == checkpoint
     assert_schedule(sparse, 5)
     assert sparse.custom_hooks[:-1] == cfg.custom_hooks and len(cfg.custom_hooks) > 0
-    assert sparse.custom_hooks[-1] == dict(
-        type='mmgcp.DynamicSparsityHook', rate=0.003, schedule=dict(type='linear'))
-    changed = ('max_epochs', 'train_cfg', 'default_hooks', 'custom_hooks', 'load_from')
+    assert sparse.custom_hooks[-1] == HOOK
+    assert sparse.optim_wrapper.optimizer.lr == 0.002
+    changed = ('max_epochs', 'train_cfg', 'default_hooks', 'custom_hooks', 'load_from',
+               'optim_wrapper', 'base_lr')
     assert without(sparse, *changed) == without(cfg, *changed)
+
+
+def test_sparse_with_hooks_of_the_schedule(baseline, tmp_path):
+    cfg = baseline(RTMDET, epochs=300)
+    (tmp_path / 'sparse.py').write_text(sparse_config(cfg, 'a.pth', 50, HOOK))
+    sparse = Config.fromfile(str(tmp_path / 'sparse.py'))
+    assert [hook.type for hook in sparse.custom_hooks] == [
+        'EMAHook', 'mmdet.PipelineSwitchHook', 'mmgcp.DynamicSparsityHook']
+    assert [cfg.custom_hooks[1].switch_epoch, sparse.custom_hooks[1].switch_epoch] == [280, 30]
+    assert sparse.custom_hooks[1].switch_pipeline == cfg.custom_hooks[1].switch_pipeline
+    assert sparse.optim_wrapper == cfg.optim_wrapper
+
+
+@pytest.mark.parametrize('optimizer, options, rate, penalty', [
+    ('SGD', {}, 1e-3, 'subgradient'),
+    ('AdamW', {}, 2e-2, 'proximal'),
+    ('torch.optim.Adam', {}, 2e-2, 'proximal'),
+    ('AdamW', dict(rate=0.5), 0.5, 'proximal'),
+    ('AdamW', dict(penalty='subgradient'), 1e-3, 'subgradient'),
+    ('SGD', dict(penalty='proximal'), 2e-2, 'proximal'),
+])
+def test_sparsity_hook(optimizer, options, rate, penalty):
+    cfg = Config(dict(optim_wrapper=dict(optimizer=dict(type=optimizer, lr=0.1))))
+    assert sparsity_hook(cfg, **options) == dict(
+        type='mmgcp.DynamicSparsityHook', rate=rate, penalty=penalty, modules='prunable',
+        schedule=dict(type='two_phase'))
+
+
+def test_sparsity_rate_of_the_config():
+    cfg = Config(dict(sparsity_rate=0.25, optim_wrapper=dict(optimizer=dict(type='AdamW'))))
+    assert sparsity_hook(cfg)['rate'] == 0.25
+    assert sparsity_hook(cfg, rate=0.)['rate'] == 0
+    assert sparsity_hook(cfg, schedule='linear')['schedule'] == dict(type='linear')
 
 
 def test_distill(baseline, tmp_path):
@@ -212,3 +372,21 @@ def test_distill(baseline, tmp_path):
     assert model.groups == cfg.attention_groups
     changed = ('max_epochs', 'train_cfg', 'default_hooks', 'model')
     assert without(distilled, *changed) == without(cfg, *changed)
+
+
+def test_distill_with_two_assigners(baseline, tmp_path):
+    """The student is trained already; only its second one is left."""
+    cfg = baseline(PPYOLOE, epochs=80)
+    assert cfg.model.train_cfg.initial_epoch == 30
+    (tmp_path / 'pruned').mkdir()
+    (tmp_path / 'pruned' / 'pruned.py').write_text("_base_ = '../baseline.py'\n")
+    (tmp_path / 'distilled.py').write_text(
+        distill_config(cfg, 'teacher.py', 'https://a.b/c.pth', 40, lr=0.0005))
+    distilled = Config.fromfile(str(tmp_path / 'distilled.py'))
+    assert distilled.model.teacher.checkpoint == 'https://a.b/c.pth'
+    student = distilled.model.student
+    assert student.train_cfg.initial_epoch == 0
+    assert plain(student.train_cfg.assigner) == plain(cfg.model.train_cfg.assigner)
+    assert set(student) == set(cfg.model)
+    assert distilled.default_hooks.param_scheduler.total_epochs == 48
+    assert distilled.optim_wrapper.optimizer.lr == 0.0005

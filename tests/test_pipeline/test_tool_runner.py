@@ -1,5 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import json
+import sys
 
 import pytest
 
@@ -113,3 +114,26 @@ def test_no_metrics(runner):
     write_tool(runner, 'test.py', [TEST])
     with pytest.raises(UserError, match='test.py wrote no metrics in stage pruned'):
         runner.test('pruned', 'a.py', 'b.pth')
+
+
+PARSER = """
+import argparse
+
+def parse_args():
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--number', type=int)
+    return parser.parse_args()
+"""
+
+
+def test_parse(runner):
+    """Without running the tool, and without a change to this process."""
+    write_tool(runner, 'tool.py', code=PARSER)
+    before = list(sys.argv)
+    assert runner.parse('tool.py', '--number', '3').number == 3
+    for arguments, reason in ((['--number', 'a b'], "invalid int value: 'a b'"),
+                              (['--other'], 'unrecognized arguments: --other')):
+        with pytest.raises(UserError, match=reason) as caught:
+            runner.parse('tool.py', *arguments)
+        assert str(caught.value).startswith('tool.py does not take --')
+    assert sys.argv == before
