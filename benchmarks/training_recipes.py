@@ -32,17 +32,29 @@ from mmgcp.utils.cli import replacing, run_tool
 
 CONFIG = ROOT / 'configs' / 'yolov4' / 'yolov4_n_fast_1xb8-60e_voc-320.py'
 METRICS = {'mAP50': 'pascal_voc/AP50', 'mAP': 'pascal_voc/mAP'}
-AUTO = [dict(name='backbone', weight=1e3, layers='backbone_outputs'),
-        dict(name='neck', weight=10., layers='neck_outputs')]  # what groups='auto' stands for
-RECIPES = {
-    'finetune': None,
-    'attention': dict(groups='auto'),
-    'response': dict(groups=[], response=dict(type='mmgcp.ResponseLoss')),
-    'cwd': dict(groups=[dict(name='neck', weight=1., layers='neck_outputs',
-                             loss=dict(type='mmgcp.ChannelWiseLoss'))]),
-}
+RECIPES = ('finetune', 'attention', 'response', 'cwd')
 TITLES = dict(finetune='fine-tuning', attention='+ spatial attention', response='+ response',
               cwd='+ channel-wise')
+
+
+def distillation(recipe: str, weight: float) -> Optional[dict]:
+    """The distiller's settings for a recipe, None for plain fine-tuning.
+
+    Args:
+        recipe (str): One of :data:`RECIPES`.
+        weight (float): Multiplier of the losses; with 1 they have their usual weights.
+    """
+    if recipe == 'attention':  # what groups='auto' stands for
+        return dict(groups=[
+            dict(name='backbone', weight=1e3 * weight, layers='backbone_outputs'),
+            dict(name='neck', weight=10. * weight, layers='neck_outputs')])
+    if recipe == 'response':
+        return dict(groups=[], response=dict(
+            type='mmgcp.ResponseLoss', weights=dict.fromkeys(('cls', 'obj', 'box'), weight)))
+    if recipe == 'cwd':
+        return dict(groups=[dict(name='neck', weight=weight, layers='neck_outputs',
+                                 loss=dict(type='mmgcp.ChannelWiseLoss'))])
+    return None
 
 
 def parse_args():
@@ -60,7 +72,9 @@ def parse_args():
     parser.add_argument('--target-params', type=float, default=0.1,
                         help='share of the parameters to keep; default: 0.1')
     parser.add_argument('--epochs', type=int, default=12, help='of the recipes; default: 12')
-    parser.add_argument('--recipes', nargs='+', choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument('--recipes', nargs='+', choices=RECIPES, default=RECIPES)
+    parser.add_argument('--distill-weight', type=float, default=1.,
+                        help='multiplier of the losses of distilling; default: 1')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='of the recipes')
     return parser.parse_args()
 
@@ -131,14 +145,16 @@ class Runs:
         """Train the pruned network on; returns its last checkpoint."""
         pruned = f'{_sparse_name("two_phase", args.two_phase_rate)}-pruned'
         settings = dict(_base_=f'./{pruned}/pruned.py')
-        if RECIPES[recipe] is not None:
+        extra = distillation(recipe, args.distill_weight)
+        if extra:
             teacher = dict(config=str(self.folder / 'baseline.py'), checkpoint=str(baseline))
             settings['model'] = dict(
                 _delete_=True, type='mmgcp.SpatialAttentionDistiller',
-                student=Code('_base_.model'), teacher=teacher, **RECIPES[recipe])
+                student=Code('_base_.model'), teacher=teacher, **extra)
         text = render(dict(settings, **_schedule(args.epochs), **_evaluation()))
-        return self._train(f'{recipe}-{seed}', text, seed, dict(
-            kind='recipe', recipe=recipe, seed=seed, epochs=args.epochs,
+        weight = args.distill_weight if extra else 1.
+        return self._train(f'{recipe}-{weight:g}-{seed}', text, seed, dict(
+            kind='recipe', recipe=recipe, weight=weight, seed=seed, epochs=args.epochs,
             start=_digest(self._result(pruned) or {})))
 
     def results(self, kind: str) -> List[dict]:
@@ -238,13 +254,14 @@ def print_tables(runs: Runs) -> None:
     recipes = defaultdict(list)
     for item in sorted(runs.results('recipe'), key=lambda item: item['inputs']['seed']):
         inputs = item['inputs']
-        recipes[list(RECIPES).index(inputs['recipe']), inputs['epochs']].append(item)
-    rows = [[list(TITLES.values())[number], str(epochs), _pair(items),
+        key = RECIPES.index(inputs['recipe']), -inputs['weight'], inputs['epochs']
+        recipes[key].append(item)
+    rows = [[TITLES[RECIPES[number]], f'{-weight:g}' if number else '-', str(epochs), _pair(items),
              ', '.join(f'{item["mAP50"]:.3f}' for item in items),
              ', '.join(f'{item["mAP"]:.3f}' for item in items)]
-            for (number, epochs), items in sorted(recipes.items())]
+            for (number, weight, epochs), items in sorted(recipes.items())]
     if rows:
-        header = ['recipe', 'epochs', 'mAP50 / mAP', 'mAP50 by seed', 'mAP by seed']
+        header = ['recipe', 'weight', 'epochs', 'mAP50 / mAP', 'mAP50 by seed', 'mAP by seed']
         print('\n'.join(['', *_markdown([header, *rows])]))
     machine = describe_machine(torch.get_num_threads())
     print('\n' + ', '.join(f'{key} {value}' for key, value in machine.items()))

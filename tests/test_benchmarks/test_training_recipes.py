@@ -74,8 +74,8 @@ def test_runs_and_tables(benchmark, tmp_path, capsys):
             for line in printed.splitlines() if line.startswith('|')]
     assert ['two_phase', '0.008', '60.0%', '0.020 / 0.010', '0.040 / 0.020'] in rows
     assert ['constant', '0.008', '60.0%', '0.050 / 0.025', '0.070 / 0.035'] in rows
-    assert ['fine-tuning', '12', '0.100 / 0.050', '0.080, 0.120', '0.040, 0.060'] in rows
-    assert ['+ channel-wise', '12', '0.130 / 0.065', '0.110, 0.150', '0.055, 0.075'] in rows
+    assert ['fine-tuning', '-', '12', '0.100 / 0.050', '0.080, 0.120', '0.040, 0.060'] in rows
+    assert ['+ channel-wise', '1', '12', '0.130 / 0.065', '0.110, 0.150', '0.055, 0.075'] in rows
 
 
 def test_configs(benchmark, tmp_path):
@@ -87,17 +87,28 @@ def test_configs(benchmark, tmp_path):
         'mmgcp.DynamicSparsityHook', 0.008, dict(type='two_phase'))
     assert sparse.train_cfg.max_epochs == sparse.default_hooks.param_scheduler.max_epochs == 7
     assert sparse.load_from == str(folder / 'baseline' / 'epoch_9.pth')
-    tuned = load_config(str(folder / 'finetune-0.py'))
+    tuned = load_config(str(folder / 'finetune-1-0.py'))
     assert tuned.train_cfg.max_epochs == tuned.default_hooks.param_scheduler.max_epochs == 5
     assert tuned.model.type == 'YOLODetector' and tuned.load_from == 'pruned.pth'
     # What is trained on must not be sparse-trained any more
     assert 'DynamicSparsityHook' not in tuned.pretty_text
     for recipe in ('attention', 'response', 'cwd'):
-        cfg = load_config(str(folder / f'{recipe}-0.py'))
+        cfg = load_config(str(folder / f'{recipe}-1-0.py'))
         assert cfg.model.teacher == dict(
             config=str(folder / 'baseline.py'), checkpoint=sparse.load_from)
         assert cfg.model.student == tuned.model and cfg.train_cfg == tuned.train_cfg
     build_detector(tuned)
+
+
+def test_weight_of_distilling(benchmark, tmp_path):
+    benchmark()
+    calls = benchmark('--distill-weight', 0.1)  # of which plain fine-tuning has none
+    assert [Path(call[1]).stem for call in calls] == [
+        'attention-0.1-0', 'response-0.1-0', 'cwd-0.1-0']
+    models = [load_config(call[1]).model for call in calls]
+    assert [group.weight for group in models[0].groups] == [100., 1.]
+    assert set(models[1].response.weights.values()) == {0.1}
+    assert models[2].groups[0].weight == 0.1
 
 
 def test_only_what_is_missing_is_run(benchmark, tmp_path, capsys):
@@ -107,13 +118,13 @@ def test_only_what_is_missing_is_run(benchmark, tmp_path, capsys):
     benchmark.fails_at = None
     # After an interruption
     assert [Path(call[1]).stem for call in benchmark() if call[0] == 'train.py'] == [
-        'constant-0.008', 'finetune-0', 'attention-0', 'response-0', 'cwd-0']
+        'constant-0.008', 'finetune-1-0', 'attention-1-0', 'response-1-0', 'cwd-1-0']
     assert benchmark() == []
     # With more seeds, and with other epochs, which stand in a row of their own
     assert len(benchmark('--seeds', 0, 3, '--steps', 'recipes')) == 4
     capsys.readouterr()
     assert len(benchmark('--epochs', 3, '--recipes', 'cwd')) == 1
-    rows = [line.split('|')[1:3] for line in capsys.readouterr().out.splitlines()
+    rows = [line.split('|')[1:4] for line in capsys.readouterr().out.splitlines()
             if line.startswith('| + channel-wise')]
     assert [[cell.strip() for cell in row] for row in rows] == [
-        ['+ channel-wise', '3'], ['+ channel-wise', '12']]
+        ['+ channel-wise', '1', '3'], ['+ channel-wise', '1', '12']]
