@@ -13,25 +13,18 @@ A run that is finished is not run again: what has been done by an earlier start 
 work, too. Each start prints all that is there.
 """
 import argparse
-import hashlib
-import json
-import os
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
-from statistics import mean
-from typing import Dict, List, Optional
+from typing import Optional
 
 import torch
 from prune_speed import ROOT, _markdown, describe_machine
+from runs import Runs, base, digest, evaluation, pair, train_for
 
 from mmgcp.pipeline.config_text import Code, render
-from mmgcp.utils import UserError
-from mmgcp.utils.cli import replacing, run_tool
+from mmgcp.utils.cli import run_tool
 
 CONFIG = ROOT / 'configs' / 'yolov4' / 'yolov4_n_fast_1xb8-60e_voc-320.py'
-METRICS = {'mAP50': 'pascal_voc/AP50', 'mAP': 'pascal_voc/mAP'}
 RECIPES = ('finetune', 'attention', 'response', 'cwd')
 TITLES = dict(finetune='fine-tuning', attention='+ spatial attention', response='+ response',
               cwd='+ channel-wise')
@@ -82,7 +75,7 @@ def parse_args():
 def main():
     args = parse_args()
     name = Path(args.config).stem
-    runs = Runs(args.work_dir or Path('work_dirs') / 'training_recipes' / name)
+    runs = RecipeRuns(args.work_dir or Path('work_dirs') / 'training_recipes' / name)
     baseline = runs.baseline(args.config)
     schedules = [('two_phase', args.two_phase_rate)]
     if 'sparsity' in args.steps:
@@ -97,21 +90,13 @@ def main():
     print_tables(runs)
 
 
-class Runs:
-    """The trainings in a folder, each in one of its own with its result as result.json.
-
-    Args:
-        folder (Path): The folder.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder.resolve()
-        self.folder.mkdir(parents=True, exist_ok=True)
+class RecipeRuns(Runs):
+    """The trainings that are compared."""
 
     def baseline(self, config: str) -> Path:
         """Train the detector of a config; returns its last checkpoint."""
-        text = render(dict(_base_=_base(config), **_evaluation()))
-        return self._train('baseline', text, 0, dict(kind='baseline'))
+        text = render(dict(_base_=base(config), **evaluation()))
+        return self.train('baseline', text, 0, dict(kind='baseline'))
 
     def sparse(self, config: str, baseline: Path, schedule: str, rate: float,
                epochs: int) -> Path:
@@ -119,26 +104,23 @@ class Runs:
         hook = dict(type='mmgcp.DynamicSparsityHook', rate=rate, schedule=dict(type=schedule),
                     modules='prunable')
         text = render(dict(
-            _base_=_base(config), load_from=str(baseline),
+            _base_=base(config), load_from=str(baseline),
             custom_hooks=Code(f'[*_base_.custom_hooks, {hook!r}]'),
-            **_schedule(epochs), **_evaluation()))
-        return self._train(_sparse_name(schedule, rate), text, 0,
-                           dict(kind='sparse', schedule=schedule, rate=rate, epochs=epochs),
-                           ['sparsity_near_zero'])
+            **train_for(epochs), **evaluation()))
+        return self.train(_sparse_name(schedule, rate), text, 0,
+                          dict(kind='sparse', schedule=schedule, rate=rate, epochs=epochs),
+                          ['sparsity_near_zero'])
 
     def prune(self, config: str, schedule: str, rate: float, target_params: float) -> Path:
         """Prune a sparse network and test it; returns the folder of the pruned one."""
         name = _sparse_name(schedule, rate)
         folder = self.folder / f'{name}-pruned'
         inputs = dict(kind='pruned', schedule=schedule, rate=rate, target_params=target_params)
-        inputs['start'] = _digest(self._result(name) or {})
-        if not self._is_done(folder.name, inputs):
-            _run('prune.py', self.folder / 'baseline.py', self._checkpoint(name), '--work-dir',
-                 folder, '--target-params', target_params)
-            _run('test.py', folder / 'pruned.py', folder / 'pruned.pth', '--work-dir',
-                 folder / 'test')
-            path = max((folder / 'test').glob('*/*.json'))
-            self._finish(folder.name, inputs, _metrics(json.loads(path.read_text())))
+        inputs['start'] = digest(self.result(name) or {})
+        if not self.is_done(folder.name, inputs):
+            self.run('prune.py', self.folder / 'baseline.py', self.checkpoint(name),
+                     '--work-dir', folder, '--target-params', target_params)
+            self.finish(folder.name, inputs, self.test(folder))
         return folder
 
     def recipe(self, args: argparse.Namespace, baseline: Path, recipe: str, seed: int) -> Path:
@@ -151,89 +133,15 @@ class Runs:
             settings['model'] = dict(
                 _delete_=True, type='mmgcp.SpatialAttentionDistiller',
                 student=Code('_base_.model'), teacher=teacher, **extra)
-        text = render(dict(settings, **_schedule(args.epochs), **_evaluation()))
+        text = render(dict(settings, **train_for(args.epochs), **evaluation()))
         weight = args.distill_weight if extra else 1.
-        return self._train(f'{recipe}-{weight:g}-{seed}', text, seed, dict(
+        return self.train(f'{recipe}-{weight:g}-{seed}', text, seed, dict(
             kind='recipe', recipe=recipe, weight=weight, seed=seed, epochs=args.epochs,
-            start=_digest(self._result(pruned) or {})))
-
-    def results(self, kind: str) -> List[dict]:
-        """All that is finished of a kind."""
-        found = [json.loads(path.read_text()) for path in self.folder.glob('*/result.json')]
-        return [item for item in found if item['inputs']['kind'] == kind]
-
-    def _train(self, name: str, text: str, seed: int, inputs: dict,
-               logged: List[str] = ()) -> Path:
-        config = self.folder / f'{name}.py'
-        inputs = dict(inputs, config=_digest(text), seed=seed)
-        if not self._is_done(name, inputs):
-            config.write_text(text)
-            _run('train.py', config, '--work-dir', self.folder / name, '--cfg-options',
-                 f'randomness.seed={seed}')
-            log = _read_log(self.folder / name)
-            self._finish(name, inputs, dict(_metrics(log), **{key: log[key] for key in logged}))
-        return self._checkpoint(name)
-
-    def _checkpoint(self, name: str) -> Path:
-        return Path((self.folder / name / 'last_checkpoint').read_text())
-
-    def _result(self, name: str) -> Optional[dict]:
-        path = self.folder / name / 'result.json'
-        return json.loads(path.read_text()) if path.exists() else None
-
-    def _is_done(self, name: str, inputs: dict) -> bool:
-        result = self._result(name)
-        return result is not None and result['inputs'] == inputs
-
-    def _finish(self, name: str, inputs: dict, values: dict) -> None:
-        with replacing(self.folder / name / 'result.json') as (path, ):
-            path.write_text(json.dumps(dict(inputs=inputs, **values), indent=2) + '\n')
-
-
-def _base(config: str) -> str:
-    return config if '::' in config else os.path.abspath(config)
+            start=digest(self.result(pruned) or {})))
 
 
 def _sparse_name(schedule: str, rate: float) -> str:
     return f'{schedule}-{rate:g}'
-
-
-def _schedule(epochs: int) -> dict:
-    return dict(
-        train_cfg=dict(max_epochs=epochs, val_interval=epochs),
-        default_hooks=dict(
-            param_scheduler=dict(max_epochs=epochs),
-            checkpoint=dict(interval=epochs, save_best=None)))
-
-
-def _evaluation() -> dict:
-    return dict(
-        val_evaluator=dict(iou_thrs=Code('[percent / 100 for percent in range(50, 100, 5)]')),
-        test_evaluator=Code('val_evaluator'))
-
-
-def _run(tool: str, *arguments: object) -> None:
-    command = [sys.executable, str(ROOT / 'tools' / tool), *map(str, arguments)]
-    print(' '.join(command), file=sys.stderr, flush=True)
-    if subprocess.run(command, stdout=sys.stderr).returncode:
-        raise UserError(f'{tool} failed')
-
-
-def _read_log(folder: Path) -> Dict[str, float]:
-    """The last value of everything that the last training in a folder logged."""
-    path = max(folder.glob('*/vis_data/scalars.json'))
-    values = {}
-    for line in path.read_text().splitlines():
-        values.update(json.loads(line))
-    return values
-
-
-def _metrics(values: Dict[str, float]) -> Dict[str, float]:
-    return {name: values[key] for name, key in METRICS.items()}
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
 
 
 def print_tables(runs: Runs) -> None:
@@ -247,7 +155,7 @@ def print_tables(runs: Runs) -> None:
         schedule, rate = item['inputs']['schedule'], item['inputs']['rate']
         after = pruned.get((schedule, rate))
         rows.append([schedule, f'{rate:g}', f'{item["sparsity_near_zero"]:.1%}',
-                     _pair([item]), _pair([after] if after else [])])
+                     pair([item]), pair([after] if after else [])])
     if rows:
         header = ['schedule', 'rate', 'near zero', 'mAP50 / mAP', 'right after pruning']
         print('\n'.join(_markdown([header, *rows])))
@@ -256,7 +164,7 @@ def print_tables(runs: Runs) -> None:
         inputs = item['inputs']
         key = RECIPES.index(inputs['recipe']), -inputs['weight'], inputs['epochs']
         recipes[key].append(item)
-    rows = [[TITLES[RECIPES[number]], f'{-weight:g}' if number else '-', str(epochs), _pair(items),
+    rows = [[TITLES[RECIPES[number]], f'{-weight:g}' if number else '-', str(epochs), pair(items),
              ', '.join(f'{item["mAP50"]:.3f}' for item in items),
              ', '.join(f'{item["mAP"]:.3f}' for item in items)]
             for (number, weight, epochs), items in sorted(recipes.items())]
@@ -265,13 +173,6 @@ def print_tables(runs: Runs) -> None:
         print('\n'.join(['', *_markdown([header, *rows])]))
     machine = describe_machine(torch.get_num_threads())
     print('\n' + ', '.join(f'{key} {value}' for key, value in machine.items()))
-
-
-def _pair(items: List[dict]) -> str:
-    """The means of both metrics."""
-    if not items:
-        return '-'
-    return ' / '.join(f'{mean(item[name] for item in items):.3f}' for name in METRICS)
 
 
 if __name__ == '__main__':

@@ -27,7 +27,7 @@ def benchmark(monkeypatch, tmp_path):
     calls = []
     times = itertools.count()
 
-    def fake_run(tool, *arguments):
+    def fake_run(_, tool, *arguments):
         arguments = [str(argument) for argument in arguments]
         calls.append((tool, *arguments))
         if len(calls) == run.fails_at:
@@ -46,7 +46,7 @@ def benchmark(monkeypatch, tmp_path):
         log.write_text('\n'.join(map(json.dumps, lines if tool == 'train.py' else [metrics])))
         (folder / 'last_checkpoint').write_text(f'{folder}/epoch_9.pth')
 
-    monkeypatch.setattr(module, '_run', fake_run)
+    monkeypatch.setattr(module.Runs, 'run', fake_run)
 
     def run(*arguments):
         calls.clear()

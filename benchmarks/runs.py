@@ -1,0 +1,140 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""Trainings and tests with the standard tools, of which finished ones are not run again."""
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Dict, List, Optional, Sequence
+
+from prune_speed import ROOT
+
+from mmgcp.pipeline.config_text import Code
+from mmgcp.utils import UserError
+from mmgcp.utils.cli import replacing
+
+METRICS = {'mAP50': 'pascal_voc/AP50', 'mAP': 'pascal_voc/mAP'}
+
+
+class Runs:
+    """Runs in a folder, each in one of its own with its inputs and result as result.json.
+
+    Args:
+        folder (Path): The folder.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder.resolve()
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def results(self, kind: str) -> List[dict]:
+        """All that is finished of a kind."""
+        found = [json.loads(path.read_text()) for path in self.folder.glob('*/result.json')]
+        return [item for item in found if item['inputs']['kind'] == kind]
+
+    def result(self, name: str) -> Optional[dict]:
+        """What a run led to, None if it is not finished."""
+        path = self.folder / name / 'result.json'
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def is_done(self, name: str, inputs: dict) -> bool:
+        """Whether a run is finished with these inputs."""
+        result = self.result(name)
+        return result is not None and result['inputs'] == inputs
+
+    def finish(self, name: str, inputs: dict, values: dict) -> None:
+        """Remember what a run led to."""
+        with replacing(self.folder / name / 'result.json') as (path, ):
+            path.write_text(json.dumps(dict(inputs=inputs, **values), indent=2) + '\n')
+
+    def train(self, name: str, text: str, seed: int, inputs: dict,
+              logged: Sequence[str] = ()) -> Path:
+        """Train with a config; returns the last checkpoint.
+
+        Args:
+            name (str): Name of the run.
+            text (str): The config, which goes to NAME.py.
+            seed (int): Random seed.
+            inputs (dict): What else the result depends on, and its kind.
+            logged (Sequence[str]): Logged values that belong to the result.
+        """
+        config = self.folder / f'{name}.py'
+        inputs = dict(inputs, config=digest(text), seed=seed)
+        if not self.is_done(name, inputs):
+            config.write_text(text)
+            self.run('train.py', config, '--work-dir', self.folder / name, '--cfg-options',
+                     f'randomness.seed={seed}')
+            log = read_log(self.folder / name)
+            self.finish(name, inputs, dict(metrics(log), **{key: log[key] for key in logged}))
+        return self.checkpoint(name)
+
+    def test(self, folder: Path) -> Dict[str, float]:
+        """Test the pruned detector in a folder."""
+        self.run('test.py', folder / 'pruned.py', folder / 'pruned.pth', '--work-dir',
+                 folder / 'test')
+        path = max((folder / 'test').glob('*/*.json'))
+        return metrics(json.loads(path.read_text()))
+
+    def run(self, tool: str, *arguments: object) -> None:
+        """Run a tool with its output on stderr.
+
+        Raises:
+            UserError: It failed.
+        """
+        command = [sys.executable, str(ROOT / 'tools' / tool), *map(str, arguments)]
+        print(' '.join(command), file=sys.stderr, flush=True)
+        if subprocess.run(command, stdout=sys.stderr).returncode:
+            raise UserError(f'{tool} failed')
+
+    def checkpoint(self, name: str) -> Path:
+        """The last checkpoint of a training."""
+        return Path((self.folder / name / 'last_checkpoint').read_text())
+
+
+def base(config: str) -> str:
+    """The base of a child config, wherever that is."""
+    return config if '::' in config else os.path.abspath(config)
+
+
+def train_for(epochs: int) -> dict:
+    """Train for so many epochs, and validate and save at the end alone."""
+    return dict(
+        train_cfg=dict(max_epochs=epochs, val_interval=epochs),
+        default_hooks=dict(
+            param_scheduler=dict(max_epochs=epochs),
+            checkpoint=dict(interval=epochs, save_best=None)))
+
+
+def evaluation() -> dict:
+    """Measure mAP over the IoU thresholds from 0.5 to 0.95, in VOC's way."""
+    return dict(
+        val_evaluator=dict(iou_thrs=Code('[percent / 100 for percent in range(50, 100, 5)]')),
+        test_evaluator=Code('val_evaluator'))
+
+
+def read_log(folder: Path) -> Dict[str, float]:
+    """The last value of everything that the last training in a folder logged."""
+    path = max(folder.glob('*/vis_data/scalars.json'))
+    values = {}
+    for line in path.read_text().splitlines():
+        values.update(json.loads(line))
+    return values
+
+
+def metrics(values: Dict[str, float]) -> Dict[str, float]:
+    """Those that count of all."""
+    return {name: values[key] for name, key in METRICS.items()}
+
+
+def digest(value: object) -> str:
+    """A short name for the text of a value."""
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
+
+
+def pair(items: List[dict]) -> str:
+    """The means of both metrics."""
+    if not items:
+        return '-'
+    return ' / '.join(f'{mean(item[name] for item in items):.3f}' for name in METRICS)
