@@ -64,8 +64,8 @@ TIMEOUT = 900  # seconds that measuring a variant's memory may take
 GOALS = {'hook': 0.01, 'distiller': 0.05}
 
 CWD = dict(name='cwd', weight=1., layers='neck_outputs', loss=dict(type='mmgcp.ChannelWiseLoss'))
-AUTO = [dict(name='backbone', weight=1e3, layers='backbone_outputs'),
-        dict(name='neck', weight=10., layers='neck_outputs')]  # what groups='auto' stands for
+AUTO = [dict(name='backbone', weight=1e2, layers='backbone_outputs'),
+        dict(name='neck', weight=1., layers='neck_outputs')]  # what groups='auto' stands for
 RESPONSE = dict(type='mmgcp.ResponseLoss')
 HOOKS = {
     'subgradient': dict(penalty='subgradient'),

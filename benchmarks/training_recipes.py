@@ -39,8 +39,8 @@ def distillation(recipe: str, weight: float) -> Optional[dict]:
     """
     if recipe == 'attention':  # what groups='auto' stands for
         return dict(groups=[
-            dict(name='backbone', weight=1e3 * weight, layers='backbone_outputs'),
-            dict(name='neck', weight=10. * weight, layers='neck_outputs')])
+            dict(name='backbone', weight=1e2 * weight, layers='backbone_outputs'),
+            dict(name='neck', weight=1. * weight, layers='neck_outputs')])
     if recipe == 'response':
         return dict(groups=[], response=dict(
             type='mmgcp.ResponseLoss', weights=dict.fromkeys(('cls', 'obj', 'box'), weight)))

@@ -27,7 +27,7 @@ match_iou_thr = 0.1
 scale_x_y = [2.0, 2.0, 2.0]
 lr_factor = 0.01
 # Of GCP-SAD's weights: they are for larger images, and for losses that are sums
-attention_factor = 1e-3
+attention_factor = 1e-4
 dataset_type = 'mmgcp.VOCFormatDataset'
 
 # ===============================Unmodified in most cases====================

@@ -16,8 +16,8 @@ from .losses import AdaptedLoss
 from .part_outputs import count_channels, find_part_outputs
 
 PARTS = {'backbone_outputs': 'backbone', 'neck_outputs': 'neck'}
-# A thousandth of what the paper gives the backbone's layers and the finer of the others'
-DEFAULT_WEIGHTS = dict(backbone=1e3, neck=10.)
+# A ten-thousandth of what the paper gives the backbone's layers and the finer of the others'
+DEFAULT_WEIGHTS = dict(backbone=1e2, neck=1.)
 
 
 @dataclass

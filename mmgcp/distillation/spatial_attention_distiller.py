@@ -55,7 +55,7 @@ class SpatialAttentionDistiller(BaseModel):
             student=_base_.model,
             teacher=dict(config='baseline.py', checkpoint='baseline.pth'),
             groups=[
-                dict(name='backbone', weight=1e3, layers='backbone_outputs'),
+                dict(name='backbone', weight=1e2, layers='backbone_outputs'),
                 dict(name='neck', weight=1., layers='neck_outputs',
                      loss=dict(type='mmgcp.ChannelWiseLoss', tau=1.)),
             ],
@@ -72,10 +72,11 @@ class SpatialAttentionDistiller(BaseModel):
             'backbone_outputs' or 'neck_outputs': the modules that emit the outputs of that
             part (see :func:`mmgcp.distillation.find_part_outputs`), output by output. A group
             may have a ``loss`` of its own. 'auto' stands for the two groups 'backbone' and
-            'neck' of these layers with the weights 1e3 and 10, which are a thousandth of the
+            'neck' of these layers with the weights 1e2 and 1, which are a ten-thousandth of the
             paper's 1e6 for the backbone and 1e4 for the finer of its other layers: the paper's
-            exceed the detection loss of MMYOLO by far (docs/results.md). May be empty if
-            there is a ``response``. Defaults to 'auto'.
+            exceed the detection loss of MMYOLO by far, and ten times these harmed a hard
+            pruned network (docs/results.md). May be empty if there is a ``response``.
+            Defaults to 'auto'.
         loss (dict): Config of the loss of a layer in the groups without one of their own,
             built with the group's weight as ``loss_weight``.
             Defaults to dict(type='mmgcp.SpatialAttentionLoss').

@@ -106,7 +106,7 @@ def test_weight_of_distilling(benchmark, tmp_path):
     assert [Path(call[1]).stem for call in calls] == [
         'attention-0.1-0', 'response-0.1-0', 'cwd-0.1-0']
     models = [load_config(call[1]).model for call in calls]
-    assert [group.weight for group in models[0].groups] == [100., 1.]
+    assert [group.weight for group in models[0].groups] == pytest.approx([10., 0.1])
     assert set(models[1].response.weights.values()) == {0.1}
     assert models[2].groups[0].weight == 0.1
 
