@@ -11,6 +11,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from mmgcp.models.layers.sca import taken_out
 from mmgcp.utils.forward import random_image, run_as_tensors
 
 from .constraints import constrain
@@ -56,7 +57,7 @@ def find_coupled_channels(
         PruningError: The model cannot be traced, or Torch-Pruning is not installed.
     """
     torch_pruning = _import_torch_pruning()
-    with traceable(model) as modes, _repaired(torch_pruning):
+    with taken_out(model), traceable(model) as modes, _repaired(torch_pruning):
         graph, observer, output_fns = _build_graph(torch_pruning, model, input_shape, modes)
         predictions = _prediction_layers(graph, output_fns)
         found: List[CoupledChannels] = []

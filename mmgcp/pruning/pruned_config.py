@@ -5,6 +5,8 @@ from typing import Dict, List
 
 from mmengine.config import Config
 
+from mmgcp.models.detectors import plain_model_config
+
 from .pruned_detector import ChannelTable
 
 # Filled in by MMEngine with the folder of the config file
@@ -26,7 +28,7 @@ def make_pruned_config(cfg: Config, package: str, changed_channels: ChannelTable
         Config: The config, which loads ``pruned.pth`` from beside itself.
     """
     content: Dict = copy.deepcopy(cfg.to_dict())
-    model = content.pop('model')
+    model = plain_model_config(content.pop('model'))
     if model['type'].split('.')[-1] == 'PrunedDetector':  # pruned before
         changed_channels = {**model['channels'], **changed_channels}
     else:
