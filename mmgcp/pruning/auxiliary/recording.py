@@ -1,0 +1,129 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""Watching what layers of a detector put out, and copying it."""
+import copy
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Dict, Iterable, Iterator, List, Optional
+
+import torch
+import torch.nn as nn
+from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
+from torch import Tensor
+
+from mmgcp.utils.forward import run_as_tensors
+
+Outputs = Dict[str, List[Tensor]]
+CALL = '_mmgcp_watched_call'  # attribute of a layer's output
+
+
+@dataclass
+class Call:
+    """One time that a layer runs while a detector does.
+
+    Attributes:
+        shape (torch.Size): Shape of the output.
+        norm (str): Name of the BatchNorm that reads the output, if any.
+    """
+    shape: torch.Size
+    norm: str = ''
+
+
+class _Done(Exception):
+    """Everything wanted has been recorded."""
+
+
+@contextmanager
+def recording(model: nn.Module, layers: Iterable[str], limit: Optional[int] = None
+              ) -> Iterator[Outputs]:
+    """Record what layers put out.
+
+    Args:
+        model (nn.Module): The model.
+        layers (Iterable[str]): Names of the layers.
+        limit (int, optional): Leave the block, quietly, after so many outputs.
+
+    Yields:
+        dict[str, list[Tensor]]: The outputs of each layer, call after call. They are copies
+        that autograd knows, as activations work in place.
+    """
+    outputs: Outputs = {name: [] for name in layers}
+
+    def hook(name):
+        def record(_, __, output):
+            outputs[name].append(output.clone())
+            if sum(map(len, outputs.values())) == limit:
+                raise _Done
+        return record
+
+    handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in outputs]
+    try:
+        yield outputs
+    except _Done:
+        return
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def watch_calls(model: nn.Module, images: Tensor, layers: Iterable[str]) -> Dict[str, List[Call]]:
+    """Run a detector and see when layers run.
+
+    Args:
+        model (nn.Module): The detector.
+        images (Tensor): Images (N, C, H, W).
+        layers (Iterable[str]): Names of the layers.
+
+    Returns:
+        dict[str, list[Call]]: What each layer does, call after call.
+    """
+    calls: Dict[str, List[Call]] = {name: [] for name in layers}
+
+    def see_output(name):
+        def hook(_, __, output):
+            calls[name].append(Call(output.shape))
+            setattr(output, CALL, (calls[name][-1], output._version))
+        return hook
+
+    def see_norm(name):
+        def hook(_, args):
+            call, version = getattr(args[0], CALL, (None, 0))
+            if call is not None and version == args[0]._version:
+                call.norm = name
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(see_output(name))
+               for name in calls]
+    handles += [module.register_forward_pre_hook(see_norm(name))
+                for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    try:
+        run_as_tensors(model, images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def record_outputs(model: nn.Module, images: Tensor, calls: Dict[str, int]) -> Outputs:
+    """Run a detector as far as it takes to know what layers put out.
+
+    Args:
+        model (nn.Module): The detector.
+        images (Tensor): Images (N, C, H, W).
+        calls (dict[str, int]): How often each layer runs, by name.
+
+    Returns:
+        dict[str, list[Tensor]]: The outputs of each layer, call after call.
+    """
+    with recording(model, calls, sum(calls.values())) as outputs:
+        run_as_tensors(model, images)
+    return outputs
+
+
+def copy_without_hooks(model: nn.Module) -> nn.Module:
+    """Copy a model, without what hooks do to it, and without gradients."""
+    duplicate = copy.deepcopy(model)
+    for module in duplicate.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return duplicate.requires_grad_(False)
