@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import mmgcp
 from mmgcp.pruning import PruningError, PruningPlan, importance, prune
 from mmgcp.pruning.calibration import CalibrationBatches, CalibrationImages, evaluate
+from mmgcp.pruning.layer_finetuning import LayerFinetuning
 from mmgcp.pruning.pruned_config import make_pruned_config
 from mmgcp.pruning.report import summarize, write_report
 from mmgcp.utils import UserError
@@ -24,8 +25,8 @@ from mmgcp.utils.cli import run_tool
 from mmgcp.utils.config import build_detector, image_size, load_config
 
 # Arguments of prune() that prune_cfg does not have
-NOT_IN_CONFIG = {'model', 'plan', 'calibration', 'batches', 'evaluate', 'input_shape', 'dry_run',
-                 'progress'}
+NOT_IN_CONFIG = {'model', 'plan', 'calibration', 'batches', 'evaluate', 'checkpoint_file',
+                 'input_shape', 'dry_run', 'progress'}
 # Options of the command line that take the place of those in prune_cfg
 OVERRIDES = ('merge', 'round_to', 'min_keep_ratio')
 BUDGETS = ('ratio', 'target_params', 'target_flops')
@@ -112,6 +113,10 @@ def progress_bar():
         stages = {}
 
         def show(stage: str, done: int, steps: int) -> None:
+            if stage == 'resuming':
+                bar.console.print(f'resuming: {done} of {steps} sets of layers have been pruned '
+                                  'before')
+                return
             if stage not in stages:
                 stages[stage] = bar.add_task(stage, total=steps)
             bar.update(stages[stage], completed=done, total=steps)
@@ -131,6 +136,14 @@ def find_calibration(cfg: Config, model: torch.nn.Module, args: argparse.Namespa
               'constant are compensated by what their shifts alone emit')
         return None
     return images
+
+
+def make_finetuning(cfg: Config, settings: dict, progress) -> LayerFinetuning:
+    """The training between layers that prune_cfg asks for."""
+    unknown = set(settings) - {'epochs', 'lr', 'every'}
+    if unknown:
+        raise PruningError(f'finetune of prune_cfg has unknown settings: {sorted(unknown)}')
+    return LayerFinetuning(cfg, **settings, progress=progress)
 
 
 def write_outputs(result, cfg: Config, package: str, meta: dict, folder: Path) -> list:
@@ -166,15 +179,21 @@ def main():
         options['batches'] = CalibrationBatches(cfg, model, args.calib_batches)
     if args.sensitivity:
         options['evaluate'] = lambda model: evaluate(model, cfg, args.metric, args.val_images)[1]
+    name = osp.splitext(osp.basename(args.config))[0]
+    folder = Path(args.work_dir or osp.join('work_dirs', f'{name}-pruned'))
     with progress_bar() as progress:
-        result = prune(model, progress=progress, **options)
+        if options.get('finetune') is not None:
+            options['finetune'] = make_finetuning(cfg, options['finetune'], progress)
+        result = prune(model, progress=progress, checkpoint_file=folder / 'unfinished.pth',
+                       **options)
     print(summarize(result))
     if args.dry_run:
+        if result.plan.options.get('only_counts'):
+            print('the numbers of channels are those of a real run, which then decides layer by '
+                  'layer which channels they are')
         print('dry run: nothing has been written')
         return
 
-    name = osp.splitext(osp.basename(args.config))[0]
-    folder = Path(args.work_dir or osp.join('work_dirs', f'{name}-pruned'))
     meta = dict(dataset_meta=meta.get('dataset_meta', {}), mmgcp_version=mmgcp.__version__)
     names = write_outputs(result, cfg, package, meta, folder)
     print(f'written to {folder}: {", ".join(names)}')

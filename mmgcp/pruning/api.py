@@ -1,6 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The one path from a model to a pruned model."""
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Callable, Dict, Iterable, List, Optional, Sequence, Union
 
 import torch.nn as nn
@@ -10,12 +11,27 @@ from mmgcp.analysis import record_convs
 from mmgcp.registry import TASK_UTILS
 from mmgcp.utils.forward import working_shape
 
+from .attention import without_attention
 from .auto_groups import auto_groups
 from .budget import Budget, CostModel, find_thresholds
 from .compensation import compensate as fold_offsets
 from .dependency_graph import find_coupled_channels
-from .importance import Criterion
+from .importance import Criterion, LayerwiseCriterion
 from .layers import find_layer, is_depthwise
+from .layerwise import (
+    Finetune,
+    ImagesOf,
+    LayerByLayer,
+    Unfinished,
+    allocate_by,
+    complete_plan,
+    digest_request,
+    drop_skipped,
+    order_sets,
+    repeatable,
+    restored_on_error,
+    settings_of,
+)
 from .masking import Snapshot, channels_off, check_same_predictions, raw_predictions
 from .plan import PruningPlan, validate_plan
 from .planner import Planner, ScoredSet, Thresholds, group_scores, score_sets, thresholds_of_groups
@@ -29,6 +45,7 @@ from .training_loss import Batch
 Groups = Union[str, Sequence[Union[LayerGroup, dict]]]
 
 
+@without_attention
 def prune(model: nn.Module,
           groups: Groups = 'auto',
           ratio: Optional[float] = None,
@@ -43,6 +60,8 @@ def prune(model: nn.Module,
           calibration: Optional[Iterable[Tensor]] = None,
           batches: Optional[Iterable[Batch]] = None,
           evaluate: Optional[Callable[[nn.Module], float]] = None,
+          finetune: Optional[Finetune] = None,
+          checkpoint_file: Union[str, Path, None] = None,
           input_shape: Sequence[int] = (3, 640, 640),
           dry_run: bool = False,
           progress: Callable[[str, int, int], None] = lambda stage, done, steps: None
@@ -61,7 +80,10 @@ def prune(model: nn.Module,
         ratio (float, optional): Pruning ratio of all groups, instead of their own.
         target_params (float, optional): Share of the parameters to keep.
         target_flops (float, optional): Share of the operations to keep.
-        criterion (dict): Config of the criterion that scores channels.
+        criterion (dict): Config of the criterion that scores channels. With a
+            :class:`mmgcp.pruning.LayerwiseCriterion` the sets are pruned one after the other,
+            each on the model that was adapted to what is gone already; what decides how many
+            channels a set loses is said there.
         merge (str): How coupled layers decide together: 'or', 'mean', 'majority' or 'sum';
             see :mod:`mmgcp.pruning.merges`.
         min_keep_ratio (float): At least this share of a layer's channels stays.
@@ -75,9 +97,20 @@ def prune(model: nn.Module,
             need them; see :class:`mmgcp.pruning.Criterion`.
         evaluate (Callable, optional): Gives a metric of a model, the higher the better.
             The budget is spent where this metric suffers least then.
+        finetune (Callable, optional): Only with a layer-wise criterion: called with the model
+            and the number of finished sets after each set, to train the model in place. What
+            has been removed stays off meanwhile. Its attribute ``settings``, if it has one, is
+            part of the plan's options.
+        checkpoint_file (str | Path, optional): Only of use with a layer-wise criterion: what
+            is done is saved here after each set. If pruning is interrupted, the same request
+            for the same weights goes on from there and leads to exactly the same result;
+            another one begins anew. Which data ``batches`` and ``calibration`` yield is not
+            compared, but for the number of ``batches``. The file is removed at the end.
         input_shape (Sequence[int]): Shape (C, H, W) of an image in pixels, which the
             operations are counted for.
-        dry_run (bool): Make the plan and leave the model alone. Defaults to False.
+        dry_run (bool): Make the plan and leave the model alone. With a layer-wise criterion
+            the plan tells how many channels go, but not which: nothing is scored. Defaults
+            to False.
         progress (Callable): Called with a stage, the steps done in it, and all its steps.
 
     Returns:
@@ -99,30 +132,65 @@ def prune(model: nn.Module,
             return []
         return fold_offsets(model, coupled_sets, removed, calibration, shape)
 
-    scores: Dict[str, Tensor] = {}
     if plan is not None:
         validate_plan(plan, coupled_sets)
-    else:
-        automatic = groups == 'auto'
-        groups = _make_groups(model, groups, ratio, input_shape)
-        scorer = _prepare_criterion(model, criterion, coupled_sets, batches, progress)
-        scored = score_sets(model, coupled_sets, scorer, groups, skipped)
-        if automatic:
-            groups = _drop_unused(groups, scored)
-        planner = Planner(scored, merge, min_keep_ratio, round_to)
-        sensitivity = None
-        if evaluate is not None:
-            sensitivity = measure_sensitivity(model, planner, groups, evaluate, fold, progress)
-        plan = planner.plan(_decide(planner, groups, cost, budget,
-                                    sensitivity and sensitivity.costs, progress))
-        plan.skipped = skipped
-        plan.options = dict(
-            criterion=dict(criterion), ratio=ratio, target_params=target_params,
-            target_flops=target_flops, merge=merge, min_keep_ratio=min_keep_ratio,
-            round_to=round_to, compensate=compensate, input_shape=list(input_shape),
-            sensitivity=sensitivity and asdict(sensitivity))
+        return _finish(model, coupled_sets, plan, cost, {}, fold, shape, dry_run, progress)
+    automatic = groups == 'auto'
+    groups = _make_groups(model, groups, ratio, input_shape)
+    scorer, candidates = TASK_UTILS.build(criterion), coupled_sets
+    layerwise = scorer if isinstance(scorer, LayerwiseCriterion) else None
+    if layerwise is not None:
+        candidates = drop_skipped(model, coupled_sets, layerwise, skipped)
+        groups, scorer = allocate_by(layerwise, groups)
+        calibration, batches = repeatable(calibration), repeatable(batches)
+        if not dry_run:
+            _check_data(layerwise, batches)
+            calibration = ImagesOf(batches) if calibration is None else calibration
+    elif finetune is not None:
+        raise PruningError(f'finetune is for layer-wise criteria, but {criterion["type"]} is none')
+    _check_data(scorer, batches)
+    scorer.prepare(model, candidates, batches, progress)
+    scored = score_sets(model, candidates, scorer, groups, skipped)
+    if automatic:
+        groups = _drop_unused(groups, scored)
+    planner = Planner(scored, merge, min_keep_ratio, round_to)
+    sensitivity = None
+    if evaluate is not None:
+        sensitivity = measure_sensitivity(model, planner, groups, evaluate, fold, progress)
+    plan = planner.plan(_decide(planner, groups, cost, budget,
+                                sensitivity and sensitivity.costs, progress))
+    plan.skipped = skipped
+    plan.options = dict(
+        criterion=dict(criterion), ratio=ratio, target_params=target_params,
+        target_flops=target_flops, merge=merge, min_keep_ratio=min_keep_ratio,
+        round_to=round_to, compensate=compensate, input_shape=list(input_shape),
+        sensitivity=sensitivity and asdict(sensitivity))
+    if layerwise is None:
         scores = {group.name: group_scores(scored, group) for group in groups}
+        return _finish(model, coupled_sets, plan, cost, scores, fold, shape, dry_run, progress)
 
+    plan = complete_plan(plan, coupled_sets)
+    plan.options.update(finetune=settings_of(finetune), only_counts=dry_run)
+    if dry_run:
+        return _finish(model, coupled_sets, plan, cost, {}, fold, shape, dry_run, progress)
+    layerwise.folded = compensate
+    with restored_on_error(model):
+        engine = LayerByLayer(model, layerwise, planner, fold, batches, finetune, progress)
+        unfinished = Unfinished(checkpoint_file, digest_request(plan, batches, model))
+        removed, uncompensated = engine.run(order_sets(model, coupled_sets, shape),
+                                            plan.removed(), unfinished)
+        plan = complete_plan(plan, coupled_sets, removed)
+        result = _finish(model, coupled_sets, plan, cost, {}, lambda _: uncompensated, shape,
+                         dry_run, progress)
+    unfinished.remove()
+    return result
+
+
+def _finish(model: nn.Module, coupled_sets: Sequence[CoupledChannels], plan: PruningPlan,
+            cost: CostModel, scores: Dict[str, Tensor],
+            fold: Callable[[Dict[str, Tensor]], List[str]], shape: Sequence[int], dry_run: bool,
+            progress: Callable) -> PruningResult:
+    """Apply a plan, unless it is a dry run, and say what it leads to."""
     removed = plan.removed()
     result = PruningResult(
         model=model,
@@ -138,14 +206,10 @@ def prune(model: nn.Module,
     return result
 
 
-def _prepare_criterion(model: nn.Module, config: dict, coupled_sets: Sequence[CoupledChannels],
-                       batches: Optional[Iterable[Batch]], progress: Callable) -> Criterion:
-    scorer = TASK_UTILS.build(config)
+def _check_data(scorer: Criterion, batches: Optional[Iterable[Batch]]) -> None:
     if scorer.needs and batches is None:
-        raise PruningError(f'the criterion {config["type"]} needs training data, but there are '
-                           'none (batches)')
-    scorer.prepare(model, coupled_sets, batches, progress)
-    return scorer
+        raise PruningError(f'the criterion {type(scorer).__name__} needs training data, but there '
+                           'are none: give batches (--calib-batches of tools/prune.py)')
 
 
 def _make_groups(model: nn.Module, groups: Groups, ratio: Optional[float],

@@ -10,6 +10,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .layer_groups import assign_groups
+from .layers import WEIGHT_TYPES, find_layer
 from .merges import MERGES
 from .plan import PruningPlan, SetPlan
 from .structures import CoupledChannels, LayerGroup, PruningError
@@ -88,11 +89,19 @@ def score_sets(model: nn.Module, coupled_sets: Iterable[CoupledChannels], criter
         if rows:
             groups_of_set = {name: owners[name] for name in members[coupled.name]
                              if name in owners}
+            if list(rows) == [coupled.name] and not set(_makers(model, coupled)) <= set(owners):
+                groups_of_set.pop(coupled.name, None)  # the row speaks for all of the layers
             scored.append(ScoredSet(coupled, rows, groups_of_set))
         else:
             skipped.update(dict.fromkeys(members[coupled.name],
                                          f'{type(criterion).__name__} has no scores for it'))
     return scored
+
+
+def _makers(model: nn.Module, coupled: CoupledChannels) -> List[str]:
+    """Names of the layers with weights that make the channels of a set."""
+    return [item.module for item in coupled.side('out')
+            if isinstance(find_layer(model, item.module), WEIGHT_TYPES)]
 
 
 def thresholds_of_groups(scored: Iterable[ScoredSet],

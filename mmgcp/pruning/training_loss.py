@@ -1,9 +1,14 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The loss of a detector on training data, for scores that depend on it."""
+import random
 from contextlib import contextmanager
 from typing import Iterator, List, NamedTuple, Union
 
+import numpy as np
+import torch
 import torch.nn as nn
+from mmcv.cnn.bricks import DropPath
+from mmdet.models.layers import DropBlock
 from mmdet.structures import DetDataSample
 from mmengine.logging import MessageHub
 from torch import Tensor
@@ -12,6 +17,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 # Detectors that begin with an assigner for untrained networks (YOLOv6) are past that
 LATE_EPOCH = 10**6
+# Modules that stay in eval mode: the statistics of the data must not change, nor chance decide
+QUIET_TYPES = (_BatchNorm, _DropoutNd, DropPath, DropBlock)
 
 
 class Batch(NamedTuple):
@@ -40,26 +47,57 @@ def detection_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 @contextmanager
 def loss_mode(model: nn.Module) -> Iterator[None]:
-    """Let a detector compute losses, deterministically and without changing its statistics.
+    """Let a detector compute losses with gradients, reproducibly and without traces in it.
 
     All modules are in training mode, as heads need it, but normalisation takes the running
-    statistics and nothing is dropped out. Modes are restored at the end.
+    statistics and nothing is dropped out. What is drawn at random, such as the proposals
+    that a two-stage detector learns from, is the same each time. Modes, buffers and the
+    random states of the process are restored at the end.
 
     Args:
         model (nn.Module): The detector.
     """
     modes = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with _late_epoch(), _same_chance(model), torch.enable_grad():
+        for module in modes:
+            module.training = not isinstance(module, QUIET_TYPES)
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+
+
+@contextmanager
+def _late_epoch() -> Iterator[None]:
+    """Let modules that ask for the epoch find a late one."""
     hub = MessageHub.get_current_instance()
     epoch = hub.get_info('epoch')
-    for module in modes:
-        module.training = not isinstance(module, (_BatchNorm, _DropoutNd))
     hub.update_info('epoch', LATE_EPOCH)
     try:
         yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         if epoch is None:
             hub.pop_info('epoch')
         else:
             hub.update_info('epoch', epoch)
+
+
+@contextmanager
+def _same_chance(model: nn.Module) -> Iterator[None]:
+    """Seed the random generators of the process and of the model's devices for a while."""
+    devices = {param.device.index for param in model.parameters() if param.is_cuda}
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=sorted(devices)):
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])

@@ -2,7 +2,9 @@
 import copy
 import json
 import random
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +20,14 @@ from mmyolo.models import YOLOv5DetDataPreprocessor
 from pruning_samples import ROOT
 
 from mmgcp.datasets.demo import CLASSES, DemoOptions, make_demo_dataset
-from mmgcp.pruning.calibration import calibration_images, evaluate
+from mmgcp.pruning.calibration import (
+    CalibrationBatches,
+    CalibrationImages,
+    calibration_batches,
+    calibration_images,
+    evaluate,
+)
+from mmgcp.pruning.training_loss import detection_loss, loss_mode
 from mmgcp.utils import UserError
 from mmgcp.utils.config import build_detector
 
@@ -200,6 +209,103 @@ def test_batch_augmentation_of_another_size(mmdet_cfg):
     random.seed(7)
     assert equal(first, list(calibration_images(mmdet_cfg, model, 3)))
     assert resize._input_size is None
+
+
+def fit(corners, width, height):
+    """Whether boxes are proper ones within an image."""
+    inside = (corners[:, :2] >= 0).all() and (corners[:, 2:] <= torch.tensor([width, height])).all()
+    return bool(inside) and bool((corners[:, 2:] > corners[:, :2]).all())
+
+
+def test_batches_of_mmyolo(cfg):
+    batches = list(calibration_batches(cfg, yolo_reader(), 9, batch_size=4))
+    assert [len(batch.images) for batch in batches] == [4, 2]
+    for batch in batches:
+        boxes = batch.data_samples['bboxes_labels']
+        assert boxes.shape[1] == 6 and len(boxes) >= len(batch.images)
+        assert set(boxes[:, 0].tolist()) == set(range(len(batch.images)))
+        assert set(boxes[:, 1].tolist()) <= set(range(len(CLASSES)))
+        assert fit(boxes[:, 2:], 96, 96)
+        assert len(batch.data_samples['img_metas']) == len(batch.images)
+
+
+def test_batches_of_mmdet(mmdet_cfg):
+    batches = list(calibration_batches(mmdet_cfg, mmdet_reader(), 9, batch_size=8))
+    assert len(batches) == 3
+    for images, samples in batches:
+        assert len(samples) == len(images)
+        for sample in samples:
+            height, width = sample.img_shape
+            truth = sample.gt_instances
+            assert len(truth) > 0 and height <= images.shape[2] and width <= images.shape[3]
+            assert fit(truth.bboxes, width, height)
+            assert sample.batch_input_shape == tuple(images.shape[2:])
+
+
+def test_ground_truth_belongs_to_the_images(mmdet_cfg):
+    """Also after flipping and resizing: the shapes differ from what is around them."""
+    (images, samples), *_ = calibration_batches(mmdet_cfg, mmdet_reader(), 1)
+    image, sample = images[0], samples[0]
+    scale = sample.scale_factor[0]
+    with open(f'{mmdet_cfg.train_dataloader.dataset.data_root}/Annotations/'
+              f'{Path(sample.img_path).stem}.xml') as file:
+        corners = [[float(value) for value in re.findall(rf'<{name}>([0-9.]+)<', text)]
+                   for text in [file.read()] for name in ('xmin', 'ymin', 'xmax', 'ymax')]
+    truth = torch.tensor(corners).t()
+    width, height = sample.img_shape[1], sample.img_shape[0]
+    found = sample.gt_instances.bboxes
+    assert image.shape[1] >= height
+    sizes, expected = found[:, 2:] - found[:, :2], (truth[:, 2:] - truth[:, :2]) * scale
+    assert torch.allclose(sizes.sort(0).values, expected.sort(0).values, atol=2 * scale)
+    assert fit(found, width, height)
+
+
+def test_batches_are_reproducible(cfg, mmdet_cfg):
+    first, second = (list(calibration_batches(cfg, yolo_reader(), 3, batch_size=2))
+                     for _ in range(2))
+    for one, other in zip(first, second):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.data_samples['bboxes_labels'], other.data_samples['bboxes_labels'])
+    first, second = (list(calibration_batches(mmdet_cfg, mmdet_reader(), 3)) for _ in range(2))
+    for one, other in zip(first, second):
+        assert torch.equal(one.images, other.images)
+        for sample, again in zip(one.data_samples, other.data_samples):
+            assert sample.img_path == again.img_path
+            assert torch.equal(sample.gt_instances.bboxes, again.gt_instances.bboxes)
+
+
+def test_images_are_those_of_the_batches(cfg):
+    batches = list(calibration_batches(cfg, yolo_reader(), 3, batch_size=2))
+    assert len(batches) == 3
+    assert equal([batch.images for batch in batches],
+                 list(calibration_images(cfg, yolo_reader(), 3, batch_size=2)))
+
+
+def test_batches_to_go_through_several_times(cfg):
+    for kind in (CalibrationBatches, CalibrationImages):
+        batches = kind(cfg, yolo_reader(), 2, batch_size=2)
+        assert len(batches) == 2
+        first, second = list(batches), list(batches)
+        assert len(first) == 2
+        if kind is CalibrationBatches:
+            first, second = ([batch.images for batch in item] for item in (first, second))
+        assert equal(first, second)
+        both = zip(batches, batches)  # at the same time
+        assert sum(1 for _ in both) == 2
+
+
+def test_loss_on_batches(cfg):
+    """A detector takes them as they are."""
+    model = build_detector(cfg)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    losses = []
+    for _ in range(2):
+        with loss_mode(model):
+            losses += [float(detection_loss(model, batch))
+                       for batch in CalibrationBatches(cfg, model, 2, batch_size=3)]
+    assert losses[:2] == losses[2:] and losses[0] != losses[1]
+    assert all(0 < loss < 1e4 for loss in losses)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_missing_data(cfg):

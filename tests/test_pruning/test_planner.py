@@ -387,6 +387,22 @@ def test_equal_scores_are_told_apart(value):
                                                   scores_of(sets, criterion, model)))
 
 
+def test_row_of_a_set_speaks_for_all_layers():
+    """A layer in no group keeps its channels, also if one row stands for all of the layers."""
+    model = nn.ModuleDict(dict(a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(3, 8, 1), c=nn.BatchNorm2d(8)))
+    every = torch.arange(8)
+    coupled = CoupledChannels('a', 8, tuple(ChannelSlice(name, 'out', every, every)
+                                            for name in ('a', 'b', 'c')))
+
+    def removed(*modules):
+        group = LayerGroup('some', modules, threshold=3.5)
+        scored = score_sets(model, [coupled], lambda *_: {'a': every.float()}, [group], {})
+        return Planner(scored).choose(dict(some=3.5))
+
+    assert removed('a', 'b')['a'].tolist() == [0, 1, 2, 3]  # a BatchNorm makes no channels
+    assert removed('a') == {}
+
+
 def test_scores_that_differ_keep_their_order():
     model, sets = sets_of(100)
     row = torch.linspace(0.1, 1, 100)[torch.randperm(100)]

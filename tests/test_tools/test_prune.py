@@ -340,6 +340,57 @@ def test_sensitivity_and_calibration_on_data(write_config, tool, tmp_path):
     assert all(set(values) == {'0.05', '0.2'} for values in sensitivity['metrics'].values())
 
 
+@pytest.mark.parametrize('name, needs_data', [('L1Norm', False), ('Taylor', True)])
+def test_criterion(name, needs_data, write_config, tool, tmp_path):
+    config = write_config(tmp_path / 'tiny.py')
+    save(config, tmp_path / 'tiny.pth')
+    reports = []
+    for number in range(2):
+        folder = tmp_path / f'out{number}'
+        code, printed = tool(
+            config, tmp_path / 'tiny.pth', '--target-params', 0.5, '--criterion', name,
+            '--calib-batches', 1, '--work-dir', folder)
+        assert code == 0, printed
+        assert {path.name for path in folder.iterdir()} == OUTPUTS
+        reports.append(json.loads((folder / 'report.json').read_text()))
+    report = reports[0]
+    assert report == reports[1]
+    assert report['options']['criterion'] == dict(type=f'mmgcp.{name}')
+    assert report['params']['after'] == pytest.approx(0.5 * report['params']['before'], rel=0.01)
+    code, printed = tool(
+        config, tmp_path / 'tiny.pth', '--target-params', 0.5, '--criterion', name,
+        '--calib-batches', 0, '--work-dir', tmp_path / 'none')
+    if needs_data:
+        assert code == 1
+        assert 'Taylor needs training data' in printed.splitlines()[-1]
+        assert not (tmp_path / 'none').exists()
+    else:
+        assert code == 0, printed
+
+
+def test_criterion_whose_data_are_missing(files, tool, tmp_path):
+    code, printed = tool(files / 'tiny.py', files / 'tiny.pth', '--criterion', 'APoZ',
+                         '--work-dir', tmp_path / 'out')
+    assert code == 1 and 'prune.py: the calibration images cannot be loaded' in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_criteria_in_the_help(tool):
+    code, _ = tool('--help')
+    assert code == 0
+    names = runpy.run_path(str(TOOL))['criteria']()
+    assert {'APoZ', 'BNScale', 'FPGM', 'Fisher', 'L1Norm', 'L2Norm', 'Random', 'Taylor'} <= set(
+        names)
+    assert not [name for name in names if 'Criterion' in name]
+
+
+def test_unknown_criterion(files, tool, tmp_path):
+    code, printed = tool(files / 'tiny.py', files / 'tiny.pth', '--criterion', 'L3Norm',
+                         '--work-dir', tmp_path / 'out')
+    assert code == 2 and 'L3Norm' in printed and 'L2Norm' in printed
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_unknown_metric(write_config, tool, tmp_path):
     config = write_config(tmp_path / 'tiny.py')
     save(config, tmp_path / 'tiny.pth')

@@ -22,11 +22,29 @@ class LayerwiseCriterion(Criterion):
     Args:
         allocation (dict, optional): Config of the criterion whose scores decide how many
             channels each set loses. Defaults to None: the same share of all sets of a group.
+
+    Attributes:
+        folded (bool): Whether what the removed channels of a set emit on average is folded
+            into the layers that read them, between :meth:`score` and :meth:`update`. Set
+            before :meth:`begin`.
     """
     needs = 'images'
+    folded = False
 
     def __init__(self, allocation: Optional[dict] = None):
         self.allocation = allocation
+
+    def skips(self, model: nn.Module, coupled: CoupledChannels) -> Optional[str]:
+        """Say whether a set is to be left alone.
+
+        Args:
+            model (nn.Module): The model, nothing of which has been removed.
+            coupled (CoupledChannels): The set.
+
+        Returns:
+            str | None: The reason, or None if channels of the set may be removed.
+        """
+        return None
 
     def begin(self, model: nn.Module, coupled_sets: Sequence[CoupledChannels],
               batches: Iterable[Batch], progress: Progress) -> None:

@@ -1,0 +1,233 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""Every pruning criterion at several budgets of operations, on a trained detector and real data.
+
+The detector is pruned with each criterion to each budget: its accuracy right after pruning,
+without and with compensation, and after a short fine-tuning at one of the budgets. A run that
+is finished is not run again; each start prints all that is there.
+
+With --cost instead: the time that tools/prune.py's work takes on the full-size YOLOv4 with random
+weights, and its peak of memory, each in a process of its own.
+"""
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Dict, List
+
+import torch
+from prune_speed import ROOT, _build, _markdown, _memory, _reset_peak, describe_machine
+from runs import Runs, digest, evaluation, pair, train_for
+
+from mmgcp.pipeline.config_text import render
+from mmgcp.pruning import Batch, LayerwiseCriterion, importance, prune
+from mmgcp.registry import TASK_UTILS
+from mmgcp.utils import UserError
+from mmgcp.utils.cli import run_tool
+from mmgcp.utils.config import image_size, load_config
+
+LARGE_CONFIG = ROOT / 'configs' / 'yolov4' / 'yolov4_fast_1xb64-50e_voc.py'
+# CPSCA needs a network that was trained with its attention modules
+CRITERIA = [name for name in importance.__all__ if 'Criterion' not in name and name != 'CPSCA']
+BYTES = 2**20
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', nargs='?', help='config of the trained detector')
+    parser.add_argument('checkpoint', nargs='?')
+    parser.add_argument('--work-dir', type=Path, help='default: work_dirs/criteria/CONFIG_NAME')
+    parser.add_argument('--criteria', nargs='+', choices=CRITERIA, default=CRITERIA,
+                        metavar='NAME', help=f'among {", ".join(CRITERIA)}; default: all')
+    parser.add_argument('--remove', type=float, nargs='+', default=[0.25, 0.5, 0.75],
+                        help='shares of the operations; default: 0.25 0.5 0.75')
+    parser.add_argument('--calib-batches', type=int, default=8, help='default: 8')
+    parser.add_argument('--finetune-at', type=float, nargs='*', default=[0.5],
+                        help='the budgets to fine-tune at; default: 0.5')
+    parser.add_argument('--epochs', type=int, default=6, help='of fine-tuning; default: 6')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='of fine-tuning')
+    parser.add_argument('--cost', action='store_true')
+    parser.add_argument('--large-config', default=str(LARGE_CONFIG), help=argparse.SUPPRESS)
+    parser.add_argument('--child', help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    if args.child:
+        print(json.dumps(measure_cost(args.child, args.large_config, args.calib_batches)))
+    elif args.cost:
+        print_costs([cost_in_process(name, args) for name in args.criteria], args)
+    else:
+        compare(args)
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Prune, test and fine-tune, and print all results."""
+    if not args.checkpoint:
+        raise UserError('give the config of a trained detector and its checkpoint, or --cost')
+    name = Path(args.config).stem
+    runs = CriteriaRuns(args.work_dir or Path('work_dirs') / 'criteria' / name, args)
+    for criterion in args.criteria:
+        for share in args.remove:
+            for compensate in (False, True):
+                runs.prune(criterion, share, compensate)
+        for share in args.finetune_at:
+            for seed in args.seeds:
+                runs.finetune(criterion, share, seed)
+    print_results(runs, args)
+
+
+class CriteriaRuns(Runs):
+    """The pruned networks that are compared.
+
+    Args:
+        folder (Path): Where they are.
+        args (argparse.Namespace): See :func:`parse_args`.
+    """
+
+    def __init__(self, folder: Path, args: argparse.Namespace):
+        super().__init__(folder)
+        self.args = args
+
+    def prune(self, criterion: str, share: float, compensate: bool) -> Path:
+        """Prune with a criterion and test; returns the folder of the pruned network."""
+        folder = self.folder / f'{criterion}-{share:g}{"" if compensate else "-plain"}'
+        inputs = dict(kind='pruned', criterion=criterion, share=share, compensate=compensate,
+                      config=os.path.abspath(self.args.config), checkpoint=self.args.checkpoint,
+                      calib_batches=self.args.calib_batches)
+        if not self.is_done(folder.name, inputs):
+            start = time.perf_counter()
+            self.run('prune.py', self.args.config, self.args.checkpoint, '--work-dir', folder,
+                     '--criterion', criterion, '--target-flops', round(1 - share, 6),
+                     '--calib-batches', self.args.calib_batches,
+                     *([] if compensate else ['--no-compensate']))
+            seconds = time.perf_counter() - start
+            self.finish(folder.name, inputs, dict(self.test(folder), seconds=seconds))
+        return folder
+
+    def finetune(self, criterion: str, share: float, seed: int) -> Path:
+        """Fine-tune a compensated network; returns the last checkpoint."""
+        pruned = self.prune(criterion, share, True).name
+        text = render(dict(_base_=f'./{pruned}/pruned.py', **train_for(self.args.epochs),
+                           **evaluation()))
+        return self.train(f'{pruned}-finetuned-{seed}', text, seed, dict(
+            kind='finetuned', criterion=criterion, share=share, epochs=self.args.epochs,
+            start=digest(self.result(pruned))))
+
+
+def print_results(runs: CriteriaRuns, args: argparse.Namespace) -> None:
+    """Print a row for each criterion."""
+    pruned, tuned = runs.results('pruned'), runs.results('finetuned')
+    shares = sorted({item['inputs']['share'] for item in pruned})
+    tuned_at = sorted({(item['inputs']['share'], item['inputs']['epochs']) for item in tuned})
+    header = ['criterion', *(f'-{share:.0%} plain' for share in shares),
+              *(f'-{share:.0%} compensated' for share in shares),
+              *(f'-{share:.0%}, {epochs} epochs' for share, epochs in tuned_at)]
+    rows = []
+    for name in CRITERIA:
+        cells = [pair(select(pruned, criterion=name, share=share, compensate=compensate))
+                 for compensate in (False, True) for share in shares]
+        cells += [pair(select(tuned, criterion=name, share=share, epochs=epochs))
+                  for share, epochs in tuned_at]
+        if set(cells) != {'-'}:
+            rows.append([name, *cells])
+    print('mAP50 / mAP, the mean of all seeds that were run:\n')
+    print('\n'.join(_markdown([header, *rows])))
+    print_machine()
+
+
+def select(items: List[dict], **inputs: object) -> List[dict]:
+    """Those results that have certain inputs."""
+    return [item for item in items
+            if all(item['inputs'][key] == value for key, value in inputs.items())]
+
+
+# ---------------------------------------------------------------- time and memory
+def cost_in_process(name: str, args: argparse.Namespace) -> dict:
+    """Measure a criterion in a process of its own."""
+    print(f'{name}: time and memory', file=sys.stderr, flush=True)
+    command = [sys.executable, str(Path(__file__).resolve()), '--child', name, '--large-config',
+               args.large_config, '--calib-batches', str(args.calib_batches)]
+    process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if process.returncode:
+        lines = process.stderr.strip().splitlines() or [f'status {process.returncode}']
+        raise UserError(f'measuring {name} failed: {lines[-1]}')
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def measure_cost(name: str, config: str, num_batches: int) -> Dict[str, object]:
+    """Prune half of the operations with a criterion; say how long and with how much memory.
+
+    Args:
+        name (str): The criterion.
+        config (str): Config of the detector.
+        num_batches (int): Batches of two images of noise with a box each.
+
+    Returns:
+        dict: ``name``, ``seconds`` and ``peak_bytes`` above the memory before.
+    """
+    cfg = load_config(config)
+    model = _build(cfg)
+    width, height = image_size(cfg)
+    criterion = dict(type=f'mmgcp.{name}')
+    needs = TASK_UTILS.build(criterion).needs
+    batches = NoiseBatches(num_batches, height, width) if needs else None
+    before, _ = _memory('VmRSS'), _reset_peak()
+    start = time.perf_counter()
+    prune(model, criterion=criterion, target_flops=0.5, batches=batches,
+          input_shape=(3, height, width))
+    return dict(name=name, needs=needs, seconds=time.perf_counter() - start,
+                peak_bytes=_memory('VmHWM') - before)
+
+
+class NoiseBatches:
+    """Batches of two images of noise, with a box each, in MMYOLO's form.
+
+    Args:
+        number (int): How many batches.
+        height, width (int): Of the images, in pixels.
+    """
+
+    def __init__(self, number: int, height: int, width: int):
+        self.number, self.height, self.width = number, height, width
+
+    def __len__(self):
+        return self.number
+
+    def __iter__(self):
+        for seed in range(self.number):
+            generator = torch.Generator().manual_seed(seed)
+            images = torch.rand(2, 3, self.height, self.width, generator=generator)
+            boxes = torch.tensor([[0, 0, .1, .1, .6, .7], [1, 1, .3, .4, .9, .9]])
+            boxes[:, 2:] *= torch.tensor([self.width, self.height] * 2)
+            metas = [dict(batch_input_shape=(self.height, self.width))] * 2
+            yield Batch(images, dict(bboxes_labels=boxes, img_metas=metas))
+
+
+def print_costs(costs: List[dict], args: argparse.Namespace) -> None:
+    """Print a row for each criterion."""
+    rows = [[item['name'], item['needs'] or '-', layerwise(item['name']),
+             f'{item["seconds"]:.1f}', f'{item["peak_bytes"] / BYTES:.0f}'] for item in costs]
+    print(f'{Path(args.large_config).stem}, half of the operations, {args.calib_batches} batches '
+          'of 2 images where some are needed:\n')
+    print('\n'.join(_markdown([['criterion', 'needs', 'layer by layer', 's', 'MiB'], *rows])))
+    print_machine()
+
+
+def layerwise(name: str) -> str:
+    """Whether a criterion goes layer by layer."""
+    return 'yes' if issubclass(TASK_UTILS.get(f'mmgcp.{name}'), LayerwiseCriterion) else '-'
+
+
+def print_machine() -> None:
+    """Print what has been measured on."""
+    machine = describe_machine(torch.get_num_threads())
+    print('\n' + ', '.join(f'{key} {value}' for key, value in machine.items()))
+
+
+if __name__ == '__main__':
+    run_tool(main)

@@ -1,0 +1,408 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""Pruning one coupled set after the other, in the order in which the model computes them."""
+import collections.abc
+import hashlib
+import json
+import math
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from mmgcp.registry import TASK_UTILS
+from mmgcp.utils.checkpoint import read_checkpoint
+from mmgcp.utils.cli import replacing
+from mmgcp.utils.forward import record_shapes
+
+from .importance import Criterion, LayerwiseCriterion
+from .layers import WEIGHT_TYPES, find_layer
+from .masking import channels_off
+from .plan import PruningPlan, SetPlan
+from .planner import Planner, score_sets
+from .structures import CoupledChannels, LayerGroup, PruningError
+from .training_loss import Batch
+
+# Trains a model in place after so many sets, with the removed channels off
+Finetune = Callable[[nn.Module, int], None]
+Fold = Callable[[Dict[str, Tensor]], List[str]]
+
+
+class EqualShares(Criterion):
+    """Scores that are ranks, so that sets lose the same share of their channels.
+
+    Channels that are not alike (in another block, or in other layers of the set) are ranked
+    apart, so that each kind loses this share. Which of a kind are lowest means nothing.
+    """
+
+    def __call__(self, model: nn.Module, coupled: CoupledChannels) -> Dict[str, Tensor]:
+        """Return the ranks (C, ) for each layer with weights, NaN where it has no channel.
+
+        The i-th of n alike channels has the rank (i + 0.5) / n, so that a threshold t removes
+        t * n of them, rounded.
+        """
+        kinds = torch.stack(_memberships(coupled)).unique(dim=1, return_inverse=True)[1]
+        ranks = torch.zeros(coupled.size, dtype=torch.double)
+        for kind in kinds.unique():
+            alike = (kinds == kind).nonzero().flatten()
+            if coupled.units is not None:  # of which only whole ones can go
+                alike = alike[coupled.units[alike].sort(stable=True).indices]
+            ranks[alike] = (torch.arange(len(alike)).double() + 0.5) / len(alike)
+        return {item.module: torch.full_like(ranks, float('nan')).index_copy(
+                    0, item.roots.unique(), ranks[item.roots.unique()])
+                for item in coupled.side('out')
+                if isinstance(find_layer(model, item.module), WEIGHT_TYPES)}
+
+
+def _memberships(coupled: CoupledChannels) -> List[Tensor]:
+    """Numbers (C, ) that are the same for channels that are alike."""
+    blocks = torch.zeros(coupled.size, dtype=torch.long)
+    return [blocks if coupled.blocks is None else coupled.blocks,
+            *(coupled.mask(item.roots).long() for item in coupled.slices)]
+
+
+def allocate_by(criterion: LayerwiseCriterion,
+                groups: Sequence[LayerGroup]) -> Tuple[List[LayerGroup], Criterion]:
+    """Return what decides how many channels each set loses.
+
+    Args:
+        criterion (LayerwiseCriterion): The criterion.
+        groups (Sequence[LayerGroup]): The layer groups.
+
+    Returns:
+        tuple: The groups, and the criterion that scores channels for the decision. Without
+        one of its own the groups' ratios are thresholds of :class:`EqualShares`, so that each
+        set loses its group's share, not only all of them together.
+
+    Raises:
+        PruningError: The criterion for the decision goes layer by layer itself.
+    """
+    if criterion.allocation is None:
+        return [group if group.ratio is None
+                else replace(group, ratio=None, threshold=float(group.ratio))
+                for group in groups], EqualShares()
+    scorer = TASK_UTILS.build(criterion.allocation)
+    if isinstance(scorer, LayerwiseCriterion):
+        raise PruningError(f'allocation must be a criterion that scores all sets at once, but '
+                           f'{type(scorer).__name__} goes layer by layer')
+    return list(groups), scorer
+
+
+def drop_skipped(model: nn.Module, coupled_sets: Sequence[CoupledChannels],
+                 criterion: LayerwiseCriterion, skipped: Dict[str, str]) -> List[CoupledChannels]:
+    """Return the sets that a criterion prunes.
+
+    Args:
+        model (nn.Module): The model.
+        coupled_sets (Sequence[CoupledChannels]): All sets.
+        criterion (LayerwiseCriterion): The criterion.
+        skipped (dict[str, str]): Gets the layers of the other sets, with the reason.
+
+    Returns:
+        list[CoupledChannels]: The sets.
+    """
+    kept = []
+    for coupled in coupled_sets:
+        reason = criterion.skips(model, coupled)
+        if reason is None:
+            kept.append(coupled)
+        else:
+            skipped.update((item.module, reason) for item in coupled.side('out'))
+    return kept
+
+
+def complete_plan(plan: PruningPlan, coupled_sets: Sequence[CoupledChannels],
+                  removed: Optional[Dict[str, Tensor]] = None) -> PruningPlan:
+    """Return a plan that names all sets, and removes what was chosen layer by layer.
+
+    Args:
+        plan (PruningPlan): The plan of the allocation.
+        coupled_sets (Sequence[CoupledChannels]): All sets.
+        removed (dict[str, Tensor], optional): Removed channels, by name of the set. Defaults
+            to those of the plan.
+
+    Returns:
+        PruningPlan: The plan.
+    """
+    known = {item.name: item for item in plan.sets}
+    removed = plan.removed() if removed is None else removed
+    sets = []
+    for coupled in coupled_sets:
+        item = known.get(coupled.name) or SetPlan(
+            coupled.name, {piece.module: '' for piece in coupled.side('out')}, coupled.size, [])
+        channels = removed.get(coupled.name)
+        sets.append(replace(item, removed=[] if channels is None else channels.tolist()))
+    return replace(plan, sets=sets)
+
+
+def order_sets(model: nn.Module, coupled_sets: Sequence[CoupledChannels],
+               shape: Sequence[int]) -> List[CoupledChannels]:
+    """Order sets by when the model first computes a layer of theirs.
+
+    Args:
+        model (nn.Module): The model.
+        coupled_sets (Sequence[CoupledChannels]): The sets.
+        shape (Sequence[int]): Shape (C, H, W) of an image in pixels that the model runs on.
+
+    Returns:
+        list[CoupledChannels]: The sets; those whose layers never run come last.
+    """
+    layers = {item.module: find_layer(model, item.module)
+              for coupled in coupled_sets for item in coupled.side('out')}
+    layers = {name: layer for name, layer in layers.items() if isinstance(layer, WEIGHT_TYPES)}
+    first: Dict[str, int] = {}
+    for number, (name, _, _) in enumerate(record_shapes(model, layers, shape)):
+        first.setdefault(name, number)
+    return sorted(coupled_sets, key=lambda coupled: min(
+        first.get(item.module, math.inf) for item in coupled.side('out')))
+
+
+def choose_lowest(planner: Planner, model: nn.Module, coupled: CoupledChannels, scores: Tensor,
+                  allocated: Tensor) -> Tensor:
+    """Choose the channels of a set that have the lowest scores, as many as were allocated.
+
+    Args:
+        planner (Planner): Its limits hold for the choice, too.
+        model (nn.Module): The model.
+        coupled (CoupledChannels): The set, of size C.
+        scores (Tensor): Scores (C, ); channels with NaN stay.
+        allocated (Tensor): Channels (K, ) of another choice that keeps to the limits: equally
+            many are chosen, equally many of each block.
+
+    Returns:
+        Tensor: Ascending indices (K, ). There are fewer only where whole units or the limits
+        of layers that have only some of the channels do not let K of them go.
+    """
+    if scores.shape != (coupled.size, ):
+        raise PruningError(f'the set {coupled.name!r} has {coupled.size} channels, but got scores '
+                           f'of shape {tuple(scores.shape)}')
+    group = LayerGroup('lowest', tuple(item.module for item in coupled.side('out')))
+    (scored, ) = score_sets(model, [coupled], lambda *_: {coupled.name: scores.detach().cpu()},
+                         [group], {})
+    row, others = scored.scores[coupled.name], coupled.mask(allocated)
+    blocks = torch.zeros(coupled.size) if coupled.blocks is None else coupled.blocks
+    places = torch.zeros_like(row)  # in the order of the block, beginning with what stays
+    for block in blocks.unique():
+        members = (blocks == block).nonzero().flatten()
+        order = members[row[members].argsort(stable=True)]
+        places[order] = torch.arange(len(order)).to(row) - int(others[members].sum())
+    chosen = torch.zeros(0, dtype=torch.long)
+    for more in range(coupled.size):
+        item = replace(scored, scores={coupled.name: (places - more).masked_fill(
+            row.isnan(), float('nan'))})
+        found = replace(planner, scored=[item]).choose({'lowest': -0.5}).get(coupled.name, chosen)
+        if len(found) > len(allocated):
+            break
+        chosen = found
+        if len(found) == len(allocated):
+            break
+    return chosen
+
+
+def repeatable(iterable: Optional[Iterable]) -> Optional[Iterable]:
+    """Make a list of what can be gone through only once."""
+    return list(iterable) if isinstance(iterable, collections.abc.Iterator) else iterable
+
+
+class ImagesOf:
+    """The images (N, C, H, W) of batches.
+
+    Args:
+        batches (Iterable[Batch]): The batches.
+    """
+
+    def __init__(self, batches: Iterable[Batch]):
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (batch.images for batch in self._batches)
+
+
+def settings_of(finetune: Optional[Finetune]) -> Union[None, bool, dict]:
+    """What is known of a fine-tuning: its settings, True for another one, None for none."""
+    return None if finetune is None else getattr(finetune, 'settings', True)
+
+
+def digest_request(plan: PruningPlan, batches: Iterable[Batch], model: nn.Module) -> str:
+    """Return a number in hexadecimals for a request.
+
+    Args:
+        plan (PruningPlan): The plan of the allocation, with all options.
+        batches (Iterable[Batch]): Training batches, of which only the number counts.
+        model (nn.Module): The model.
+
+    Returns:
+        str: The number, another one for other options, allocations or weights.
+    """
+    number = len(batches) if isinstance(batches, collections.abc.Sized) else None
+    digest = hashlib.sha256(
+        json.dumps([asdict(plan), number], sort_keys=True, default=repr).encode())
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor):
+            digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class Unfinished:
+    """The file that pruning goes on from after an interruption.
+
+    Args:
+        path (str | Path, optional): The file; None for none.
+        digest (str): Of the request; a file of another one does not count.
+    """
+
+    def __init__(self, path: Union[str, Path, None], digest: str):
+        self._path = None if path is None else Path(path)
+        self._digest = digest
+
+    def load(self) -> Optional[dict]:
+        """Return what was saved last for this request, or None.
+
+        Raises:
+            UserError: The file cannot be read.
+        """
+        if self._path is None or not self._path.exists():
+            return None
+        state = read_checkpoint(str(self._path))
+        return state if state.get('digest') == self._digest else None
+
+    def save(self, **state) -> None:
+        """Save a state in place of the last one; the folder is made if there is none."""
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self._path) as (temporary, ):
+                torch.save(dict(state, digest=self._digest), temporary)
+
+    def remove(self) -> None:
+        """Remove the file, if there is one."""
+        if self._path is not None and self._path.exists():
+            self._path.unlink()
+
+
+@contextmanager
+def restored_on_error(model: nn.Module) -> Iterator[None]:
+    """Take all changes of a model's weights and statistics back if anything goes wrong.
+
+    Args:
+        model (nn.Module): The model.
+    """
+    params = [(param, param.detach().clone()) for param in model.parameters()]
+    buffers = [(module, name, buffer, buffer.clone()) for module in model.modules()
+               for name, buffer in module._buffers.items() if buffer is not None]
+    try:
+        yield
+    except BaseException:
+        for param, value in params:
+            param.data.copy_(value)
+        for module, name, buffer, value in buffers:
+            module._buffers[name] = buffer
+            buffer.copy_(value)
+        raise
+
+
+@dataclass
+class LayerByLayer:
+    """Prunes one set after the other.
+
+    Attributes:
+        model (nn.Module): The model. Its weights are adapted in place; the channels are off
+            meanwhile, and removed by nobody.
+        criterion (LayerwiseCriterion): Chooses channels and adapts weights.
+        planner (Planner): Its limits hold for each set.
+        fold (Callable): Folds what channels that are about to go emit into other layers and
+            returns the layers that could not absorb it.
+        batches (Iterable[Batch]): Training batches.
+        finetune (Callable, optional): Called with the model and the number of finished sets
+            after each set.
+        progress (Callable): Called with a stage, the steps done in it, and all its steps.
+    """
+    model: nn.Module
+    criterion: LayerwiseCriterion
+    planner: Planner
+    fold: Fold
+    batches: Iterable[Batch]
+    finetune: Optional[Finetune]
+    progress: Callable[[str, int, int], None]
+
+    def run(self, coupled_sets: Sequence[CoupledChannels], allocated: Dict[str, Tensor],
+            unfinished: Unfinished) -> Tuple[Dict[str, Tensor], List[str]]:
+        """Prune sets.
+
+        Args:
+            coupled_sets (Sequence[CoupledChannels]): The sets, in order.
+            allocated (dict[str, Tensor]): As many channels as each set loses, by its name.
+            unfinished (Unfinished): Where to save the state after each set, and to go on from.
+
+        Returns:
+            tuple: The removed channels by name of the set, and the layers that could not
+            absorb what removed channels emit.
+        """
+        removed: Dict[str, Tensor] = {}
+        uncompensated: List[str] = []
+        coupled_sets = [coupled for coupled in coupled_sets if coupled.name in allocated]
+        with ExitStack() as off:
+            state = unfinished.load()
+            if state is None:
+                self.criterion.begin(self.model, coupled_sets, self.batches, self.progress)
+            else:
+                self.model.load_state_dict(state['model'])
+                self.criterion.load_state_dict(state['criterion'])
+                removed, uncompensated = state['removed'], state['uncompensated']
+                self.progress('resuming', len(removed), len(coupled_sets))
+                off.enter_context(channels_off(self.model, coupled_sets, removed))
+            for number, coupled in enumerate(coupled_sets):
+                if coupled.name in removed:
+                    continue
+                self.progress('pruning layers', number, len(coupled_sets))
+                uncompensated += self._prune(coupled, allocated[coupled.name], removed, off)
+                if self.finetune is not None:
+                    with undisturbed(self.model):
+                        self.finetune(self.model, number + 1)
+                unfinished.save(model=self.model.state_dict(), removed=removed,
+                                uncompensated=uncompensated,
+                                criterion=self.criterion.state_dict())
+            self.progress('pruning layers', len(coupled_sets), len(coupled_sets))
+        return ({name: channels for name, channels in removed.items() if len(channels)},
+                list(dict.fromkeys(uncompensated)))
+
+    def _prune(self, coupled: CoupledChannels, allocated: Tensor, removed: Dict[str, Tensor],
+               off: ExitStack) -> List[str]:
+        """Switch channels of a set off, add them to the removed ones, and adapt the weights."""
+        scores = self.criterion.score(self.model, coupled, self.batches)
+        chosen = choose_lowest(self.planner, self.model, coupled, scores, allocated)
+        removed[coupled.name] = chosen
+        if not len(chosen):
+            return []
+        uncompensated = self.fold({coupled.name: chosen})
+        off.enter_context(channels_off(self.model, [coupled], removed))
+        self.criterion.update(self.model, coupled, chosen, self.batches)
+        return uncompensated
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Let somebody train a model: only its weights and statistics are others afterwards.
+
+    Modes, gradients, what needs gradients, and the device are restored.
+
+    Args:
+        model (nn.Module): The model.
+    """
+    modes = {module: module.training for module in model.modules()}
+    params = [(param, param.requires_grad, param.grad) for param in model.parameters()]
+    device = next(model.parameters()).device
+    for param, _, _ in params:
+        param.grad = None
+    try:
+        yield
+    finally:
+        model.to(device)
+        for module, mode in modes.items():
+            module.training = mode
+        for param, needs_grad, grad in params:
+            param.requires_grad_(needs_grad)
+            param.grad = grad

@@ -1,0 +1,100 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""The benchmark of the criteria: what it runs, its tables, and its measurement of costs."""
+import importlib.util
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / 'benchmarks' / 'criteria.py'
+CONFIG = ROOT / 'configs' / 'yolov4' / 'yolov4_n_fast_1xb8-48e_demo-160.py'
+
+
+@pytest.fixture
+def benchmark(monkeypatch, tmp_path):
+    """A function that runs the script with tools that only write what the real ones leave."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    spec = importlib.util.spec_from_file_location('criteria_benchmark', str(SCRIPT))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    calls, times = [], itertools.count()
+
+    def fake_run(_, tool, *arguments):
+        arguments = [str(argument) for argument in arguments]
+        calls.append((tool, *arguments))
+        folder = Path(arguments[arguments.index('--work-dir') + 1])
+        if tool == 'prune.py':
+            folder.mkdir(exist_ok=True)
+            (folder / 'pruned.py').write_text(f"_base_ = '{Path(arguments[0]).resolve()}'\n")
+            return
+        metrics = {'pascal_voc/AP50': len(calls) / 100, 'pascal_voc/mAP': len(calls) / 200}
+        log = folder / f'20260101_{next(times):06}' / (
+            'vis_data/scalars.json' if tool == 'train.py' else 'test.json')
+        log.parent.mkdir(parents=True)
+        log.write_text(json.dumps(metrics))
+        (folder / 'last_checkpoint').write_text(f'{folder}/epoch_9.pth')
+
+    monkeypatch.setattr(module.Runs, 'run', fake_run)
+
+    def run(*arguments):
+        calls.clear()
+        monkeypatch.setattr(sys, 'argv', [str(SCRIPT), *map(str, arguments)])
+        module.run_tool(module.main)
+        return list(calls)
+
+    run.arguments = (CONFIG, 'a.pth', '--work-dir', tmp_path / 'work', '--criteria', 'BNScale',
+                     'L1Norm', '--remove', 0.25, 0.5, '--seeds', 0, 1)
+    return run
+
+
+def table(printed):
+    return [[cell.strip() for cell in line.strip('|').split('|')]
+            for line in printed.splitlines() if line.startswith('|')]
+
+
+def test_runs_and_table(benchmark, capsys):
+    calls = benchmark(*benchmark.arguments)
+    one = ['prune.py', 'test.py'] * 4 + ['train.py'] * 2
+    assert [call[0] for call in calls] == one * 2
+    prunings = [call for call in calls if call[0] == 'prune.py']
+    assert [call[call.index('--criterion') + 1] for call in prunings] == (
+        ['BNScale'] * 4 + ['L1Norm'] * 4)
+    assert [call[call.index('--target-flops') + 1] for call in prunings[:4]] == [
+        '0.75', '0.75', '0.5', '0.5']
+    assert ['--no-compensate' in call for call in prunings[:4]] == [True, False] * 2
+    # Tests are the even calls, of a quarter and a half, plain and compensated; then two seeds
+    rows = table(capsys.readouterr().out)
+    assert rows[0] == ['criterion', '-25% plain', '-50% plain', '-25% compensated',
+                       '-50% compensated', '-50%, 6 epochs']
+    assert rows[2] == ['BNScale', '0.020 / 0.010', '0.060 / 0.030', '0.040 / 0.020',
+                       '0.080 / 0.040', '0.095 / 0.048']
+    assert rows[3][0] == 'L1Norm' and len(rows) == 4
+
+
+def test_only_what_is_missing_is_run(benchmark):
+    benchmark(*benchmark.arguments)
+    assert benchmark(*benchmark.arguments) == []
+    again = benchmark(*benchmark.arguments, '--calib-batches', 3)
+    assert [call[0] for call in again].count('prune.py') == 8
+    # Their accuracy differs from before, so what is trained on them does, too
+    assert [call[0] for call in again].count('train.py') == 4
+
+
+def test_errors(benchmark, capsys):
+    with pytest.raises(SystemExit, match='give the config of a trained detector'):
+        benchmark(CONFIG)
+    with pytest.raises(SystemExit):
+        benchmark(CONFIG, 'a.pth', '--criteria', 'CPSCA')
+    assert 'invalid choice' in capsys.readouterr().err
+
+
+def test_costs(benchmark, capsys):
+    """In real processes, on a small network."""
+    benchmark('--cost', '--criteria', 'BNScale', 'Taylor', '--calib-batches', 1,
+              '--large-config', CONFIG)
+    rows = table(capsys.readouterr().out)
+    assert [row[:3] for row in rows[2:]] == [['BNScale', '-', '-'], ['Taylor', 'losses', '-']]
+    assert all(float(row[3]) > 0 and float(row[4]) > 0 for row in rows[2:])

@@ -1,0 +1,186 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""tools/prune.py with criteria that go layer by layer, on a small data set."""
+import json
+import random
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmgcp.pruning import PruningError
+from mmgcp.pruning.importance import ThiNet
+from mmgcp.pruning.layer_finetuning import LayerFinetuning
+from mmgcp.utils.config import build_detector, load_config
+
+TOOL = Path(__file__).parents[2] / 'tools/prune.py'
+SETTINGS = """
+prune_cfg = dict(
+    _delete_=True,
+    groups=[dict(name='last', modules=['neck.downsample_layers.1', 'neck.bottom_up_layers.1'],
+                 ratio=0.5)],
+    criterion=dict(type='mmgcp.ThiNet', positions=10),
+    finetune=dict(epochs=1, lr=1e-2, every=2))
+custom_hooks = [
+    dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.5, update_buffers=True),
+    dict(type='mmgcp.DynamicSparsityHook', rate=1000.)
+]
+"""
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory, write_config):
+    """Config and checkpoint of a tiny detector."""
+    folder = tmp_path_factory.mktemp('layerwise')
+    config = write_config(folder / 'tiny.py')
+    config.write_text(config.read_text() + SETTINGS)
+    torch.manual_seed(0)
+    model = build_detector(load_config(str(config)))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+    torch.save(dict(state_dict=model.state_dict(), meta={}), folder / 'tiny.pth')
+    return config, folder / 'tiny.pth'
+
+
+@pytest.fixture
+def tool(monkeypatch, capfd):
+    """Run the tool in this process: exit code and everything it prints."""
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(TOOL), run_name='__main__')
+        except SystemExit as error:
+            code = error.code
+        return code, ''.join(capfd.readouterr())
+    return run
+
+
+def weights(folder):
+    return torch.load(folder / 'pruned.pth', weights_only=False)['state_dict']
+
+
+def test_interrupted_and_resumed(files, tool, tmp_path, monkeypatch):
+    """The training in between runs; the result is that of a run without interruption."""
+    common = (*files, '--calib-batches', 1, '--input-size', 96, 96)
+    code, printed = tool(*common, '--work-dir', tmp_path / 'whole')
+    assert code == 0, printed
+    assert 'resuming' not in printed and 'fine-tuning' in printed
+
+    update, calls = ThiNet.update, []
+
+    def interrupted(self, model, coupled, *args):
+        calls.append(coupled.name)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        update(self, model, coupled, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ThiNet, 'update', interrupted)
+        code, printed = tool(*common, '--work-dir', tmp_path / 'parts')
+    assert code == 130 and 'interrupted' in printed
+    assert [path.name for path in (tmp_path / 'parts').iterdir()] == ['unfinished.pth']
+    state = torch.load(tmp_path / 'parts' / 'unfinished.pth', weights_only=False)
+    assert list(state['removed']) == calls[:3]
+
+    code, printed = tool(*common, '--work-dir', tmp_path / 'parts')
+    assert code == 0, printed
+    plan = json.loads((tmp_path / 'whole/plan.json').read_text())
+    number = sum(bool(item['removed']) for item in plan['sets'])
+    assert f'resuming: 3 of {number} sets of layers have been pruned before' in printed
+    assert plan['options']['finetune'] == dict(epochs=1, lr=0.01, every=2)
+    assert plan['options']['criterion'] == dict(type='mmgcp.ThiNet', positions=10)
+    names = {'pruned.py', 'pruned.pth', 'plan.json', 'report.json', 'report.md', 'channels.png'}
+    assert {path.name for path in (tmp_path / 'parts').iterdir()} == names
+    first, second = weights(tmp_path / 'whole'), weights(tmp_path / 'parts')
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert plan == json.loads((tmp_path / 'parts/plan.json').read_text())
+
+    pruned = build_detector(Config.fromfile(tmp_path / 'parts/pruned.py'))
+    pruned.load_state_dict(second, strict=True)
+    original = build_detector(load_config(str(files[0])))
+    assert pruned.neck.downsample_layers[1].conv.out_channels == (
+        original.neck.downsample_layers[1].conv.out_channels // 2)
+    # the stem is not pruned, but trained
+    before = torch.load(files[1], weights_only=False)['state_dict']['backbone.stem.conv.weight']
+    assert not torch.equal(second['backbone.stem.conv.weight'], before)
+
+
+def test_dry_run_says_what_it_does_not_know(files, tool, tmp_path):
+    code, printed = tool(*files, '--work-dir', tmp_path / 'out', '--dry-run', '--input-size', 96,
+                         96)
+    assert code == 0, printed
+    assert 'decides layer by layer which channels they are' in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('setting, message', [
+    ('prune_cfg.finetune.epoch=2', "finetune of prune_cfg has unknown settings: ['epoch']"),
+    ('prune_cfg.finetune.epochs=0', 'epochs of the fine-tuning must be positive, but is 0'),
+    ('prune_cfg.criterion.positions=0', 'positions must be a positive number'),
+    ('train_cfg.by_epoch=False', 'needs a config that trains by epochs'),
+    ('train_dataloader=None', 'needs a config with a train_dataloader'),
+])
+def test_settings_that_make_no_sense(setting, message, files, tool, tmp_path):
+    code, printed = tool(*files, '--work-dir', tmp_path / 'out', '--calib-batches', 0,
+                         '--input-size', 96, 96, '--cfg-options', setting)
+    assert message in f'{code}' and 'Traceback' not in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_leaves_removed_channels_off(files, tmp_path):
+    """And the rate, the seed and the skipped hooks are as said; random numbers go on."""
+    cfg = load_config(str(files[0]))
+    model = build_detector(cfg)
+    model.load_state_dict(torch.load(files[1], weights_only=False)['state_dict'])
+    conv, seen, steps = model.backbone.stem.conv, [], []
+    handles = [
+        conv.register_forward_hook(lambda _, __, output: output.index_fill(
+            1, torch.tensor([0, 2]), 0.)),
+        model.backbone.stem.bn.register_forward_pre_hook(
+            lambda _, args: seen.append(args[0].detach().abs().sum((0, 2, 3)) > 0))]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    training = LayerFinetuning(cfg, epochs=2, every=3, progress=lambda *step: steps.append(step))
+    assert training.settings == dict(epochs=2, lr=pytest.approx(0.1 * cfg.base_lr), every=3)
+    training(model, 4)
+    assert seen == [] and steps == []
+
+    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    training(model, 6)
+    assert random.getstate() == states[0] and (np.random.get_state()[1] == states[1]).all()
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert steps[-1] == ('fine-tuning', len(steps), len(steps)) and len(seen) == len(steps) > 1
+    assert all((~mask).nonzero().flatten().tolist() == [0, 2] for mask in seen)
+    after = model.state_dict()
+    assert not torch.equal(after['backbone.stem.conv.weight'], before['backbone.stem.conv.weight'])
+    # with the sparsity hook it would be tens
+    assert (after['backbone.stem.bn.weight'] - before['backbone.stem.bn.weight']).abs().max() < 1
+    hooks = {type(hook).__name__ for hook in training._make_runner(model, 6, tmp_path)._hooks}
+    assert 'RuntimeInfoHook' in hooks and not hooks & {
+        'EMAHook', 'DynamicSparsityHook', 'CheckpointHook', 'YOLOv5ParamSchedulerHook'}
+
+    for handle in handles:
+        handle.remove()
+    results = []
+    for _ in range(2):  # the same for the same number, another for another
+        model.load_state_dict(before)
+        training(model, 6)
+        results.append({name: value.clone() for name, value in model.state_dict().items()})
+    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
+    model.load_state_dict(before)
+    training(model, 9)
+    assert not torch.equal(model.state_dict()['backbone.stem.conv.weight'],
+                           results[0]['backbone.stem.conv.weight'])
+
+
+def test_settings_of_the_class(files):
+    cfg = load_config(str(files[0]))
+    with pytest.raises(PruningError, match='lr of the fine-tuning must be positive'):
+        LayerFinetuning(cfg, lr=-1.)
+    with pytest.raises(PruningError, match='every of the fine-tuning must be positive'):
+        LayerFinetuning(cfg, every=0)
