@@ -179,7 +179,9 @@ def choose_lowest(planner: Planner, model: nn.Module, coupled: CoupledChannels, 
     if scores.shape != (coupled.size, ):
         raise PruningError(f'the set {coupled.name!r} has {coupled.size} channels, but got scores '
                            f'of shape {tuple(scores.shape)}')
-    group = LayerGroup('lowest', tuple(item.module for item in coupled.side('out')))
+    members = [item.module for item in coupled.side('out')
+               if isinstance(find_layer(model, item.module), nn.Module)]
+    group = LayerGroup('lowest', tuple(members))
     (scored, ) = score_sets(model, [coupled], lambda *_: {coupled.name: scores.detach().cpu()},
                          [group], {})
     row, others = scored.scores[coupled.name], coupled.mask(allocated)
