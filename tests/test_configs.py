@@ -19,10 +19,11 @@ from mmgcp.utils.module_lookup import find_module
 
 ROOT = Path(__file__).parents[1] / 'configs'
 # tests/test_example_configs.py is for those of the stages, and
-# tests/test_pruning/test_prune_configs.py for those of the criteria
+# the tests of the criteria in tests/test_pruning for theirs
 STAGES = ('sparse', 'finetune', 'distill')
+OTHERS = {'_base_', 'lcp', 'prune', 'ssd', 'thinet'}
 PATHS = sorted(path for path in ROOT.rglob('*.py')
-               if not {'_base_', 'lcp', 'prune', 'ssd'} & set(path.relative_to(ROOT).parts)
+               if not OTHERS & set(path.relative_to(ROOT).parts)
                and path.stem.rsplit('_', 1)[-1] not in STAGES)
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
