@@ -77,7 +77,7 @@ def compensate(model: nn.Module, coupled_sets: Iterable[CoupledChannels],
         values = {name: {norms: item.mean for norms, item in entries.items()}
                   for name, entries in measure_inputs(model, inputs, images).items()}
     return [name for name, entries in values.items()
-            if not _fold(model.get_submodule(name), inputs[name], entries, images is None)]
+            if not fold_constants(model.get_submodule(name), inputs[name], entries, images is None)]
 
 
 def _constants(model: nn.Module, channels: Channels, inputs: Dict[str, Tensor],
@@ -108,8 +108,8 @@ def _zeroed_scales(model: nn.Module, channels: Channels) -> Iterator[None]:
             layer.weight.data.copy_(weight)
 
 
-def _fold(layer: nn.Module, channels: Tensor, entries: Dict[Norms, Tensor],
-          exactly: bool) -> bool:
+def fold_constants(layer: nn.Module, channels: Tensor, entries: Dict[Norms, Tensor],
+                   exactly: bool) -> bool:
     """Let a consumer absorb what its inputs carry; False if something remains.
 
     Args:

@@ -89,6 +89,9 @@ target = subprocess.check_output(
 pathlib.Path(target.strip(), 'existing_stack.pth').write_text('\n'.join(packages) + '\n')
 PY
     "$VENV/bin/pip" install -q -r requirements/runtime.txt -r requirements/pruning.txt -r requirements/tests.txt
+    # ruff is a program, which python looks for in .venv even if the stack has it
+    "$VENV/bin/python" -m ruff --version >/dev/null 2>&1 ||
+        "$VENV/bin/pip" install -q --ignore-installed "$(grep '^ruff' requirements/tests.txt)"
 else
     say "making $VENV with $PYTHON_EXE"
     "$PYTHON_EXE" -m venv "$VENV"

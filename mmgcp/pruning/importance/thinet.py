@@ -10,7 +10,7 @@ from torch import Tensor
 from mmgcp.registry import TASK_UTILS
 from mmgcp.utils.forward import eval_mode, run_as_tensors
 
-from ..compensation import _fold as fold_constants
+from ..compensation import fold_constants
 from ..input_statistics import Norms, measure_inputs
 from ..layers import WEIGHT_TYPES, find_layer, is_depthwise
 from ..structures import ChannelSlice, CoupledChannels, PruningError
