@@ -78,8 +78,7 @@ def parse_args():
 
 def criteria() -> list:
     """Names of the criteria of this package."""
-    return sorted(name for name, value in vars(importance).items()
-                  if name in importance.__all__ and 'Criterion' not in name)
+    return sorted(name for name in importance.__all__ if 'Criterion' not in name)
 
 
 def pruning_options(cfg: Config, args: argparse.Namespace) -> dict:

@@ -29,10 +29,9 @@ from .layerwise import (
     drop_skipped,
     order_sets,
     repeatable,
-    restored_on_error,
     settings_of,
 )
-from .masking import Snapshot, channels_off, check_same_predictions, raw_predictions
+from .masking import channels_off, check_same_predictions, raw_predictions, restored_on_error
 from .plan import PruningPlan, validate_plan
 from .planner import Planner, ScoredSet, Thresholds, group_scores, score_sets, thresholds_of_groups
 from .pruned_detector import ChannelTable, count_channels
@@ -174,7 +173,7 @@ def prune(model: nn.Module,
     if dry_run:
         return _finish(model, coupled_sets, plan, cost, {}, fold, shape, dry_run, progress)
     layerwise.folded = compensate
-    with restored_on_error(model):
+    with restored_on_error(model, weights=True):
         engine = LayerByLayer(model, layerwise, planner, fold, batches, finetune, progress)
         unfinished = Unfinished(checkpoint_file, digest_request(plan, batches, model))
         removed, uncompensated = engine.run(order_sets(model, coupled_sets, shape),
@@ -261,8 +260,7 @@ def _apply(model: nn.Module, coupled_sets: Sequence[CoupledChannels], removed: D
            fold: Callable[[Dict[str, Tensor]], List[str]], shape: Sequence[int],
            progress: Callable) -> List[str]:
     """Compensate and remove channels; restore the model if anything goes wrong."""
-    snapshot = Snapshot(model)
-    try:
+    with restored_on_error(model):
         progress('compensating', 0, 1)
         uncompensated = fold(removed)
         progress('compensating', 1, 1)
@@ -273,9 +271,6 @@ def _apply(model: nn.Module, coupled_sets: Sequence[CoupledChannels], removed: D
         progress('removing channels', 1, 2)
         check_same_predictions(expected, _run_pruned(model, shape))
         progress('removing channels', 2, 2)
-    except BaseException:
-        snapshot.restore()
-        raise
     return uncompensated
 
 

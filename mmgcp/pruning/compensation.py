@@ -24,7 +24,7 @@ from torch import Tensor
 from mmgcp.utils.forward import random_image
 
 from .input_statistics import Norms, measure_inputs
-from .layers import find_layer
+from .layers import find_layer, num_channels
 from .structures import CoupledChannels
 from .surgery import Channels, gather_channels
 
@@ -123,7 +123,7 @@ def fold_constants(layer: nn.Module, channels: Tensor, entries: Dict[Norms, Tens
     """
     complete = True
     for norms, values in entries.items():
-        inputs = values.new_zeros(_num_inputs(layer))
+        inputs = values.new_zeros(num_channels(layer, 'in'))
         inputs[channels.to(values.device)] = values.nan_to_num(nan=0.)
         outputs = _outputs(layer, inputs)
         offset = outputs.mean(1)
@@ -167,7 +167,3 @@ def _outputs(layer: nn.Module, inputs: Tensor) -> Tensor:
                      x * layer.dilation[1] % layer.stride[1])
             phases[:, place[0], place[1]] += taps[:, y, x]
     return phases.flatten(1)
-
-
-def _num_inputs(layer: nn.Module) -> int:
-    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels

@@ -71,6 +71,25 @@ def channel_counts(layer: Layer) -> List[int]:
     return []
 
 
+def spread_inputs(layer: nn.Module, values: Tensor) -> Tensor:
+    """Give values of a layer's input channels the dimensions of its weight.
+
+    Args:
+        layer (nn.Module): A convolution, transposed convolution or linear layer.
+        values (Tensor): Values (I, ) of the input channels.
+
+    Returns:
+        Tensor: The value of the channel that each weight reads, with dimensions of 1 where it
+        is the same for all.
+    """
+    if isinstance(layer, nn.Linear):
+        return values[None]
+    if isinstance(layer, nn.ConvTranspose2d):
+        return values[:, None, None, None]
+    groups = values.view(layer.groups, -1)
+    return groups.repeat_interleave(layer.out_channels // layer.groups, 0)[..., None, None]
+
+
 def keep_channels(model: nn.Module, name: str, side: str, keep: Tensor) -> None:
     """Reduce a layer to some of its channels.
 

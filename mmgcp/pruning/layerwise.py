@@ -285,27 +285,6 @@ class Unfinished:
             self._path.unlink()
 
 
-@contextmanager
-def restored_on_error(model: nn.Module) -> Iterator[None]:
-    """Take all changes of a model's weights and statistics back if anything goes wrong.
-
-    Args:
-        model (nn.Module): The model.
-    """
-    params = [(param, param.detach().clone()) for param in model.parameters()]
-    buffers = [(module, name, buffer, buffer.clone()) for module in model.modules()
-               for name, buffer in module._buffers.items() if buffer is not None]
-    try:
-        yield
-    except BaseException:
-        for param, value in params:
-            param.data.copy_(value)
-        for module, name, buffer, value in buffers:
-            module._buffers[name] = buffer
-            buffer.copy_(value)
-        raise
-
-
 @dataclass
 class LayerByLayer:
     """Prunes one set after the other.

@@ -75,13 +75,15 @@ class Snapshot:
 
     Args:
         model (nn.Module): The model.
+        weights (bool): Copy large weights, too, which training changes. Defaults to False.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, weights: bool = False):
         self._modules = [(module, type(module), dict(module.__dict__), dict(module._parameters),
                           dict(module._buffers)) for module in model.modules()]
-        vectors = [param.detach() for param in model.parameters() if param.dim() < 2]
-        self._values = [(tensor, tensor.clone()) for tensor in (*vectors, *model.buffers())]
+        params = [param for param in model.parameters() if weights or param.dim() < 2]
+        self._values = [(tensor, tensor.detach().clone())
+                        for tensor in (*params, *model.buffers())]
 
     def restore(self) -> None:
         """Take all changes since then back."""
@@ -91,4 +93,15 @@ class Snapshot:
             module._parameters.update(parameters)
             module._buffers.update(buffers)
         for tensor, value in self._values:
-            tensor.copy_(value)
+            tensor.data.copy_(value)
+
+
+@contextmanager
+def restored_on_error(model: nn.Module, weights: bool = False) -> Iterator[None]:
+    """Take all changes of a model back if anything goes wrong; see :class:`Snapshot`."""
+    snapshot = Snapshot(model, weights)
+    try:
+        yield
+    except BaseException:
+        snapshot.restore()
+        raise

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmgcp.utils.forward import random_image, run_as_tensors
 
-from .layers import NORM_TYPES, WEIGHT_TYPES, is_depthwise, num_channels
+from .layers import NORM_TYPES, WEIGHT_TYPES, is_depthwise, num_channels, spread_inputs
 from .structures import CoupledChannels
 from .tracing import traceable
 
@@ -129,13 +129,7 @@ def _scale_inputs(layer: nn.Module, factors: Tensor) -> None:
         _scale_norm_inputs(layer, factors)
         return
     weight = layer.weight.detach()
-    factors = factors.to(weight)
-    if isinstance(layer, nn.ConvTranspose2d):
-        scaled = weight * factors[:, None, None, None]
-    else:
-        groups = getattr(layer, 'groups', 1)
-        factors = factors.view(groups, 1, -1, *[1] * (weight.dim() - 2))
-        scaled = (weight.unflatten(0, (groups, -1)) * factors).flatten(0, 1)
+    scaled = weight * spread_inputs(layer, factors.to(weight))
     layer.weight = nn.Parameter(scaled, requires_grad=layer.weight.requires_grad)
 
 

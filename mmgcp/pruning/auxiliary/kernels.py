@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..layers import WEIGHT_TYPES, find_layer, num_channels
+from ..layers import WEIGHT_TYPES, find_layer, num_channels, spread_inputs
 from ..structures import ChannelSlice, CoupledChannels
 
 
@@ -64,7 +64,7 @@ class Kernels:
             mask = torch.ones(num_channels(layer, 'in'), dtype=torch.bool)
             for item in slices:
                 mask[item.channels] = selected[item.roots]
-            masks.append(_as_weight(layer, mask).to(layer.weight.device))
+            masks.append(spread_inputs(layer, mask).to(layer.weight.device))
         return masks
 
     def norms(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -80,16 +80,6 @@ class Kernels:
             for item in slices:
                 total.index_add_(0, item.roots, norms[item.channels])
         return total
-
-
-def _as_weight(layer: nn.Module, mask: Tensor) -> Tensor:
-    """A mask of input channels (K, ) with the dimensions of the layer's weight."""
-    if isinstance(layer, nn.Linear):
-        return mask[None]
-    if isinstance(layer, nn.ConvTranspose2d):
-        return mask[:, None, None, None]
-    groups = mask.view(layer.groups, -1)
-    return groups.repeat_interleave(layer.out_channels // layer.groups, 0)[..., None, None]
 
 
 def _by_input(layer: nn.Module, squares: Tensor) -> Tensor:

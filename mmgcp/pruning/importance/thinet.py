@@ -12,7 +12,7 @@ from mmgcp.utils.forward import eval_mode, run_as_tensors
 
 from ..compensation import fold_constants
 from ..input_statistics import Norms, measure_inputs
-from ..layers import WEIGHT_TYPES, find_layer, is_depthwise
+from ..layers import WEIGHT_TYPES, find_layer, is_depthwise, num_channels, spread_inputs
 from ..structures import ChannelSlice, CoupledChannels, PruningError
 from ..surgery import gather_channels
 from ..training_loss import Batch
@@ -346,24 +346,15 @@ def _overall(means: Dict[Norms, Tensor], item: ChannelSlice, like: Tensor) -> Op
 def _scale_inputs(layer: nn.Module, item: ChannelSlice, factors: Tensor,
                   means: Dict[Norms, Tensor]) -> None:
     """Multiply the kernels of a set's channels by factors (C, ) and fold what that loses."""
-    like = layer.weight
     scales = _input_factors(layer, item, factors)
     lost = {norms: (1 - scales[item.channels]).to(mean) * mean for norms, mean in means.items()}
     fold_constants(layer, item.channels, lost, False)
-    groups = getattr(layer, 'groups', 1)
-    if isinstance(layer, nn.ConvTranspose2d):
-        shaped = scales.view(-1, 1, 1, 1)
-    elif isinstance(layer, nn.Linear):
-        shaped = scales
-    else:
-        rows = scales.view(groups, -1).repeat_interleave(layer.out_channels // groups, 0)
-        shaped = rows[:, :, None, None]
-    layer.weight.mul_(shaped.to(like))
+    layer.weight.mul_(spread_inputs(layer, scales).to(layer.weight))
 
 
 def _input_factors(layer: nn.Module, item: ChannelSlice, factors: Tensor) -> Tensor:
     """Factors (I, ) of a layer's inputs: the mean of those of the channels of each."""
-    size = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+    size = num_channels(layer, 'in')
     counts = torch.zeros(size).index_add(0, item.channels, torch.ones(len(item.channels)))
     sums = torch.zeros(size, dtype=factors.dtype).index_add(
         0, item.channels, factors[item.roots] - 1)
