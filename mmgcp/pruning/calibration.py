@@ -14,14 +14,16 @@ import torch.nn as nn
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.evaluator import Evaluator
-from mmengine.logging import MessageHub, MMLogger
+from mmengine.logging import MMLogger
 from mmengine.registry import EVALUATOR, DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmgcp.utils import UserError
+from mmgcp.utils.config import drop_collate_scope
 from mmgcp.utils.forward import eval_mode
+from mmgcp.utils.process_state import hub_info, random_states_kept
 
 from .training_loss import Batch
 
@@ -142,9 +144,7 @@ def _loader_options(cfg: Config, name: str) -> dict:
     options.update(num_workers=0, persistent_workers=False, pin_memory=False, drop_last=False)
     for key in ('prefetch_factor', 'multiprocessing_context', 'timeout', 'worker_init_fn'):
         options.pop(key, None)
-    if isinstance(options.get('collate_fn'), dict):
-        # left by configs that inherit one of a package; MMEngine 0.10.7 passes it on
-        options['collate_fn'].pop('_scope_', None)
+    drop_collate_scope(options)
     return options
 
 
@@ -205,23 +205,12 @@ def _one_sentence(what: str) -> Iterator[None]:
 @contextmanager
 def _training_iteration(cfg: Config, number: int) -> Iterator[None]:
     """Let data loading find what it finds in an iteration of training, always the same."""
-    hub = MessageHub.get_current_instance()
-    iteration = hub.get_info('iter')
-    states = random.getstate(), np.random.get_state()
-    with DefaultScope.overwrite_default_scope(_scope(cfg)), torch.random.fork_rng(devices=[]):
+    with DefaultScope.overwrite_default_scope(_scope(cfg)), random_states_kept():
         random.seed(number)
         np.random.seed(number)
         torch.default_generator.manual_seed(number)
-        hub.update_info('iter', number)  # batch augmentations ask for it
-        try:
+        with hub_info('iter', number):  # batch augmentations ask for it
             yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-            if iteration is None:
-                hub.pop_info('iter')
-            else:
-                hub.update_info('iter', iteration)
 
 
 @contextmanager

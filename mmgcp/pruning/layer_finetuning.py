@@ -3,17 +3,17 @@
 import copy
 import itertools
 import os
-import random
 import tempfile
-from contextlib import contextmanager
-from typing import Callable, Iterator, List, Optional
+from typing import Callable, List, Optional
 
-import numpy as np
 import torch
 import torch.nn as nn
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+
+from mmgcp.utils.config import drop_collate_scope
+from mmgcp.utils.process_state import random_states_kept
 
 from .structures import PruningError
 from .training_loss import LATE_EPOCH
@@ -72,16 +72,15 @@ class LayerFinetuning:
         """
         if number % self.settings['every']:
             return
-        with tempfile.TemporaryDirectory() as folder, _random_states():
+        devices = range(torch.cuda.device_count())
+        with tempfile.TemporaryDirectory() as folder, random_states_kept(devices):
             self._make_runner(model, number, folder).train()
 
     def _make_runner(self, model: nn.Module, number: int, folder: str) -> Runner:
         cfg = copy.deepcopy(self._cfg)
         optim_wrapper, loader = cfg.optim_wrapper, cfg.train_dataloader
         optim_wrapper['optimizer']['lr'] = self.settings['lr']
-        if isinstance(loader.get('collate_fn'), dict):
-            # left by configs that inherit one of a package; MMEngine 0.10.7 passes it on
-            loader['collate_fn'].pop('_scope_', None)
+        drop_collate_scope(loader)
         randomness = dict(cfg.get('randomness') or {})
         randomness['seed'] = (randomness.get('seed') or 0) + number
         return _QuietRunner(
@@ -132,15 +131,3 @@ class _Follow(Hook):
 
     def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
         self._progress('fine-tuning', runner.iter + 1, runner.max_iters)
-
-
-@contextmanager
-def _random_states() -> Iterator[None]:
-    """Restore the states of all random numbers."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])

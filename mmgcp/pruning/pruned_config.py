@@ -6,6 +6,7 @@ from typing import Dict, List
 from mmengine.config import Config
 
 from mmgcp.models.detectors import plain_model_config
+from mmgcp.utils.config import drop_collate_scope
 
 from .pruned_detector import ChannelTable
 
@@ -44,8 +45,7 @@ def make_pruned_config(cfg: Config, package: str, changed_channels: ChannelTable
     content.update(load_from=CHECKPOINT, resume=False)
     content.pop('work_dir', None)
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        # MMEngine passes a scope that is left here on to the function
-        ((content.get(name) or {}).get('collate_fn') or {}).pop('_scope_', None)
+        drop_collate_scope(content.get(name) or {})
     return Config(content)
 
 

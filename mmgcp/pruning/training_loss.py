@@ -10,10 +10,11 @@ import torch.nn as nn
 from mmcv.cnn.bricks import DropPath
 from mmdet.models.layers import DropBlock
 from mmdet.structures import DetDataSample
-from mmengine.logging import MessageHub
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+
+from mmgcp.utils.process_state import hub_info, random_states_kept
 
 # Detectors that begin with an assigner for untrained networks (YOLOv6) are past that
 LATE_EPOCH = 10**6
@@ -59,7 +60,7 @@ def loss_mode(model: nn.Module) -> Iterator[None]:
     """
     modes = {module: module.training for module in model.modules()}
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with _late_epoch(), _same_chance(model), torch.enable_grad():
+    with hub_info('epoch', LATE_EPOCH), _same_chance(model), torch.enable_grad():
         for module in modes:
             module.training = not isinstance(module, QUIET_TYPES)
         try:
@@ -73,31 +74,11 @@ def loss_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _late_epoch() -> Iterator[None]:
-    """Let modules that ask for the epoch find a late one."""
-    hub = MessageHub.get_current_instance()
-    epoch = hub.get_info('epoch')
-    hub.update_info('epoch', LATE_EPOCH)
-    try:
-        yield
-    finally:
-        if epoch is None:
-            hub.pop_info('epoch')
-        else:
-            hub.update_info('epoch', epoch)
-
-
-@contextmanager
 def _same_chance(model: nn.Module) -> Iterator[None]:
     """Seed the random generators of the process and of the model's devices for a while."""
     devices = {param.device.index for param in model.parameters() if param.is_cuda}
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=sorted(devices)):
+    with random_states_kept(sorted(devices)):
         random.seed(0)
         np.random.seed(0)
         torch.manual_seed(0)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+        yield

@@ -89,3 +89,16 @@ def image_size(cfg: Config) -> Tuple[int, int]:
                 isinstance(side, int) for side in scale):
             return tuple(scale)
     return 640, 640
+
+
+def drop_collate_scope(loader: dict) -> None:
+    """Drop the scope of a data loader's collate function from its config, in place.
+
+    Configs that inherit the function of a package have one; MMEngine 0.10.7 would pass it on
+    to the function.
+
+    Args:
+        loader (dict): Config of the data loader.
+    """
+    if isinstance(loader.get('collate_fn'), dict):
+        loader['collate_fn'].pop('_scope_', None)
