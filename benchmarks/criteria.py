@@ -19,9 +19,10 @@ from typing import Dict, List
 
 import torch
 from prune_speed import ROOT, _build, _markdown, _memory, _reset_peak, describe_machine
-from runs import Runs, digest, evaluation, pair, train_for
+from runs import Runs, digest, evaluation, pair
 
-from mmgcp.pipeline.config_text import render
+from mmgcp.pipeline.config_text import nest, render
+from mmgcp.pipeline.schedules import derive_schedule
 from mmgcp.pruning import Batch, LayerwiseCriterion, importance, prune
 from mmgcp.registry import TASK_UTILS
 from mmgcp.utils import UserError
@@ -48,7 +49,11 @@ def parse_args():
     parser.add_argument('--finetune-at', type=float, nargs='*', default=[0.5],
                         help='the budgets to fine-tune at; default: 0.5')
     parser.add_argument('--epochs', type=int, default=6, help='of fine-tuning; default: 6')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='of fine-tuning')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0],
+                        help='of fine-tuning, and of criteria with chance in them; default: 0')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
+                        help='settings of the config to override in all prunings, such as '
+                        'prune_cfg.criterion.epochs=3')
     parser.add_argument('--cost', action='store_true')
     parser.add_argument('--large-config', default=str(LARGE_CONFIG), help=argparse.SUPPRESS)
     parser.add_argument('--child', help=argparse.SUPPRESS)
@@ -72,11 +77,11 @@ def compare(args: argparse.Namespace) -> None:
     name = Path(args.config).stem
     runs = CriteriaRuns(args.work_dir or Path('work_dirs') / 'criteria' / name, args)
     for criterion in args.criteria:
-        for share in args.remove:
-            for compensate in (False, True):
-                runs.prune(criterion, share, compensate)
-        for share in args.finetune_at:
-            for seed in args.seeds:
+        for seed in args.seeds:
+            for share in args.remove:
+                for compensate in (False, True):
+                    runs.prune(criterion, share, compensate, seed)
+            for share in args.finetune_at:
                 runs.finetune(criterion, share, seed)
     print_results(runs, args)
 
@@ -93,28 +98,39 @@ class CriteriaRuns(Runs):
         super().__init__(folder)
         self.args = args
 
-    def prune(self, criterion: str, share: float, compensate: bool) -> Path:
+    def prune(self, criterion: str, share: float, compensate: bool, seed: int) -> Path:
         """Prune with a criterion and test; returns the folder of the pruned network."""
-        folder = self.folder / f'{criterion}-{share:g}{"" if compensate else "-plain"}'
+        kind = dict(type=f'mmgcp.{criterion}')
+        if hasattr(TASK_UTILS.build(kind), 'seed'):
+            kind['seed'] = seed
+        name = f'{criterion}-{share:g}-{kind.get("seed", 0)}{"" if compensate else "-plain"}'
         inputs = dict(kind='pruned', criterion=criterion, share=share, compensate=compensate,
                       config=os.path.abspath(self.args.config), checkpoint=self.args.checkpoint,
-                      calib_batches=self.args.calib_batches)
-        if not self.is_done(folder.name, inputs):
+                      calib_batches=self.args.calib_batches, seed=kind.get('seed'),
+                      cfg_options=self.args.cfg_options)
+        folder = self.folder / name
+        if not self.is_done(name, inputs):
             start = time.perf_counter()
             self.run('prune.py', self.args.config, self.args.checkpoint, '--work-dir', folder,
-                     '--criterion', criterion, '--target-flops', round(1 - share, 6),
+                     '--target-flops', round(1 - share, 6),
                      '--calib-batches', self.args.calib_batches,
-                     *([] if compensate else ['--no-compensate']))
+                     *([] if compensate else ['--no-compensate']), '--cfg-options',
+                     *(f'prune_cfg.criterion.{key}={value}' for key, value in kind.items()),
+                     *self.args.cfg_options)
             seconds = time.perf_counter() - start
-            self.finish(folder.name, inputs, dict(self.test(folder), seconds=seconds))
+            self.finish(name, inputs, dict(self.test(folder), seconds=seconds))
         return folder
 
     def finetune(self, criterion: str, share: float, seed: int) -> Path:
         """Fine-tune a compensated network; returns the last checkpoint."""
-        pruned = self.prune(criterion, share, True).name
-        text = render(dict(_base_=f'./{pruned}/pruned.py', **train_for(self.args.epochs),
-                           **evaluation()))
-        return self.train(f'{pruned}-finetuned-{seed}', text, seed, dict(
+        pruned = self.prune(criterion, share, True, seed).name
+        cfg = load_config(str(self.folder / pruned / 'pruned.py'))
+        data = cfg.train_dataloader.dataset
+        images = Path(data.data_root, data.ann_file).read_text().split()
+        schedule = derive_schedule(cfg, self.args.epochs, num_images=len(images))
+        schedule['train_cfg.val_interval'] = self.args.epochs
+        text = render(dict(_base_=f'./{pruned}/pruned.py', **nest(cfg, schedule), **evaluation()))
+        return self.train(f'{criterion}-{share:g}-finetuned-{seed}', text, seed, dict(
             kind='finetuned', criterion=criterion, share=share, epochs=self.args.epochs,
             start=digest(self.result(pruned))))
 

@@ -3,11 +3,14 @@
 import hashlib
 import json
 import os
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import mean
 from typing import Dict, List, Optional, Sequence
+from unittest import mock
 
 from prune_speed import ROOT
 
@@ -72,20 +75,27 @@ class Runs:
 
     def test(self, folder: Path) -> Dict[str, float]:
         """Test the pruned detector in a folder."""
+        # Workers that are left behind in this process would be waited for
+        loading = dict(num_workers=0, persistent_workers=False)
         self.run('test.py', folder / 'pruned.py', folder / 'pruned.pth', '--work-dir',
-                 folder / 'test')
+                 folder / 'test', '--cfg-options',
+                 *(f'test_dataloader.{key}={value}' for key, value in loading.items()))
         path = max((folder / 'test').glob('*/*.json'))
         return metrics(json.loads(path.read_text()))
 
     def run(self, tool: str, *arguments: object) -> None:
-        """Run a tool with its output on stderr.
+        """Run a tool with its output on stderr, trainings in a process of their own.
 
         Raises:
             UserError: It failed.
         """
         command = [sys.executable, str(ROOT / 'tools' / tool), *map(str, arguments)]
         print(' '.join(command), file=sys.stderr, flush=True)
-        if subprocess.run(command, stdout=sys.stderr).returncode:
+        if tool != 'train.py':
+            main = runpy.run_path(command[1])['main']
+            with mock.patch.object(sys, 'argv', command[1:]), redirect_stdout(sys.stderr):
+                main()
+        elif subprocess.run(command, stdout=sys.stderr).returncode:
             raise UserError(f'{tool} failed')
 
     def checkpoint(self, name: str) -> Path:

@@ -131,6 +131,17 @@ def _checkpoint_getattr(owner: Any, name: str) -> Callable:
     raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed in a checkpoint.')
 
 
+def let_ssd_predict() -> None:
+    """Let SSD heads predict under MMDetection 3.2 and 3.3.
+
+    There the ``loss_cls`` of every dense head is looked at for predictions, but SSDHead has
+    none (https://github.com/open-mmlab/mmdetection/issues/11780), so that no SSD can be tested.
+    """
+    from mmdet.models.dense_heads import SSDHead
+    if not hasattr(SSDHead, 'loss_cls'):
+        SSDHead.loss_cls = None
+
+
 def register_step_pre_hook(optimizer: Any, function: Callable[[Any], None]) -> Any:
     """Call ``function(optimizer)`` before each step that the optimizer makes.
 

@@ -10,8 +10,10 @@ from importlib import metadata
 import numpy as np
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner, load_checkpoint
 
 from mmgcp import compatibility
@@ -182,6 +184,21 @@ def test_both_spellings_of_numpy(tmp_path, module):
     loaded = torch.load(path)
     np.testing.assert_array_equal(loaded['buffer'].data[0], [1.5, 2.5])
     assert loaded['scalar'] == 3.5
+
+
+def test_ssd_predicts():
+    """Heads that have a loss keep theirs."""
+    from mmdet.models.dense_heads import RetinaHead, SSDHead
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        head = SSDHead(num_classes=2, in_channels=(4, ), anchor_generator=dict(
+            type='SSDAnchorGenerator', scale_major=False, input_size=300, strides=[8],
+            ratios=[[2]], min_sizes=[30], max_sizes=[60]), test_cfg=ConfigDict(
+                nms_pre=10, nms=dict(type='nms', iou_threshold=0.45), score_thr=0.02,
+                max_per_img=5))
+        other = RetinaHead(num_classes=2, in_channels=4)
+    meta = dict(img_shape=(32, 32), scale_factor=(1., 1.))
+    found, = head.predict_by_feat(*head((torch.rand(1, 4, 4, 4), )), batch_img_metas=[meta])
+    assert 0 < len(found) <= 5 and other.loss_cls is not None
 
 
 def rewrite_pickle(path, change):

@@ -7,6 +7,7 @@ import os.path as osp
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Optional
 
 import torch
 from mmengine.config import Config, DictAction
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import mmgcp
 from mmgcp.pruning import PruningError, PruningPlan, importance, prune
-from mmgcp.pruning.calibration import CalibrationBatches, CalibrationImages, evaluate
+from mmgcp.pruning.calibration import CalibrationBatches, ImagesOf, evaluate
 from mmgcp.pruning.layer_finetuning import LayerFinetuning
 from mmgcp.pruning.pruned_config import make_pruned_config
 from mmgcp.pruning.report import summarize, write_report
@@ -64,8 +65,14 @@ def parse_args():
     which.add_argument('--dry-run', action='store_true',
                        help='print the table, write nothing')
     other = parser.add_argument_group('other')
-    other.add_argument('--no-compensate', action='store_true',
-                       help='do not fold what removed channels emit into their consumers')
+    making_up = other.add_mutually_exclusive_group()
+    making_up.add_argument('--compensate', choices=('mean', 'least-squares'),
+                           help='make up for what removed channels emit: fold its mean into the '
+                           'layers that read them, or adapt their normalisation, too; default: '
+                           'the latter where there are training images')
+    making_up.add_argument('--no-compensate', action='store_true',
+                           help='make up for nothing: the pruned detector is exactly the '
+                           'original without the removed channels')
     other.add_argument('--calib-batches', type=int, default=4, metavar='N',
                        help='batches of training images to measure that on, and for criteria '
                        'that need some; 0: use none')
@@ -95,8 +102,8 @@ def pruning_options(cfg: Config, args: argparse.Namespace) -> dict:
     kind = f'mmgcp.{args.criterion}'
     if args.criterion and options.get('criterion', {}).get('type') != kind:
         options['criterion'] = dict(type=kind)
-    if args.no_compensate:
-        options['compensate'] = False
+    if args.compensate or args.no_compensate:
+        options['compensate'] = args.compensate or False
     if args.plan:
         options['plan'] = PruningPlan.load(args.plan)
     width, height = args.input_size or image_size(cfg)
@@ -123,18 +130,24 @@ def progress_bar():
         yield show
 
 
-def find_calibration(cfg: Config, model: torch.nn.Module, args: argparse.Namespace):
-    """Training images for compensation; None, with a warning, where there are none."""
-    if args.dry_run or args.no_compensate or args.calib_batches < 1:
+def find_calibration(batches: Optional[CalibrationBatches], compensate) -> Optional[ImagesOf]:
+    """Training images for compensation; None, with a warning, where there are none.
+
+    Raises:
+        PruningError: There are none, but the kind of compensation needs some.
+    """
+    if not compensate or batches is None:
         return None
-    images = CalibrationImages(cfg, model, args.calib_batches)
     try:
-        next(iter(images))
+        next(iter(batches))
     except (UserError, StopIteration) as error:
-        print(f'warning: {error or "there are no training images"}; channels that do not emit a '
-              'constant are compensated by what their shifts alone emit')
+        reason = str(error) or 'there are no training images'
+        if compensate == 'least-squares':
+            raise PruningError(reason) from error
+        print(f'warning: {reason}; channels that do not emit a constant are compensated by what '
+              'their shifts alone emit')
         return None
-    return images
+    return ImagesOf(batches)
 
 
 def make_finetuning(cfg: Config, settings: dict, progress) -> LayerFinetuning:
@@ -173,9 +186,11 @@ def main():
     model = build_detector(cfg)
     meta = load_strictly(model, checkpoint, args.config)
     package = type(model).__module__.split('.')[0]
-    options['calibration'] = find_calibration(cfg, model, args)
     if args.calib_batches > 0:
         options['batches'] = CalibrationBatches(cfg, model, args.calib_batches)
+    if not args.dry_run:
+        options['calibration'] = find_calibration(options.get('batches'),
+                                                  options.get('compensate', True))
     if args.sensitivity:
         options['evaluate'] = lambda model: evaluate(model, cfg, args.metric, args.val_images)[1]
     name = osp.splitext(osp.basename(args.config))[0]

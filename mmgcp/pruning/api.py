@@ -14,13 +14,13 @@ from mmgcp.utils.forward import working_shape
 from .attention import without_attention
 from .auto_groups import auto_groups
 from .budget import Budget, CostModel, find_thresholds
-from .compensation import compensate as fold_offsets
+from .calibration import ImagesOf
+from .compensator import Compensator
 from .dependency_graph import find_coupled_channels
 from .importance import Criterion, LayerwiseCriterion
 from .layers import find_layer, is_depthwise
 from .layerwise import (
     Finetune,
-    ImagesOf,
     LayerByLayer,
     Unfinished,
     allocate_by,
@@ -42,6 +42,8 @@ from .surgery import gather_channels, remove_channels
 from .training_loss import Batch
 
 Groups = Union[str, Sequence[Union[LayerGroup, dict]]]
+# Makes up for removed channels; returns the layers that could not absorb all of it
+Compensate = Callable[[Dict[str, Tensor]], List[str]]
 
 
 @without_attention
@@ -55,7 +57,7 @@ def prune(model: nn.Module,
           min_keep_ratio: float = 0.01,
           round_to: int = 1,
           plan: Optional[PruningPlan] = None,
-          compensate: bool = True,
+          compensate: Union[bool, str] = True,
           calibration: Optional[Iterable[Tensor]] = None,
           batches: Optional[Iterable[Batch]] = None,
           evaluate: Optional[Callable[[nn.Module], float]] = None,
@@ -88,10 +90,11 @@ def prune(model: nn.Module,
         min_keep_ratio (float): At least this share of a layer's channels stays.
         round_to (int): Keep multiples of so many channels, without exceeding the budget.
         plan (PruningPlan, optional): What to remove; nothing else decides it then.
-        compensate (bool): Fold what removed channels emit on average into the layers that
-            read them. Defaults to True.
+        compensate (bool | str): Make up for what is removed: ``'mean'``, ``'least-squares'``,
+            False, or True for the best that is possible; see
+            :class:`mmgcp.pruning.compensator.Compensator`.
         calibration (Iterable[Tensor], optional): Batches (N, C, H, W) of preprocessed
-            images to measure that on, where it is not constant.
+            images to measure on what is made up for. Without them only constants are.
         batches (Iterable[Batch], optional): Batches of training data for criteria that
             need them; see :class:`mmgcp.pruning.Criterion`.
         evaluate (Callable, optional): Gives a metric of a model, the higher the better.
@@ -126,14 +129,12 @@ def prune(model: nn.Module,
     cost = CostModel(model, record_convs(model, input_shape), coupled_sets)
     progress('tracing', 2, 2)
 
-    def fold(removed: Dict[str, Tensor]) -> List[str]:
-        if not compensate:
-            return []
-        return fold_offsets(model, coupled_sets, removed, calibration, shape)
+    calibration, batches = repeatable(calibration), repeatable(batches)
+    compensator = Compensator(model, coupled_sets, compensate, calibration, shape)
 
     if plan is not None:
         validate_plan(plan, coupled_sets)
-        return _finish(model, coupled_sets, plan, cost, {}, fold, shape, dry_run, progress)
+        return _finish(model, coupled_sets, plan, cost, {}, compensator, shape, dry_run, progress)
     automatic = groups == 'auto'
     groups = _make_groups(model, groups, ratio, input_shape)
     scorer, candidates = TASK_UTILS.build(criterion), coupled_sets
@@ -141,10 +142,9 @@ def prune(model: nn.Module,
     if layerwise is not None:
         candidates = drop_skipped(model, coupled_sets, layerwise, skipped)
         groups, scorer = allocate_by(layerwise, groups)
-        calibration, batches = repeatable(calibration), repeatable(batches)
         if not dry_run:
             _check_data(layerwise, batches)
-            calibration = ImagesOf(batches) if calibration is None else calibration
+            compensator.images = ImagesOf(batches) if calibration is None else calibration
     elif finetune is not None:
         raise PruningError(f'finetune is for layer-wise criteria, but {criterion["type"]} is none')
     _check_data(scorer, batches)
@@ -155,7 +155,8 @@ def prune(model: nn.Module,
     planner = Planner(scored, merge, min_keep_ratio, round_to)
     sensitivity = None
     if evaluate is not None:
-        sensitivity = measure_sensitivity(model, planner, groups, evaluate, fold, progress)
+        sensitivity = measure_sensitivity(
+            model, planner, groups, evaluate, compensator, progress)
     plan = planner.plan(_decide(planner, groups, cost, budget,
                                 sensitivity and sensitivity.costs, progress))
     plan.skipped = skipped
@@ -166,15 +167,16 @@ def prune(model: nn.Module,
         sensitivity=sensitivity and asdict(sensitivity))
     if layerwise is None:
         scores = {group.name: group_scores(scored, group) for group in groups}
-        return _finish(model, coupled_sets, plan, cost, scores, fold, shape, dry_run, progress)
+        return _finish(model, coupled_sets, plan, cost, scores, compensator, shape, dry_run,
+                       progress)
 
     plan = complete_plan(plan, coupled_sets)
     plan.options.update(finetune=settings_of(finetune), only_counts=dry_run)
     if dry_run:
-        return _finish(model, coupled_sets, plan, cost, {}, fold, shape, dry_run, progress)
-    layerwise.folded = compensate
+        return _finish(model, coupled_sets, plan, cost, {}, compensator, shape, dry_run, progress)
+    layerwise.folded = bool(compensate)
     with restored_on_error(model, weights=True):
-        engine = LayerByLayer(model, layerwise, planner, fold, batches, finetune, progress)
+        engine = LayerByLayer(model, layerwise, planner, compensator, batches, finetune, progress)
         unfinished = Unfinished(checkpoint_file, digest_request(plan, batches, model))
         removed, uncompensated = engine.run(order_sets(model, coupled_sets, shape),
                                             plan.removed(), unfinished)
@@ -187,7 +189,7 @@ def prune(model: nn.Module,
 
 def _finish(model: nn.Module, coupled_sets: Sequence[CoupledChannels], plan: PruningPlan,
             cost: CostModel, scores: Dict[str, Tensor],
-            fold: Callable[[Dict[str, Tensor]], List[str]], shape: Sequence[int], dry_run: bool,
+            compensate: Compensate, shape: Sequence[int], dry_run: bool,
             progress: Callable) -> PruningResult:
     """Apply a plan, unless it is a dry run, and say what it leads to."""
     removed = plan.removed()
@@ -201,7 +203,7 @@ def _finish(model: nn.Module, coupled_sets: Sequence[CoupledChannels], plan: Pru
         scores=scores,
         uncompensated=[])
     if not dry_run:
-        result.uncompensated = _apply(model, coupled_sets, removed, fold, shape, progress)
+        result.uncompensated = _apply(model, coupled_sets, removed, compensate, shape, progress)
     return result
 
 
@@ -257,12 +259,11 @@ def _channels_left(model: nn.Module, coupled_sets: Iterable[CoupledChannels],
 
 
 def _apply(model: nn.Module, coupled_sets: Sequence[CoupledChannels], removed: Dict[str, Tensor],
-           fold: Callable[[Dict[str, Tensor]], List[str]], shape: Sequence[int],
-           progress: Callable) -> List[str]:
+           compensate: Compensate, shape: Sequence[int], progress: Callable) -> List[str]:
     """Compensate and remove channels; restore the model if anything goes wrong."""
     with restored_on_error(model):
         progress('compensating', 0, 1)
-        uncompensated = fold(removed)
+        uncompensated = compensate(removed)
         progress('compensating', 1, 1)
         with channels_off(model, coupled_sets, removed):
             expected = raw_predictions(model, shape)

@@ -6,7 +6,7 @@ import io
 import logging
 import random
 from contextlib import contextmanager
-from typing import Callable, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from mmgcp.utils.forward import eval_mode
 from mmgcp.utils.process_state import hub_info, random_states_kept
 
 from .training_loss import Batch
+
+# Images that are kept in memory, to be gone through again
+CACHE_BYTES = 256 * 2**20
 
 
 def calibration_batches(cfg: Config, model: nn.Module, num_batches: int,
@@ -62,15 +65,10 @@ def calibration_batches(cfg: Config, model: nn.Module, num_batches: int,
         yield Batch(data['inputs'].to(next(model.parameters())), data['data_samples'])
 
 
-def calibration_images(cfg: Config, model: nn.Module, num_batches: int,
-                       batch_size: int = 8) -> Iterator[Tensor]:
-    """Yield the images (N, C, H, W) of :func:`calibration_batches` alone."""
-    for batch in calibration_batches(cfg, model, num_batches, batch_size):
-        yield batch.images
-
-
 class CalibrationBatches:
     """Batches of training data that can be gone through several times.
+
+    They are loaded once if they fit into ``CACHE_BYTES``, and else each time.
 
     Args:
         cfg, model, num_batches, batch_size: See :func:`calibration_batches`.
@@ -78,20 +76,40 @@ class CalibrationBatches:
 
     def __init__(self, cfg: Config, model: nn.Module, num_batches: int, batch_size: int = 8):
         self._arguments = cfg, model, num_batches, batch_size
+        self._loaded: Optional[List[Batch]] = None
 
     def __iter__(self) -> Iterator[Batch]:
-        return calibration_batches(*self._arguments)
+        if self._loaded is not None:
+            yield from self._loaded
+            return
+        loaded, size = [], 0
+        for batch in calibration_batches(*self._arguments):
+            size += batch.images.nelement() * batch.images.element_size()
+            if size <= CACHE_BYTES:
+                loaded.append(batch)
+            else:
+                loaded.clear()
+            yield batch
+        if size <= CACHE_BYTES:
+            self._loaded = loaded
 
     def __len__(self) -> int:
         """How many were asked for; the data may end before."""
         return self._arguments[2]
 
 
-class CalibrationImages(CalibrationBatches):
-    """The images of these batches alone."""
+class ImagesOf:
+    """The images (N, C, H, W) of batches.
+
+    Args:
+        batches (Iterable[Batch]): The batches.
+    """
+
+    def __init__(self, batches: Iterable[Batch]):
+        self._batches = batches
 
     def __iter__(self) -> Iterator[Tensor]:
-        return calibration_images(*self._arguments)
+        return (batch.images for batch in self._batches)
 
 
 @torch.no_grad()

@@ -52,7 +52,7 @@ def compensate(model: nn.Module, coupled_sets: Iterable[CoupledChannels],
         coupled_sets (Iterable[CoupledChannels]): Its coupled sets.
         removed (dict[str, Tensor]): Channels to remove, by name of the set.
         images (Iterable[Tensor], optional): Batches (N, C, H, W) of calibration images, as
-            :func:`mmgcp.pruning.calibration.calibration_images` yields them. They are
+            :class:`mmgcp.pruning.calibration.ImagesOf` training batches yields them. They are
             gone through once. Defaults to None.
         input_shape (Sequence[int]): Shape (C, H, W) of the image of noise that the model
             runs on without calibration images.

@@ -18,6 +18,7 @@ from mmgcp.utils.checkpoint import read_checkpoint
 from mmgcp.utils.cli import replacing
 from mmgcp.utils.forward import record_shapes
 
+from .compensator import Compensator
 from .importance import Criterion, LayerwiseCriterion
 from .layers import WEIGHT_TYPES, find_layer
 from .masking import channels_off
@@ -28,7 +29,6 @@ from .training_loss import Batch
 
 # Trains a model in place after so many sets, with the removed channels off
 Finetune = Callable[[nn.Module, int], None]
-Fold = Callable[[Dict[str, Tensor]], List[str]]
 
 
 class EqualShares(Criterion):
@@ -209,20 +209,6 @@ def repeatable(iterable: Optional[Iterable]) -> Optional[Iterable]:
     return list(iterable) if isinstance(iterable, collections.abc.Iterator) else iterable
 
 
-class ImagesOf:
-    """The images (N, C, H, W) of batches.
-
-    Args:
-        batches (Iterable[Batch]): The batches.
-    """
-
-    def __init__(self, batches: Iterable[Batch]):
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (batch.images for batch in self._batches)
-
-
 def settings_of(finetune: Optional[Finetune]) -> Union[None, bool, dict]:
     """What is known of a fine-tuning: its settings, True for another one, None for none."""
     return None if finetune is None else getattr(finetune, 'settings', True)
@@ -294,8 +280,9 @@ class LayerByLayer:
             meanwhile, and removed by nobody.
         criterion (LayerwiseCriterion): Chooses channels and adapts weights.
         planner (Planner): Its limits hold for each set.
-        fold (Callable): Folds what channels that are about to go emit into other layers and
-            returns the layers that could not absorb it.
+        compensator (Compensator): Folds what the channels of a set emit before they go. At the
+            end it adapts the BatchNorms to the model as it was before the first set, unless
+            there is fine-tuning, which changes them for the better.
         batches (Iterable[Batch]): Training batches.
         finetune (Callable, optional): Called with the model and the number of finished sets
             after each set.
@@ -304,7 +291,7 @@ class LayerByLayer:
     model: nn.Module
     criterion: LayerwiseCriterion
     planner: Planner
-    fold: Fold
+    compensator: Compensator
     batches: Iterable[Batch]
     finetune: Optional[Finetune]
     progress: Callable[[str, int, int], None]
@@ -329,7 +316,11 @@ class LayerByLayer:
             state = unfinished.load()
             if state is None:
                 self.criterion.begin(self.model, coupled_sets, self.batches, self.progress)
+                reference = self._reference()
             else:
+                reference = self._reference()
+                if reference is not None:
+                    reference.load_state_dict(state['reference'])
                 self.model.load_state_dict(state['model'])
                 self.criterion.load_state_dict(state['criterion'])
                 removed, uncompensated = state['removed'], state['uncompensated']
@@ -345,10 +336,15 @@ class LayerByLayer:
                         self.finetune(self.model, number + 1)
                 unfinished.save(model=self.model.state_dict(), removed=removed,
                                 uncompensated=uncompensated,
-                                criterion=self.criterion.state_dict())
+                                criterion=self.criterion.state_dict(),
+                                reference=reference and reference.state_dict())
             self.progress('pruning layers', len(coupled_sets), len(coupled_sets))
+        self.compensator.adapt(removed, reference)
         return ({name: channels for name, channels in removed.items() if len(channels)},
                 list(dict.fromkeys(uncompensated)))
+
+    def _reference(self) -> Optional[nn.Module]:
+        return None if self.finetune is not None else self.compensator.reference()
 
     def _prune(self, coupled: CoupledChannels, allocated: Tensor, removed: Dict[str, Tensor],
                off: ExitStack) -> List[str]:
@@ -358,7 +354,7 @@ class LayerByLayer:
         removed[coupled.name] = chosen
         if not len(chosen):
             return []
-        uncompensated = self.fold({coupled.name: chosen})
+        uncompensated = self.compensator.fold({coupled.name: chosen})
         off.enter_context(channels_off(self.model, [coupled], removed))
         self.criterion.update(self.model, coupled, chosen, self.batches)
         return uncompensated

@@ -1,5 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The loss of a detector on training data, for scores that depend on it."""
+import copy
 import random
 from contextlib import contextmanager
 from typing import Iterator, List, NamedTuple, Union
@@ -38,12 +39,14 @@ def detection_loss(model: nn.Module, batch: Batch) -> Tensor:
 
     Args:
         model (nn.Module): The detector.
-        batch (Batch): The data.
+        batch (Batch): The data, which stay as they are.
 
     Returns:
         Tensor: A scalar with a gradient.
     """
-    return model.parse_losses(model(*batch, mode='loss'))[0]
+    # YOLOv5's head normalises the boxes of the ground truth in place
+    losses = model(batch.images, copy.deepcopy(batch.data_samples), mode='loss')
+    return model.parse_losses(losses)[0]
 
 
 @contextmanager

@@ -20,11 +20,11 @@ from mmyolo.models import YOLOv5DetDataPreprocessor
 from pruning_samples import ROOT
 
 from mmgcp.datasets.demo import CLASSES, DemoOptions, make_demo_dataset
+from mmgcp.pruning import calibration
 from mmgcp.pruning.calibration import (
     CalibrationBatches,
-    CalibrationImages,
+    ImagesOf,
     calibration_batches,
-    calibration_images,
     evaluate,
 )
 from mmgcp.pruning.training_loss import detection_loss, loss_mode
@@ -53,6 +53,10 @@ MMDET_PIPELINE = [
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs')
 ]
+
+
+def calibration_images(*args, **kwargs):
+    return ImagesOf(calibration_batches(*args, **kwargs))
 
 
 class Reader(nn.Module):
@@ -281,17 +285,29 @@ def test_images_are_those_of_the_batches(cfg):
                  list(calibration_images(cfg, yolo_reader(), 3, batch_size=2)))
 
 
-def test_batches_to_go_through_several_times(cfg):
-    for kind in (CalibrationBatches, CalibrationImages):
-        batches = kind(cfg, yolo_reader(), 2, batch_size=2)
-        assert len(batches) == 2
-        first, second = list(batches), list(batches)
-        assert len(first) == 2
-        if kind is CalibrationBatches:
-            first, second = ([batch.images for batch in item] for item in (first, second))
-        assert equal(first, second)
-        both = zip(batches, batches)  # at the same time
-        assert sum(1 for _ in both) == 2
+@pytest.mark.parametrize('limit, loadings', [
+    (None, 1), (2 * 2 * 3 * 96**2 * 4, 1), (2 * 2 * 3 * 96**2 * 4 - 1, 4), (0, 4)])
+def test_batches_to_go_through_several_times(cfg, monkeypatch, limit, loadings):
+    """They are loaded anew only if they do not fit into memory."""
+    calls = []
+
+    def load(*arguments):
+        calls.append(arguments)
+        return calibration_batches(*arguments)
+
+    monkeypatch.setattr(calibration, 'calibration_batches', load)
+    if limit is not None:
+        monkeypatch.setattr(calibration, 'CACHE_BYTES', limit)
+    batches = CalibrationBatches(cfg, yolo_reader(), 2, batch_size=2)
+    assert len(batches) == 2
+    next(iter(batches))  # not to the end
+    calls.clear()
+    first, second = list(batches), list(ImagesOf(batches))
+    assert len(first) == 2 and first[0].images.shape == (2, 3, 96, 96)
+    assert equal([batch.images for batch in first], second)
+    both = zip(batches, batches)  # at the same time
+    assert sum(1 for _ in both) == 2
+    assert len(calls) == loadings
 
 
 def test_loss_on_batches(cfg):

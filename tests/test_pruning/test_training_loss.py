@@ -1,18 +1,23 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+import copy
 import random
 
 import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+from families import family_config
 from loss_toys import assert_as_before, make_batches, make_toy, snapshot
 from mmcv.cnn.bricks import DropPath
 from mmdet.models.layers import DropBlock
+from mmdet.structures import DetDataSample
 from mmengine.logging import MessageHub
+from mmengine.structures import InstanceData
 from pruning_samples import batch
 
 from mmgcp.pruning import Batch
 from mmgcp.pruning.training_loss import detection_loss, loss_mode
+from mmgcp.utils.config import build_detector
 
 
 @pytest.fixture
@@ -41,6 +46,34 @@ def test_loss_of_yolov4(model):
             module.eval()
     losses = model.loss(data.images, data.data_samples)
     assert float(first) == pytest.approx(float(sum(losses.values())), rel=1e-6)
+
+
+@pytest.mark.parametrize('family', ['yolov5-n', 'yolov8-n', 'ssd300'])
+def test_batches_stay_as_they_are(family):
+    """Though YOLOv5's head changes the boxes that it gets in place."""
+    cfg = family_config(family)
+    model, size = build_detector(cfg), 300 if family == 'ssd300' else 64
+    model.eval()
+    images = torch.rand(2, 3, size, size)
+    if family == 'ssd300':
+        model.neck.l2_norm.weight.data.fill_(20.)  # which is not initialised
+        sample = DetDataSample(gt_instances=InstanceData(
+            bboxes=torch.tensor([[10., 20., 90., 80.]]), labels=torch.tensor([1])))
+        sample.set_metainfo(dict.fromkeys(
+            ('img_shape', 'batch_input_shape', 'pad_shape'), (size, size)))
+        samples = [sample, copy.deepcopy(sample)]
+    else:
+        samples = dict(bboxes_labels=torch.tensor([[0., 1., 4., 4., 40., 40.]]),
+                       img_metas=[dict(batch_input_shape=(size, size))] * 2)
+    data = Batch(images, copy.deepcopy(samples))
+    with loss_mode(model):
+        losses = [float(detection_loss(model, data)) for _ in range(2)]
+    assert losses[0] == losses[1]
+    if family == 'ssd300':
+        found = [item.gt_instances.bboxes for item in data.data_samples]
+        assert all(torch.equal(boxes, sample.gt_instances.bboxes) for boxes in found)
+    else:
+        assert torch.equal(data.data_samples['bboxes_labels'], samples['bboxes_labels'])
 
 
 def test_loss_of_a_toy():

@@ -1,4 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+import itertools
 import json
 import runpy
 import subprocess
@@ -338,6 +339,34 @@ def test_sensitivity_and_calibration_on_data(write_config, tool, tmp_path):
     assert 0 <= sensitivity['baseline'] <= 1
     assert set(sensitivity['metrics']) == set(sensitivity['costs']) == set(report['thresholds'])
     assert all(set(values) == {'0.05', '0.2'} for values in sensitivity['metrics'].values())
+
+
+def test_compensation(write_config, tool, tmp_path):
+    """By default the best that the data allow; what needs data is refused without."""
+    config = write_config(tmp_path / 'tiny.py')
+    save(config, tmp_path / 'tiny.pth')
+    options = dict(default=(), squares=('--compensate', 'least-squares'),
+                   mean=('--compensate', 'mean'), none=('--no-compensate', ))
+    found = {}
+    for name, option in options.items():
+        code, printed = tool(config, tmp_path / 'tiny.pth', '--target-params', 0.5,
+                             '--calib-batches', 1, '--work-dir', tmp_path / name, *option)
+        assert code == 0, printed
+        found[name] = weights(tmp_path / name)
+    assert same(found['default'], found['squares'])
+    for first, second in itertools.combinations(('squares', 'mean', 'none'), 2):
+        assert not same(found[first], found[second])
+    code, printed = tool(config, tmp_path / 'tiny.pth', '--target-params', 0.5, '--work-dir',
+                         tmp_path / 'out', '--calib-batches', 0, *options['squares'])
+    assert code == 1 and 'least-squares' in printed.splitlines()[-1]
+    assert not (tmp_path / 'out').exists()
+
+
+def test_compensation_with_data_that_are_missing(files, tool, tmp_path):
+    code, printed = tool(files / 'tiny.py', files / 'tiny.pth', '--target-params', 0.5,
+                         '--compensate', 'least-squares', '--work-dir', tmp_path / 'out')
+    assert code == 1 and 'calibration images cannot be loaded' in printed.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize('name, needs_data', [('L1Norm', False), ('Taylor', True)])
