@@ -6,7 +6,8 @@ without and with compensation, and after a short fine-tuning at one of the budge
 is finished is not run again; each start prints all that is there.
 
 With --cost instead: the time that tools/prune.py's work takes on the full-size YOLOv4 with random
-weights, and its peak of memory, each in a process of its own.
+weights, and its peak of memory, each in a process of its own. Criteria that go layer by layer are
+stopped after the first sets of layers, and their time for a set is printed.
 """
 import argparse
 import json
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 import torch
 from prune_speed import ROOT, _build, _markdown, _memory, _reset_peak, describe_machine
@@ -23,7 +24,7 @@ from runs import Runs, digest, evaluation, pair
 
 from mmgcp.pipeline.config_text import nest, render
 from mmgcp.pipeline.schedules import derive_schedule
-from mmgcp.pruning import Batch, LayerwiseCriterion, importance, prune
+from mmgcp.pruning import Batch, importance, prune
 from mmgcp.registry import TASK_UTILS
 from mmgcp.utils import UserError
 from mmgcp.utils.cli import run_tool
@@ -33,6 +34,8 @@ LARGE_CONFIG = ROOT / 'configs' / 'yolov4' / 'yolov4_fast_1xb64-50e_voc.py'
 # CPSCA needs a network that was trained with its attention modules
 CRITERIA = [name for name in importance.__all__ if 'Criterion' not in name and name != 'CPSCA']
 BYTES = 2**20
+# So many sets are pruned to measure the time for one
+TIMED_SETS = 4
 
 
 def parse_args():
@@ -184,7 +187,9 @@ def measure_cost(name: str, config: str, num_batches: int) -> Dict[str, object]:
         num_batches (int): Batches of two images of noise with a box each.
 
     Returns:
-        dict: ``name``, ``seconds`` and ``peak_bytes`` above the memory before.
+        dict: ``name``, ``needs``, ``seconds``, ``peak_bytes`` above the memory before, and for
+        a criterion that goes layer by layer ``sets``, their number, and ``seconds_a_set``, which
+        then come on top of the seconds.
     """
     cfg = load_config(config)
     model = _build(cfg)
@@ -192,12 +197,42 @@ def measure_cost(name: str, config: str, num_batches: int) -> Dict[str, object]:
     criterion = dict(type=f'mmgcp.{name}')
     needs = TASK_UTILS.build(criterion).needs
     batches = NoiseBatches(num_batches, height, width) if needs else None
+    clock = Clock()
     before, _ = _memory('VmRSS'), _reset_peak()
     start = time.perf_counter()
-    prune(model, criterion=criterion, target_flops=0.5, batches=batches,
-          input_shape=(3, height, width))
-    return dict(name=name, needs=needs, seconds=time.perf_counter() - start,
-                peak_bytes=_memory('VmHWM') - before)
+    try:
+        prune(model, criterion=criterion, target_flops=0.5, batches=batches,
+              input_shape=(3, height, width), progress=clock)
+        seconds = time.perf_counter() - start
+    except Enough:
+        seconds = clock.times[0] - start
+    return dict(name=name, needs=needs, seconds=seconds, sets=clock.sets,
+                seconds_a_set=clock.seconds_a_set, peak_bytes=_memory('VmHWM') - before)
+
+
+class Enough(Exception):
+    """Enough sets have been pruned."""
+
+
+class Clock:
+    """Takes the time of each set, and raises Enough after some of them."""
+
+    def __init__(self):
+        self.times: List[float] = []
+        self.sets = 0
+
+    def __call__(self, stage: str, done: int, steps: int) -> None:
+        if stage == 'pruning layers':
+            self.times.append(time.perf_counter())
+            self.sets = steps
+            if TIMED_SETS <= done < steps:
+                raise Enough
+
+    @property
+    def seconds_a_set(self) -> Optional[float]:
+        if not self.times:
+            return None
+        return (self.times[-1] - self.times[0]) / (len(self.times) - 1)
 
 
 class NoiseBatches:
@@ -226,17 +261,17 @@ class NoiseBatches:
 
 def print_costs(costs: List[dict], args: argparse.Namespace) -> None:
     """Print a row for each criterion."""
-    rows = [[item['name'], item['needs'] or '-', layerwise(item['name']),
-             f'{item["seconds"]:.1f}', f'{item["peak_bytes"] / BYTES:.0f}'] for item in costs]
+    rows = [[item['name'], item['needs'] or '-', f'{item["seconds"]:.1f}', time_of_sets(item),
+             f'{item["peak_bytes"] / BYTES:.0f}'] for item in costs]
     print(f'{Path(args.large_config).stem}, half of the operations, {args.calib_batches} batches '
           'of 2 images where some are needed:\n')
-    print('\n'.join(_markdown([['criterion', 'needs', 'layer by layer', 's', 'MiB'], *rows])))
+    print('\n'.join(_markdown([['criterion', 'needs', 's', '+ s a set', 'MiB'], *rows])))
     print_machine()
 
 
-def layerwise(name: str) -> str:
-    """Whether a criterion goes layer by layer."""
-    return 'yes' if issubclass(TASK_UTILS.get(f'mmgcp.{name}'), LayerwiseCriterion) else '-'
+def time_of_sets(item: dict) -> str:
+    """How long a set of layers takes, and how many there are."""
+    return f'{item["sets"]} x {item["seconds_a_set"]:.1f}' if item['sets'] else '-'
 
 
 def print_machine() -> None:

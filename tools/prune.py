@@ -195,11 +195,11 @@ def main():
         options['evaluate'] = lambda model: evaluate(model, cfg, args.metric, args.val_images)[1]
     name = osp.splitext(osp.basename(args.config))[0]
     folder = Path(args.work_dir or osp.join('work_dirs', f'{name}-pruned'))
+    unfinished = folder / 'unfinished.pth'  # of a run layer by layer that was interrupted
     with progress_bar() as progress:
         if options.get('finetune') is not None:
             options['finetune'] = make_finetuning(cfg, options['finetune'], progress)
-        result = prune(model, progress=progress, checkpoint_file=folder / 'unfinished.pth',
-                       **options)
+        result = prune(model, progress=progress, checkpoint_file=unfinished, **options)
     print(summarize(result))
     if args.dry_run:
         if result.plan.options.get('only_counts'):
@@ -210,6 +210,8 @@ def main():
 
     meta = dict(dataset_meta=meta.get('dataset_meta', {}), mmgcp_version=mmgcp.__version__)
     names = write_outputs(result, cfg, package, meta, folder)
+    if 'only_counts' in result.plan.options and unfinished.exists():
+        unfinished.unlink()
     print(f'written to {folder}: {", ".join(names)}')
 
 

@@ -107,7 +107,8 @@ def prune(model: nn.Module,
             is done is saved here after each set. If pruning is interrupted, the same request
             for the same weights goes on from there and leads to exactly the same result;
             another one begins anew. Which data ``batches`` and ``calibration`` yield is not
-            compared, but for the number of ``batches``. The file is removed at the end.
+            compared, but for the number of ``batches``. The file stays: remove it when the result
+            is saved.
         input_shape (Sequence[int]): Shape (C, H, W) of an image in pixels, which the
             operations are counted for.
         dry_run (bool): Make the plan and leave the model alone. With a layer-wise criterion
@@ -177,13 +178,12 @@ def prune(model: nn.Module,
     layerwise.folded = bool(compensate)
     with restored_on_error(model, weights=True):
         engine = LayerByLayer(model, layerwise, planner, compensator, batches, finetune, progress)
-        unfinished = Unfinished(checkpoint_file, digest_request(plan, batches, model))
-        removed, uncompensated = engine.run(order_sets(model, coupled_sets, shape),
-                                            plan.removed(), unfinished)
+        removed, uncompensated = engine.run(
+            order_sets(model, coupled_sets, shape), plan.removed(),
+            Unfinished(checkpoint_file, digest_request(plan, batches, model)))
         plan = complete_plan(plan, coupled_sets, removed)
         result = _finish(model, coupled_sets, plan, cost, {}, lambda _: uncompensated, shape,
                          dry_run, progress)
-    unfinished.remove()
     return result
 
 

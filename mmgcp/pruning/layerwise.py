@@ -265,11 +265,6 @@ class Unfinished:
             with replacing(self._path) as (temporary, ):
                 torch.save(dict(state, digest=self._digest), temporary)
 
-    def remove(self) -> None:
-        """Remove the file, if there is one."""
-        if self._path is not None and self._path.exists():
-            self._path.unlink()
-
 
 @dataclass
 class LayerByLayer:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / 'benchmarks' / 'criteria.py'
@@ -14,7 +15,17 @@ CONFIG = ROOT / 'configs' / 'yolov4' / 'yolov4_n_fast_1xb8-48e_demo-160.py'
 
 
 @pytest.fixture
-def benchmark(monkeypatch, tmp_path):
+def root(tmp_path):
+    """A data set of which only the list of images matters."""
+    folder = tmp_path / 'data' / 'ImageSets' / 'Main'
+    folder.mkdir(parents=True)
+    for split in ('train', 'trainval'):
+        (folder / f'{split}.txt').write_text('\n'.join(map(str, range(40))))
+    return tmp_path / 'data'
+
+
+@pytest.fixture
+def benchmark(monkeypatch, tmp_path, root):
     """A function that runs the script with tools that only write what the real ones leave."""
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location('criteria_benchmark', str(SCRIPT))
@@ -28,7 +39,9 @@ def benchmark(monkeypatch, tmp_path):
         folder = Path(arguments[arguments.index('--work-dir') + 1])
         if tool == 'prune.py':
             folder.mkdir(exist_ok=True)
-            (folder / 'pruned.py').write_text(f"_base_ = '{Path(arguments[0]).resolve()}'\n")
+            (folder / 'pruned.py').write_text(
+                f"_base_ = '{Path(arguments[0]).resolve()}'\n"
+                f"train_dataloader = dict(dataset=dict(data_root={str(root)!r}))\n")
             return
         metrics = {'pascal_voc/AP50': len(calls) / 100, 'pascal_voc/mAP': len(calls) / 200}
         log = folder / f'20260101_{next(times):06}' / (
@@ -55,14 +68,24 @@ def table(printed):
             for line in printed.splitlines() if line.startswith('|')]
 
 
+def value(call, option):
+    return call[call.index(option) + 1]
+
+
+def criterion(call):
+    """Type and seed in the call of the pruning tool."""
+    given = dict(item.split('=') for item in call[call.index('--cfg-options') + 1:])
+    return given['prune_cfg.criterion.type'], given.get('prune_cfg.criterion.seed')
+
+
 def test_runs_and_table(benchmark, capsys):
     calls = benchmark(*benchmark.arguments)
     one = ['prune.py', 'test.py'] * 4 + ['train.py'] * 2
     assert [call[0] for call in calls] == one * 2
     prunings = [call for call in calls if call[0] == 'prune.py']
-    assert [call[call.index('--criterion') + 1] for call in prunings] == (
-        ['BNScale'] * 4 + ['L1Norm'] * 4)
-    assert [call[call.index('--target-flops') + 1] for call in prunings[:4]] == [
+    assert [criterion(call) for call in prunings] == (
+        [('mmgcp.BNScale', None)] * 4 + [('mmgcp.L1Norm', None)] * 4)
+    assert [value(call, '--target-flops') for call in prunings[:4]] == [
         '0.75', '0.75', '0.5', '0.5']
     assert ['--no-compensate' in call for call in prunings[:4]] == [True, False] * 2
     # Tests are the even calls, of a quarter and a half, plain and compensated; then two seeds
@@ -72,6 +95,31 @@ def test_runs_and_table(benchmark, capsys):
     assert rows[2] == ['BNScale', '0.020 / 0.010', '0.060 / 0.030', '0.040 / 0.020',
                        '0.080 / 0.040', '0.095 / 0.048']
     assert rows[3][0] == 'L1Norm' and len(rows) == 4
+
+
+def test_seeds_of_criteria(benchmark, capsys):
+    """With chance in it, a criterion is run with each seed, and the means are printed."""
+    calls = benchmark(*benchmark.arguments[:4], '--criteria', 'ThiNet', '--remove', 0.5,
+                      '--seeds', 0, 3, '--finetune-at', '--cfg-options',
+                      'prune_cfg.criterion.positions=5')
+    prunings = [call for call in calls if call[0] == 'prune.py']
+    assert [criterion(call) for call in prunings] == [
+        ('mmgcp.ThiNet', '0'), ('mmgcp.ThiNet', '0'), ('mmgcp.ThiNet', '3'), ('mmgcp.ThiNet', '3')]
+    assert all(call[-1] == 'prune_cfg.criterion.positions=5' for call in prunings)
+    assert len({value(call, '--work-dir') for call in prunings}) == 4
+    rows = table(capsys.readouterr().out)  # tests are the calls 2, 4, 6, 8
+    assert rows[2] == ['ThiNet', '0.040 / 0.020', '0.060 / 0.030']
+
+
+def test_schedule_of_finetuning(benchmark):
+    """It has the given epochs, and ends with the only validation."""
+    benchmark(*benchmark.arguments, '--epochs', 2)
+    cfg = Config.fromfile(str(benchmark.arguments[3] / 'BNScale-0.5-finetuned-1.py'))
+    assert (cfg.train_cfg.max_epochs, cfg.train_cfg.val_interval) == (2, 2)
+    hook = cfg.default_hooks.param_scheduler
+    tenth = 2 * 40 // cfg.train_dataloader.batch_size // 10
+    assert hook.max_epochs == 2 and hook.warmup_mim_iter == tenth
+    assert cfg.val_evaluator.iou_thrs[0] == 0.5 and len(cfg.val_evaluator.iou_thrs) == 10
 
 
 def test_only_what_is_missing_is_run(benchmark):
@@ -93,8 +141,13 @@ def test_errors(benchmark, capsys):
 
 def test_costs(benchmark, capsys):
     """In real processes, on a small network."""
-    benchmark('--cost', '--criteria', 'BNScale', 'Taylor', '--calib-batches', 1,
+    benchmark('--cost', '--criteria', 'BNScale', 'Taylor', 'ThiNet', '--calib-batches', 1,
               '--large-config', CONFIG)
     rows = table(capsys.readouterr().out)
-    assert [row[:3] for row in rows[2:]] == [['BNScale', '-', '-'], ['Taylor', 'losses', '-']]
-    assert all(float(row[3]) > 0 and float(row[4]) > 0 for row in rows[2:])
+    assert rows[0] == ['criterion', 'needs', 's', '+ s a set', 'MiB']
+    assert [row[:2] for row in rows[2:]] == [
+        ['BNScale', '-'], ['Taylor', 'losses'], ['ThiNet', 'images']]
+    assert all(float(row[2]) > 0 and float(row[4]) > 0 for row in rows[2:])
+    assert [row[3] for row in rows[2:4]] == ['-', '-']
+    number, seconds = rows[4][3].split(' x ')
+    assert int(number) > 10 and float(seconds) >= 0

@@ -14,6 +14,7 @@ from mmgcp.pruning import (
     LayerwiseCriterion,
     PruningError,
     PruningPlan,
+    compensator,
     prune,
 )
 from mmgcp.pruning.dependency_graph import find_coupled_channels
@@ -338,20 +339,27 @@ def test_failure_restores_everything(when, monkeypatch, tmp_path):
     assert [path.name for path in tmp_path.glob('new/*')] == (['file.pth'] if finished else [])
 
 
+@pytest.mark.parametrize('trains', [True, False])
 @pytest.mark.parametrize('fails, done', [('a.conv', 1), ('b.conv', 2), ('c.conv', 3)])
-def test_resumed_is_as_uninterrupted(fails, done, tmp_path, monkeypatch):
+def test_resumed_is_as_uninterrupted(fails, done, trains, tmp_path, monkeypatch):
     trained, steps = [], []
 
-    def finetune(model, number):
+    def training(model, number):
         trained.append(number)
         with torch.no_grad():
             model.pred.weight.add_(0.01 * number)
             model.a.bn.running_mean.mul_(1.1)
 
+    def begin(self, model, *_):
+        self.total = 100
+        model.a.conv.weight.data *= 1.1  # as a joint training would
+
+    monkeypatch.setattr(Recorder, 'begin', begin)
+    finetune = training if trains else None
     original = two_branches()
     expected, model = copy.deepcopy(original), copy.deepcopy(original)
     first = run_prune(expected, finetune=finetune)
-    assert trained == [1, 2, 3, 4]
+    assert trained == ([1, 2, 3, 4] if trains else [])
     file, update = tmp_path / 'unfinished.pth', Recorder.update
 
     def failing(self, model, coupled, *args):
@@ -367,11 +375,39 @@ def test_resumed_is_as_uninterrupted(fails, done, tmp_path, monkeypatch):
     trained.clear()
     second = run_prune(model, checkpoint_file=file, finetune=finetune,
                        progress=lambda *step: steps.append(step))
-    assert trained == [1, 2, 3, 4][done:] and ('resuming', done, 4) in steps
+    assert trained == ([1, 2, 3, 4][done:] if trains else [])
+    assert ('resuming', done, 4) in steps
     assert Recorder.calls[0][0] == 'load'
     assert first.plan == second.plan and first.uncompensated == second.uncompensated
     assert_same_weights(expected, model)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [file]
+    run_prune(original, checkpoint_file=file, finetune=finetune)  # nothing is left to do
+    assert_same_weights(expected, original)
+    assert trained == ([1, 2, 3, 4][done:] if trains else [])
+
+
+def test_norms_are_adapted_at_the_end(monkeypatch):
+    """To the model with which the first set is begun, unless it is trained meanwhile."""
+    adapted = []
+
+    def adapt(model, reference, images):
+        assert [tuple(batch.shape) for batch in images] == [(2, *SHAPE)] * 2
+        assert not model.z.bn(torch.ones(1, 10, 1, 1))[0, removed()].any()  # they are off
+        adapted.append(reference.state_dict())
+
+    def removed():
+        return next(call[2] for call in Recorder.calls if call[:2] == ('update', 'z.conv'))
+
+    monkeypatch.setattr(compensator, 'adapt_norms', adapt)
+    model = two_branches().eval()
+    original = copy.deepcopy(model.state_dict())
+    run_prune(copy.deepcopy(model))
+    assert len(adapted) == 1
+    assert all(torch.equal(value, original[name]) for name, value in adapted[0].items())
+    for options in (dict(finetune=lambda *_: None), dict(compensate='mean'),
+                    dict(compensate=False)):
+        run_prune(copy.deepcopy(model), **options)
+        assert len(adapted) == 1
 
 
 def interrupt(model, file):
@@ -396,7 +432,7 @@ def test_another_request_begins_anew(change, tmp_path):
         run_prune(model, checkpoint_file=file, **options)
         run_prune(expected)
         assert_same_weights(expected, model)
-        assert not file.exists()
+        assert file.exists()
     else:
         with pytest.raises(RuntimeError, match='it broke'):
             run_prune(model, checkpoint_file=file, **options)
