@@ -2,8 +2,9 @@
 """Every pruning criterion at several budgets of operations, on a trained detector and real data.
 
 The detector is pruned with each criterion to each budget: its accuracy right after pruning,
-without and with compensation, and after a short fine-tuning at one of the budgets. A run that
-is finished is not run again; each start prints all that is there.
+without and with compensation, and after a short fine-tuning at one of the budgets. CPSCA prunes
+the detector after as short a training with its attention modules. A run that is finished is not
+run again; each start prints all that is there.
 
 With --cost instead: the time that tools/prune.py's work takes on the full-size YOLOv4 with random
 weights, and its peak of memory, each in a process of its own. Criteria that go layer by layer are
@@ -16,9 +17,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import torch
+from mmengine.config import Config
 from prune_speed import ROOT, _build, _markdown, _memory, _reset_peak, describe_machine
 from runs import Runs, digest, evaluation, pair
 
@@ -31,8 +33,7 @@ from mmgcp.utils.cli import run_tool
 from mmgcp.utils.config import image_size, load_config
 
 LARGE_CONFIG = ROOT / 'configs' / 'yolov4' / 'yolov4_fast_1xb64-50e_voc.py'
-# CPSCA needs a network that was trained with its attention modules
-CRITERIA = [name for name in importance.__all__ if 'Criterion' not in name and name != 'CPSCA']
+CRITERIA = [name for name in importance.__all__ if 'Criterion' not in name]
 BYTES = 2**20
 # So many sets are pruned to measure the time for one
 TIMED_SETS = 4
@@ -46,7 +47,7 @@ def parse_args():
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/criteria/CONFIG_NAME')
     parser.add_argument('--criteria', nargs='+', choices=CRITERIA, default=CRITERIA,
                         metavar='NAME', help=f'among {", ".join(CRITERIA)}; default: all')
-    parser.add_argument('--remove', type=float, nargs='+', default=[0.25, 0.5, 0.75],
+    parser.add_argument('--remove', type=float, nargs='*', default=[0.25, 0.5, 0.75],
                         help='shares of the operations; default: 0.25 0.5 0.75')
     parser.add_argument('--calib-batches', type=int, default=8, help='default: 8')
     parser.add_argument('--finetune-at', type=float, nargs='*', default=[0.5],
@@ -68,7 +69,8 @@ def main():
     if args.child:
         print(json.dumps(measure_cost(args.child, args.large_config, args.calib_batches)))
     elif args.cost:
-        print_costs([cost_in_process(name, args) for name in args.criteria], args)
+        names = [name for name in args.criteria if name != 'CPSCA']  # for it, one has to train
+        print_costs([cost_in_process(name, args) for name in names], args)
     else:
         compare(args)
 
@@ -107,14 +109,17 @@ class CriteriaRuns(Runs):
         if hasattr(TASK_UTILS.build(kind), 'seed'):
             kind['seed'] = seed
         name = f'{criterion}-{share:g}-{kind.get("seed", 0)}{"" if compensate else "-plain"}'
+        config, checkpoint = self.args.config, self.args.checkpoint
+        if criterion == 'CPSCA':
+            config, checkpoint = self.train_with_attention()
         inputs = dict(kind='pruned', criterion=criterion, share=share, compensate=compensate,
-                      config=os.path.abspath(self.args.config), checkpoint=self.args.checkpoint,
+                      config=os.path.abspath(config), checkpoint=str(checkpoint),
                       calib_batches=self.args.calib_batches, seed=kind.get('seed'),
                       cfg_options=self.args.cfg_options)
         folder = self.folder / name
         if not self.is_done(name, inputs):
             start = time.perf_counter()
-            self.run('prune.py', self.args.config, self.args.checkpoint, '--work-dir', folder,
+            self.run('prune.py', config, checkpoint, '--work-dir', folder,
                      '--target-flops', round(1 - share, 6),
                      '--calib-batches', self.args.calib_batches,
                      *([] if compensate else ['--no-compensate']), '--cfg-options',
@@ -124,18 +129,32 @@ class CriteriaRuns(Runs):
             self.finish(name, inputs, dict(self.test(folder), seconds=seconds))
         return folder
 
+    def train_with_attention(self) -> Tuple[Path, Path]:
+        """Train the detector with CPSCA's attention; returns config and last checkpoint."""
+        config, name = os.path.abspath(self.args.config), 'attention'
+        cfg = load_config(config)
+        model = dict(type='mmgcp.SCADetector', detector_type=cfg.model.type)
+        text = render(dict(_base_=config, load_from=os.path.abspath(self.args.checkpoint),
+                           model=model, **self.short_schedule(cfg)))
+        checkpoint = self.train(name, text, 0, dict(kind='attention'))
+        return self.folder / f'{name}.py', checkpoint
+
     def finetune(self, criterion: str, share: float, seed: int) -> Path:
         """Fine-tune a compensated network; returns the last checkpoint."""
         pruned = self.prune(criterion, share, True, seed).name
         cfg = load_config(str(self.folder / pruned / 'pruned.py'))
+        text = render(dict(_base_=f'./{pruned}/pruned.py', **self.short_schedule(cfg)))
+        return self.train(f'{criterion}-{share:g}-finetuned-{seed}', text, seed, dict(
+            kind='finetuned', criterion=criterion, share=share, epochs=self.args.epochs,
+            start=digest(self.result(pruned))))
+
+    def short_schedule(self, cfg: Config) -> dict:
+        """Settings to train for ``--epochs`` epochs and to validate at their end alone."""
         data = cfg.train_dataloader.dataset
         images = Path(data.data_root, data.ann_file).read_text().split()
         schedule = derive_schedule(cfg, self.args.epochs, num_images=len(images))
         schedule['train_cfg.val_interval'] = self.args.epochs
-        text = render(dict(_base_=f'./{pruned}/pruned.py', **nest(cfg, schedule), **evaluation()))
-        return self.train(f'{criterion}-{share:g}-finetuned-{seed}', text, seed, dict(
-            kind='finetuned', criterion=criterion, share=share, epochs=self.args.epochs,
-            start=digest(self.result(pruned))))
+        return dict(nest(cfg, schedule), **evaluation())
 
 
 def print_results(runs: CriteriaRuns, args: argparse.Namespace) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from mmgcp.utils.config import load_config
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / 'benchmarks' / 'criteria.py'
 CONFIG = ROOT / 'configs' / 'yolov4' / 'yolov4_n_fast_1xb8-48e_demo-160.py'
@@ -24,6 +26,11 @@ def root(tmp_path):
     return tmp_path / 'data'
 
 
+def with_data(cfg, root):
+    cfg.train_dataloader.dataset.data_root = str(root)
+    return cfg
+
+
 @pytest.fixture
 def benchmark(monkeypatch, tmp_path, root):
     """A function that runs the script with tools that only write what the real ones leave."""
@@ -33,15 +40,15 @@ def benchmark(monkeypatch, tmp_path, root):
     spec.loader.exec_module(module)
     calls, times = [], itertools.count()
 
+    monkeypatch.setattr(module, 'load_config', lambda path: with_data(load_config(path), root))
+
     def fake_run(_, tool, *arguments):
         arguments = [str(argument) for argument in arguments]
         calls.append((tool, *arguments))
         folder = Path(arguments[arguments.index('--work-dir') + 1])
         if tool == 'prune.py':
             folder.mkdir(exist_ok=True)
-            (folder / 'pruned.py').write_text(
-                f"_base_ = '{Path(arguments[0]).resolve()}'\n"
-                f"train_dataloader = dict(dataset=dict(data_root={str(root)!r}))\n")
+            (folder / 'pruned.py').write_text(f"_base_ = '{Path(arguments[0]).resolve()}'\n")
             return
         metrics = {'pascal_voc/AP50': len(calls) / 100, 'pascal_voc/mAP': len(calls) / 200}
         log = folder / f'20260101_{next(times):06}' / (
@@ -111,6 +118,18 @@ def test_seeds_of_criteria(benchmark, capsys):
     assert rows[2] == ['ThiNet', '0.040 / 0.020', '0.060 / 0.030']
 
 
+def test_attention_is_trained_first(benchmark):
+    calls = benchmark(*benchmark.arguments[:4], '--criteria', 'CPSCA', '--remove', 0.25, 0.5,
+                      '--epochs', 2)
+    assert [call[0] for call in calls] == ['train.py'] + ['prune.py', 'test.py'] * 4 + ['train.py']
+    folder = benchmark.arguments[3]
+    cfg = Config.fromfile(str(folder / 'attention.py'))
+    assert cfg.model.type == 'mmgcp.SCADetector' and cfg.model.detector_type == 'YOLODetector'
+    assert cfg.load_from == str(Path('a.pth').resolve()) and cfg.train_cfg.max_epochs == 2
+    assert {call[1:3] for call in calls if call[0] == 'prune.py'} == {
+        (str(folder / 'attention.py'), str(folder / 'attention' / 'epoch_9.pth'))}
+
+
 def test_schedule_of_finetuning(benchmark):
     """It has the given epochs, and ends with the only validation."""
     benchmark(*benchmark.arguments, '--epochs', 2)
@@ -135,7 +154,7 @@ def test_errors(benchmark, capsys):
     with pytest.raises(SystemExit, match='give the config of a trained detector'):
         benchmark(CONFIG)
     with pytest.raises(SystemExit):
-        benchmark(CONFIG, 'a.pth', '--criteria', 'CPSCA')
+        benchmark(CONFIG, 'a.pth', '--criteria', 'Guess')
     assert 'invalid choice' in capsys.readouterr().err
 
 
