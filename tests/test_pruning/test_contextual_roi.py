@@ -23,7 +23,7 @@ def test_it_is_roi_align_of_the_enclosing_box():
     feature = torch.randn(2, 5, 8, 12, generator=torch.Generator().manual_seed(0))
     rois = torch.cat((IMAGES[:, None].float(), ENCLOSING), 1)
     for size in (7, 3):
-        expected = RoIAlign((size, size), spatial_scale=12 / 48, aligned=True)(feature, rois)
+        expected = RoIAlign((size, size), 12 / 48, sampling_ratio=2)(feature, rois)
         found = contextual_roi_align(feature, positives(), size)
         assert found.shape == (3, 5, size, size)
         assert torch.allclose(found, expected, atol=1e-5)
@@ -34,7 +34,7 @@ def test_maps_that_are_rounded_up():
     feature = torch.randn(2, 5, 4, 12, generator=torch.Generator().manual_seed(0))
     scale = torch.tensor([12 / 48, 4 / 30, 12 / 48, 4 / 30])
     rois = torch.cat((IMAGES[:, None].float(), ENCLOSING * scale), 1)
-    expected = roi_align(feature, rois, (7, 7), 1., 0, 'avg', True)
+    expected = roi_align(feature, rois, (7, 7), 1., 2, 'avg', True)
     assert torch.allclose(contextual_roi_align(feature, positives((30, 48))), expected, atol=1e-5)
 
 

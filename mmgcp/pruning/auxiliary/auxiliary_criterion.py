@@ -2,7 +2,8 @@
 """Layer by layer pruning, led by reconstruction and by auxiliary networks."""
 import warnings
 from contextlib import ExitStack, contextmanager
-from typing import Dict, Iterable, Iterator, List, Optional, Sequence
+from dataclasses import dataclass
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -16,8 +17,18 @@ from .joint_training import train_jointly
 from .kernels import Kernels, gradients_only_of, readers
 from .networks import Auxiliary
 from .positives import number_of_classes
-from .recording import Call, Outputs, copy_without_hooks, record_outputs, watch_calls
+from .recording import (
+    Call,
+    Outputs,
+    copy_without_hooks,
+    record_inputs,
+    record_outputs,
+    watch_calls,
+)
 from .sgd import SGD
+
+# Views of batches that are kept while the kernels of a set are fitted
+CACHE_BYTES = 256 * 2**20
 
 
 class AuxiliaryCriterion(LayerwiseCriterion):
@@ -112,6 +123,7 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         self._norms: Dict[str, List[str]] = {}
         self._auxiliaries: Dict[str, Auxiliary] = {}
         self._num_classes = 0
+        self._views: Dict[int, _View] = {}
         self._baseline: Optional[nn.Module] = None
         self._baseline_weights: Optional[Dict[str, Tensor]] = None
 
@@ -230,7 +242,7 @@ class AuxiliaryCriterion(LayerwiseCriterion):
                               'back: try a lower lr, or relative=True')
 
     def joint_loss(self, model: nn.Module, coupled: CoupledChannels, batch: Batch,
-                   centred: bool = False) -> Tensor:
+                   centred: bool = False, view: Optional['_View'] = None) -> Tensor:
         """Compute the loss that channels of a set are scored by and kernels fitted to.
 
         Args:
@@ -239,24 +251,46 @@ class AuxiliaryCriterion(LayerwiseCriterion):
             batch (Batch): A batch.
             centred (bool): Whether a constant that an output channel lacks in the whole batch
                 does not count as an error. Defaults to False.
+            view (_View, optional): What else there is to know of the batch, found before.
 
         Returns:
             Tensor: The reconstruction losses of all consumers, and the auxiliary loss.
         """
+        view = view or self._look(model, coupled, batch)
+        if view.inputs is None:
+            outputs = record_outputs(model, batch.images, view.calls)
+        else:
+            outputs = {name: [model.get_submodule(name)(item) for item in inputs]
+                       for name, inputs in view.inputs.items()}
+        found = self._with_offsets(model, outputs)
+        loss = batch.images.new_zeros(())
+        for name, items in view.expected.items():
+            for now, before in zip(found[name], items):
+                loss = loss + self.reconstruction_weight * self._error(now, before, centred)
+        if coupled.name in self._auxiliaries:
+            loss = loss + self.alpha * self._auxiliaries[coupled.name].loss(found, view.targets)
+        return loss
+
+    def _look(self, model: nn.Module, coupled: CoupledChannels, batch: Batch) -> '_View':
+        """Find all of a batch that does not depend on the kernels that are fitted."""
         baseline = self._original(model)
-        auxiliary = self._auxiliaries.get(coupled.name)
         calls = {name: len(self._norms[name]) for name in self._consumers(model, coupled)}
         with loss_mode(baseline), torch.no_grad():
-            targets = auxiliary and self.find_targets(baseline, batch)
+            targets = None
+            if coupled.name in self._auxiliaries:
+                targets = self.find_targets(baseline, batch)
             expected = record_outputs(baseline, batch.images, calls)
-        found = self._with_offsets(model, record_outputs(model, batch.images, calls))
-        loss = batch.images.new_zeros(())
-        for name in calls:
-            for now, before in zip(found[name], expected[name]):
-                loss = loss + self.reconstruction_weight * self._error(now, before, centred)
-        if auxiliary is not None:
-            loss = loss + self.alpha * auxiliary.loss(found, targets)
-        return loss
+        return _View(calls, targets, expected, record_inputs(model, batch.images, calls))
+
+    def _viewed(self, model: nn.Module, coupled: CoupledChannels, batches: Iterable[Batch]
+                ) -> Iterator[Tuple[Batch, '_View']]:
+        """Go through the batches; views of the first ones, as they fit, are kept."""
+        for number, batch in enumerate(batches):
+            view = self._views.get(number) or self._look(model, coupled, batch)
+            size = sum(item.size for item in self._views.values()) + view.size
+            if size <= CACHE_BYTES:
+                self._views.setdefault(number, view)
+            yield batch, view
 
     def state_dict(self) -> dict:
         """Return the networks and the weights of the detector's copy, as plain data."""
@@ -327,6 +361,7 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         with ExitStack() as stack:
             stack.enter_context(loss_mode(model))
             stack.enter_context(gradients_only_of(model, kernels.weights))
+            stack.callback(self._views.clear)
             yield
 
     def _with_offsets(self, model: nn.Module, outputs: Outputs) -> Outputs:
@@ -355,15 +390,16 @@ class AuxiliaryCriterion(LayerwiseCriterion):
     @torch.no_grad()
     def _mean_loss(self, model: nn.Module, coupled: CoupledChannels,
                    batches: Iterable[Batch]) -> float:
-        losses = [float(self.joint_loss(model, coupled, batch)) for batch in batches]
+        losses = [float(self.joint_loss(model, coupled, batch, view=view))
+                  for batch, view in self._viewed(model, coupled, batches)]
         return sum(losses) / max(len(losses), 1)
 
     def _mean_gradients(self, model: nn.Module, coupled: CoupledChannels, kernels: Kernels,
                         batches: Iterable[Batch]) -> List[Tensor]:
         """The gradients of the mean loss of all batches."""
         total, number = [torch.zeros_like(weight) for weight in kernels.weights], 0
-        for number, batch in enumerate(batches, 1):
-            loss = self.joint_loss(model, coupled, batch, self.folded)
+        for number, item in enumerate(self._viewed(model, coupled, batches), 1):
+            loss = self.joint_loss(model, coupled, item[0], self.folded, item[1])
             for sums, gradient in zip(total, torch.autograd.grad(loss, kernels.weights)):
                 sums += gradient
         return [sums / max(number, 1) for sums in total]
@@ -409,10 +445,34 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         optimizer = SGD(kernels.weights, self.lr, self.momentum)
         for epoch in range(epochs):
             optimizer.lr = self.lr * 0.1**sum(epoch >= step for step in self.lr_steps)
-            for batch in batches:
-                loss = self.joint_loss(model, coupled, batch, centred)
+            for batch, view in self._viewed(model, coupled, batches):
+                loss = self.joint_loss(model, coupled, batch, centred, view)
                 gradients = torch.autograd.grad(loss, kernels.weights)
                 optimizer.step([gradient * mask for gradient, mask in zip(gradients, masks)])
+
+
+@dataclass
+class _View:
+    """What losses for a batch have in common while the kernels of consumers are fitted.
+
+    Attributes:
+        calls (dict[str, int]): How often each consumer runs, by name.
+        targets (object): Of the auxiliary network.
+        expected (dict[str, list[Tensor]]): Outputs of the original consumers.
+        inputs (dict[str, list[Tensor]], optional): Inputs of the consumers; None if they are
+            not the same all the time.
+    """
+    calls: Dict[str, int]
+    targets: object
+    expected: Outputs
+    inputs: Optional[Outputs]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tensors."""
+        return sum(item.nelement() * item.element_size()
+                   for outputs in (self.expected, self.inputs or {})
+                   for items in outputs.values() for item in items)
 
 
 def _is_map(shape: torch.Size, num_images: int) -> bool:

@@ -120,6 +120,43 @@ def record_outputs(model: nn.Module, images: Tensor, calls: Dict[str, int]) -> O
     return outputs
 
 
+def record_inputs(model: nn.Module, images: Tensor, calls: Dict[str, int]) -> Optional[Outputs]:
+    """Run a detector as far as it takes to know what layers read.
+
+    Args:
+        model (nn.Module): The detector. Of its parameters, those that need gradients are
+            going to change.
+        images (Tensor): Images (N, C, H, W).
+        calls (dict[str, int]): How often each layer runs, by name.
+
+    Returns:
+        dict[str, list[Tensor]] | None: The first inputs of each layer, call after call; None if
+        one of them depends on what is going to change.
+    """
+    inputs: Outputs = {name: [] for name in calls}
+    number = sum(calls.values())
+
+    def hook(name):
+        def record(_, args):
+            inputs[name].append(args[0].clone())
+            if sum(map(len, inputs.values())) == number:
+                raise _Done
+        return record
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in calls]
+    try:
+        with torch.enable_grad():
+            run_as_tensors(model, images)
+    except _Done:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    if any(item.requires_grad for items in inputs.values() for item in items):
+        return None
+    return inputs
+
+
 def copy_without_hooks(model: nn.Module) -> nn.Module:
     """Copy a model, without what hooks do to it, and without gradients."""
     duplicate = copy.deepcopy(model)
