@@ -24,7 +24,6 @@ from .layerwise import (
     LayerByLayer,
     Unfinished,
     allocate_by,
-    complete_plan,
     digest_request,
     drop_skipped,
     order_sets,
@@ -32,7 +31,7 @@ from .layerwise import (
     settings_of,
 )
 from .masking import channels_off, check_same_predictions, raw_predictions, restored_on_error
-from .plan import PruningPlan, validate_plan
+from .plan import PruningPlan, complete_plan, validate_plan
 from .planner import Planner, ScoredSet, Thresholds, group_scores, score_sets, thresholds_of_groups
 from .pruned_detector import ChannelTable, count_channels
 from .result import PruningResult
@@ -158,8 +157,8 @@ def prune(model: nn.Module,
     if evaluate is not None:
         sensitivity = measure_sensitivity(
             model, planner, groups, evaluate, compensator, progress)
-    plan = planner.plan(_decide(planner, groups, cost, budget,
-                                sensitivity and sensitivity.costs, progress))
+    plan = complete_plan(planner.plan(_decide(
+        planner, groups, cost, budget, sensitivity and sensitivity.costs, progress)), coupled_sets)
     plan.skipped = skipped
     plan.options = dict(
         criterion=dict(criterion), ratio=ratio, target_params=target_params,
@@ -171,7 +170,6 @@ def prune(model: nn.Module,
         return _finish(model, coupled_sets, plan, cost, scores, compensator, shape, dry_run,
                        progress)
 
-    plan = complete_plan(plan, coupled_sets)
     plan.options.update(finetune=settings_of(finetune), only_counts=dry_run)
     if dry_run:
         return _finish(model, coupled_sets, plan, cost, {}, compensator, shape, dry_run, progress)

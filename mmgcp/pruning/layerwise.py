@@ -22,7 +22,7 @@ from .compensator import Compensator
 from .importance import Criterion, LayerwiseCriterion
 from .layers import WEIGHT_TYPES, find_layer
 from .masking import channels_off
-from .plan import PruningPlan, SetPlan
+from .plan import PruningPlan
 from .planner import Planner, score_sets
 from .structures import CoupledChannels, LayerGroup, PruningError
 from .training_loss import Batch
@@ -112,30 +112,6 @@ def drop_skipped(model: nn.Module, coupled_sets: Sequence[CoupledChannels],
         else:
             skipped.update((item.module, reason) for item in coupled.side('out'))
     return kept
-
-
-def complete_plan(plan: PruningPlan, coupled_sets: Sequence[CoupledChannels],
-                  removed: Optional[Dict[str, Tensor]] = None) -> PruningPlan:
-    """Return a plan that names all sets, and removes what was chosen layer by layer.
-
-    Args:
-        plan (PruningPlan): The plan of the allocation.
-        coupled_sets (Sequence[CoupledChannels]): All sets.
-        removed (dict[str, Tensor], optional): Removed channels, by name of the set. Defaults
-            to those of the plan.
-
-    Returns:
-        PruningPlan: The plan.
-    """
-    known = {item.name: item for item in plan.sets}
-    removed = plan.removed() if removed is None else removed
-    sets = []
-    for coupled in coupled_sets:
-        item = known.get(coupled.name) or SetPlan(
-            coupled.name, {piece.module: '' for piece in coupled.side('out')}, coupled.size, [])
-        channels = removed.get(coupled.name)
-        sets.append(replace(item, removed=[] if channels is None else channels.tolist()))
-    return replace(plan, sets=sets)
 
 
 def order_sets(model: nn.Module, coupled_sets: Sequence[CoupledChannels],

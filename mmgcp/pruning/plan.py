@@ -2,9 +2,9 @@
 """The pruning plan: made by the planner, read and edited by people, applied by surgery."""
 import difflib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Dict, Iterable, List, Union
+from typing import Dict, Iterable, List, Optional, Sequence, Union
 
 import torch
 from torch import Tensor
@@ -91,6 +91,30 @@ class PruningPlan:
             raise PruningError(f'the plan {path} has no sets')
         known['sets'] = [_read_set(number, item) for number, item in enumerate(sets)]
         return cls(**known)
+
+
+def complete_plan(plan: PruningPlan, coupled_sets: Sequence[CoupledChannels],
+                  removed: Optional[Dict[str, Tensor]] = None) -> PruningPlan:
+    """Return a plan that names all sets, those without scores included.
+
+    Args:
+        plan (PruningPlan): The plan.
+        coupled_sets (Sequence[CoupledChannels]): All sets.
+        removed (dict[str, Tensor], optional): Removed channels, by name of the set. Defaults
+            to those of the plan.
+
+    Returns:
+        PruningPlan: The plan.
+    """
+    known = {item.name: item for item in plan.sets}
+    removed = plan.removed() if removed is None else removed
+    sets = []
+    for coupled in coupled_sets:
+        item = known.get(coupled.name) or SetPlan(
+            coupled.name, {piece.module: '' for piece in coupled.side('out')}, coupled.size, [])
+        channels = removed.get(coupled.name)
+        sets.append(replace(item, removed=[] if channels is None else channels.tolist()))
+    return replace(plan, sets=sets)
 
 
 def validate_plan(plan: PruningPlan, coupled_sets: Iterable[CoupledChannels]) -> None:

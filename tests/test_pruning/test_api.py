@@ -371,6 +371,18 @@ def test_interrupted_pruning_is_taken_back(stage, step):
     assert_untouched(model, state)
 
 
+def test_plan_names_sets_without_scores():
+    """So that it can be applied again."""
+    model = randomise(Toy(lambda net, x: net.pred(net.b(net.a(x))), a=Block(3, 8),
+                          b=nn.Conv2d(8, 6, 1), pred=nn.Conv2d(6, 2, 1)))
+    other = copy.deepcopy(model)
+    result = prune(model, [dict(name='all', modules=['*'], ratio=0.5)], input_shape=SMALL,
+                   criterion=dict(type='mmgcp.BNScale', without_norm='keep'))
+    assert {item.name: len(item.removed) for item in result.plan.sets} == {'a.conv': 4, 'b': 0}
+    again = prune(other, plan=result.plan, input_shape=SMALL)
+    assert again.channels_after == result.channels_after
+
+
 def test_missing_calibration_images_change_nothing():
     model = fussy_toy('not')
     state = state_of(model)
