@@ -6,7 +6,7 @@ without and with compensation, and after a short fine-tuning at one of the budge
 the detector after as short a training with its attention modules. A run that is finished is not
 run again; each start prints all that is there.
 
-With --cost instead: the time that tools/prune.py's work takes on the full-size YOLOv4 with random
+With --cost instead: the CPU time that tools/prune.py's work takes on the full-size YOLOv4 with random
 weights, and its peak of memory, each in a process of its own. Criteria that go layer by layer are
 stopped after the first sets of layers, and their time for a set is printed.
 """
@@ -17,12 +17,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import mean
 from typing import Dict, List, Optional, Tuple
 
 import torch
 from mmengine.config import Config
 from prune_speed import ROOT, _build, _markdown, _memory, _reset_peak, describe_machine
-from runs import Runs, digest, evaluation, pair
+from runs import Runs, digest, evaluation
 
 from mmgcp.pipeline.config_text import nest, render
 from mmgcp.pipeline.schedules import derive_schedule
@@ -162,20 +163,29 @@ def print_results(runs: CriteriaRuns, args: argparse.Namespace) -> None:
     pruned, tuned = runs.results('pruned'), runs.results('finetuned')
     shares = sorted({item['inputs']['share'] for item in pruned})
     tuned_at = sorted({(item['inputs']['share'], item['inputs']['epochs']) for item in tuned})
-    header = ['criterion', *(f'-{share:.0%} plain' for share in shares),
-              *(f'-{share:.0%} compensated' for share in shares),
+    header = ['criterion', *(f'-{share:.0%}' for share in shares),
               *(f'-{share:.0%}, {epochs} epochs' for share, epochs in tuned_at)]
     rows = []
     for name in CRITERIA:
-        cells = [pair(select(pruned, criterion=name, share=share, compensate=compensate))
-                 for compensate in (False, True) for share in shares]
-        cells += [pair(select(tuned, criterion=name, share=share, epochs=epochs))
+        cells = [' / '.join(accuracy(select(pruned, criterion=name, share=share, compensate=value))
+                            for value in (False, True)) for share in shares]
+        cells += [accuracy(select(tuned, criterion=name, share=share, epochs=epochs))
                   for share, epochs in tuned_at]
-        if set(cells) != {'-'}:
+        if set(cells) - {'-', '- / -'}:
             rows.append([name, *cells])
-    print('mAP50 / mAP, the mean of all seeds that were run:\n')
+    print('mAP50 without / with compensation, and after fine-tuning; several seeds as mean '
+          '(lowest to highest):\n')
     print('\n'.join(_markdown([header, *rows])))
     print_machine()
+
+
+def accuracy(items: List[dict]) -> str:
+    """The mean mAP50, and its range if there are several."""
+    values = [item['mAP50'] for item in items]
+    if not values:
+        return '-'
+    spread = f' ({min(values):.3f} to {max(values):.3f})' if len(values) > 1 else ''
+    return f'{mean(values):.3f}{spread}'
 
 
 def select(items: List[dict], **inputs: object) -> List[dict]:
@@ -206,7 +216,7 @@ def measure_cost(name: str, config: str, num_batches: int) -> Dict[str, object]:
         num_batches (int): Batches of two images of noise with a box each.
 
     Returns:
-        dict: ``name``, ``needs``, ``seconds``, ``peak_bytes`` above the memory before, and for
+        dict: ``name``, ``needs``, ``seconds`` of CPU time, ``peak_bytes`` above the memory before, and for
         a criterion that goes layer by layer ``sets``, their number, and ``seconds_a_set``, which
         then come on top of the seconds.
     """
@@ -218,11 +228,11 @@ def measure_cost(name: str, config: str, num_batches: int) -> Dict[str, object]:
     batches = NoiseBatches(num_batches, height, width) if needs else None
     clock = Clock()
     before, _ = _memory('VmRSS'), _reset_peak()
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         prune(model, criterion=criterion, target_flops=0.5, batches=batches,
               input_shape=(3, height, width), progress=clock)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
     except Enough:
         seconds = clock.times[0] - start
     return dict(name=name, needs=needs, seconds=seconds, sets=clock.sets,
@@ -234,7 +244,7 @@ class Enough(Exception):
 
 
 class Clock:
-    """Takes the time of each set, and raises Enough after some of them."""
+    """Takes the CPU time of each set, and raises Enough after some of them."""
 
     def __init__(self):
         self.times: List[float] = []
@@ -242,7 +252,7 @@ class Clock:
 
     def __call__(self, stage: str, done: int, steps: int) -> None:
         if stage == 'pruning layers':
-            self.times.append(time.perf_counter())
+            self.times.append(time.process_time())
             self.sets = steps
             if TIMED_SETS <= done < steps:
                 raise Enough
@@ -284,7 +294,7 @@ def print_costs(costs: List[dict], args: argparse.Namespace) -> None:
              f'{item["peak_bytes"] / BYTES:.0f}'] for item in costs]
     print(f'{Path(args.large_config).stem}, half of the operations, {args.calib_batches} batches '
           'of 2 images where some are needed:\n')
-    print('\n'.join(_markdown([['criterion', 'needs', 's', '+ s a set', 'MiB'], *rows])))
+    print('\n'.join(_markdown([['criterion', 'needs', 'CPU s', '+ CPU s a set', 'MiB'], *rows])))
     print_machine()
 
 
