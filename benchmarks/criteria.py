@@ -6,9 +6,9 @@ without and with compensation, and after a short fine-tuning at one of the budge
 the detector after as short a training with its attention modules. A run that is finished is not
 run again; each start prints all that is there.
 
-With --cost instead: the CPU time that tools/prune.py's work takes on the full-size YOLOv4 with random
-weights, and its peak of memory, each in a process of its own. Criteria that go layer by layer are
-stopped after the first sets of layers, and their time for a set is printed.
+With --cost instead: the CPU time that tools/prune.py's work takes on the full-size YOLOv4 with
+random weights, and its peak of memory, each in a process of its own. Criteria that go layer by
+layer are stopped after the first sets of layers, and their time for a set is printed.
 """
 import argparse
 import json
@@ -216,9 +216,9 @@ def measure_cost(name: str, config: str, num_batches: int) -> Dict[str, object]:
         num_batches (int): Batches of two images of noise with a box each.
 
     Returns:
-        dict: ``name``, ``needs``, ``seconds`` of CPU time, ``peak_bytes`` above the memory before, and for
-        a criterion that goes layer by layer ``sets``, their number, and ``seconds_a_set``, which
-        then come on top of the seconds.
+        dict: ``name``, ``needs``, ``seconds`` of CPU time, ``peak_bytes`` above the memory
+        before, and for a criterion that goes layer by layer ``sets``, their number, and
+        ``seconds_a_set``, which then come on top of the seconds.
     """
     cfg = load_config(config)
     model = _build(cfg)
