@@ -89,7 +89,7 @@ def compare(args: argparse.Namespace) -> None:
                     runs.prune(criterion, share, compensate, seed)
             for share in args.finetune_at:
                 runs.finetune(criterion, share, seed)
-    print_results(runs, args)
+    print_results(runs)
 
 
 class CriteriaRuns(Runs):
@@ -158,7 +158,7 @@ class CriteriaRuns(Runs):
         return dict(nest(cfg, schedule), **evaluation())
 
 
-def print_results(runs: CriteriaRuns, args: argparse.Namespace) -> None:
+def print_results(runs: CriteriaRuns) -> None:
     """Print a row for each criterion."""
     pruned, tuned = runs.results('pruned'), runs.results('finetuned')
     shares = sorted({item['inputs']['share'] for item in pruned})

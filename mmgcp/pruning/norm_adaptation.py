@@ -186,7 +186,7 @@ class _Pair:
             self._adapt_to(self.total)
 
     def _adapt_to(self, moments: _Moments) -> None:
-        norm, eps, change = self.norm, self.norm.eps, moments.correlation
+        norm, eps, correlation = self.norm, self.norm.eps, moments.correlation
         mean, var = self.original.running_mean.double(), self.original.running_var.double() + eps
         ratio = (moments.var[1] + eps) / (moments.var[0] + eps)
         offset = moments.mean[0] - mean  # of these images from those of training
@@ -194,6 +194,6 @@ class _Pair:
         norm.running_var.copy_((var * ratio - eps).clamp(min=0))
         if norm.affine:
             weight = self.original.weight.double()
-            norm.weight.copy_(weight * change)
+            norm.weight.copy_(weight * correlation)
             norm.bias.copy_(self.original.bias.double()
-                            + weight * (1 - change) * offset / var.sqrt())
+                            + weight * (1 - correlation) * offset / var.sqrt())

@@ -258,7 +258,8 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         """
         view = view or self._look(model, coupled, batch)
         if view.inputs is None:
-            outputs = record_outputs(model, batch.images, view.calls)
+            calls = {name: len(items) for name, items in view.expected.items()}
+            outputs = record_outputs(model, batch.images, calls)
         else:
             outputs = {name: [model.get_submodule(name)(item) for item in inputs]
                        for name, inputs in view.inputs.items()}
@@ -280,16 +281,17 @@ class AuxiliaryCriterion(LayerwiseCriterion):
             if coupled.name in self._auxiliaries:
                 targets = self.find_targets(baseline, batch)
             expected = record_outputs(baseline, batch.images, calls)
-        return _View(calls, targets, expected, record_inputs(model, batch.images, calls))
+        return _View(targets, expected, record_inputs(model, batch.images, calls))
 
     def _viewed(self, model: nn.Module, coupled: CoupledChannels, batches: Iterable[Batch]
                 ) -> Iterator[Tuple[Batch, '_View']]:
         """Go through the batches; views of the first ones, as they fit, are kept."""
         for number, batch in enumerate(batches):
-            view = self._views.get(number) or self._look(model, coupled, batch)
-            size = sum(item.size for item in self._views.values()) + view.size
-            if size <= CACHE_BYTES:
-                self._views.setdefault(number, view)
+            view = self._views.get(number)
+            if view is None:
+                view = self._look(model, coupled, batch)
+                if view.size + sum(kept.size for kept in self._views.values()) <= CACHE_BYTES:
+                    self._views[number] = view
             yield batch, view
 
     def state_dict(self) -> dict:
@@ -456,13 +458,11 @@ class _View:
     """What losses for a batch have in common while the kernels of consumers are fitted.
 
     Attributes:
-        calls (dict[str, int]): How often each consumer runs, by name.
         targets (object): Of the auxiliary network.
         expected (dict[str, list[Tensor]]): Outputs of the original consumers.
         inputs (dict[str, list[Tensor]], optional): Inputs of the consumers; None if they are
             not the same all the time.
     """
-    calls: Dict[str, int]
     targets: object
     expected: Outputs
     inputs: Optional[Outputs]

@@ -33,31 +33,36 @@ class _Done(Exception):
 
 
 @contextmanager
-def recording(model: nn.Module, layers: Iterable[str], limit: Optional[int] = None
-              ) -> Iterator[Outputs]:
-    """Record what layers put out.
+def recording(model: nn.Module, layers: Iterable[str], limit: Optional[int] = None,
+              inputs: bool = False) -> Iterator[Outputs]:
+    """Record what layers put out, or what they read.
 
     Args:
         model (nn.Module): The model.
         layers (Iterable[str]): Names of the layers.
-        limit (int, optional): Leave the block, quietly, after so many outputs.
+        limit (int, optional): Leave the block, quietly, after so many tensors.
+        inputs (bool): Record the first inputs instead of the outputs. Defaults to False.
 
     Yields:
-        dict[str, list[Tensor]]: The outputs of each layer, call after call. They are copies
+        dict[str, list[Tensor]]: The tensors of each layer, call after call. They are copies
         that autograd knows, as activations work in place.
     """
-    outputs: Outputs = {name: [] for name in layers}
+    found: Outputs = {name: [] for name in layers}
 
-    def hook(name):
-        def record(_, __, output):
-            outputs[name].append(output.clone())
-            if sum(map(len, outputs.values())) == limit:
-                raise _Done
-        return record
+    def record(name, tensor):
+        found[name].append(tensor.clone())
+        if sum(map(len, found.values())) == limit:
+            raise _Done
 
-    handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in outputs]
+    def watch(name):
+        layer = model.get_submodule(name)
+        if inputs:
+            return layer.register_forward_pre_hook(lambda _, args: record(name, args[0]))
+        return layer.register_forward_hook(lambda _, __, output: record(name, output))
+
+    handles = [watch(name) for name in found]
     try:
-        yield outputs
+        yield found
     except _Done:
         return
     finally:
@@ -133,25 +138,9 @@ def record_inputs(model: nn.Module, images: Tensor, calls: Dict[str, int]) -> Op
         dict[str, list[Tensor]] | None: The first inputs of each layer, call after call; None if
         one of them depends on what is going to change.
     """
-    inputs: Outputs = {name: [] for name in calls}
-    number = sum(calls.values())
-
-    def hook(name):
-        def record(_, args):
-            inputs[name].append(args[0].clone())
-            if sum(map(len, inputs.values())) == number:
-                raise _Done
-        return record
-
-    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in calls]
-    try:
-        with torch.enable_grad():
-            run_as_tensors(model, images)
-    except _Done:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+    limit = sum(calls.values())
+    with recording(model, calls, limit, inputs=True) as inputs, torch.enable_grad():
+        run_as_tensors(model, images)
     if any(item.requires_grad for items in inputs.values() for item in items):
         return None
     return inputs
