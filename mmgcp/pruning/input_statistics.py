@@ -11,12 +11,12 @@ from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
 
 from mmgcp.utils.forward import eval_mode, run_as_tensors
+from mmgcp.utils.hooks import hooked, maker_of, set_maker
 
 from .layers import WEIGHT_TYPES, is_depthwise
 from .structures import PruningError
 
 Norms = Tuple[_BatchNorm, ...]
-CALL = '_mmgcp_call'  # attribute of a layer's output
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,10 @@ class _Call:
     Attributes:
         name (str): Name of the layer.
         inputs (ChannelStatistics): Of the input channels.
-        version (int): How often the output had been changed in place.
         norms (List): The BatchNorms that read the output.
     """
     name: str
     inputs: ChannelStatistics
-    version: int
     norms: List[_BatchNorm] = field(default_factory=list)
 
 
@@ -108,17 +106,16 @@ def measure_inputs(model: nn.Module, channels: Dict[str, Tensor],
 
     def look(name):
         def hook(layer, args, output):
-            inputs = _input_statistics(layer, args[0], channels[name])
-            calls.append(_Call(name, inputs, output._version))
-            setattr(output, CALL, calls[-1])
+            calls.append(_Call(name, _input_statistics(layer, args[0], channels[name])))
+            set_maker(output, calls[-1])
         return hook
 
     def find_call(norm, args):
-        call = getattr(args[0], CALL, None)
-        if call is not None and call.version == args[0]._version:
-            call.norms.append(norm)
-        else:
+        call = maker_of(args[0])
+        if call is None:
             foreign.add(norm)
+        else:
+            call.norms.append(norm)
 
     handles = []
     for name, module in model.named_modules():
@@ -128,14 +125,10 @@ def measure_inputs(model: nn.Module, channels: Dict[str, Tensor],
             handles.append(module.register_forward_hook(look(name)))
     measured: InputStatistics = {}
     like, number = next(model.parameters()), 0
-    try:
-        with eval_mode(model):
-            for number, batch in enumerate(images, 1):
-                run_as_tensors(model, batch.to(like))
-                _add_calls(measured, calls)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), eval_mode(model):
+        for number, batch in enumerate(images, 1):
+            run_as_tensors(model, batch.to(like))
+            _add_calls(measured, calls)
     if not number:
         raise PruningError('there are no images to calibrate with')
     return _without_shared_norms(measured, foreign)

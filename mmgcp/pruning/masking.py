@@ -8,6 +8,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from mmgcp.utils.forward import eval_mode, random_image, run_as_tensors
+from mmgcp.utils.hooks import hooked
 
 from .layers import find_layer
 from .structures import CoupledChannels, PruningError
@@ -38,11 +39,8 @@ def channels_off(model: nn.Module, coupled_sets: Iterable[CoupledChannels],
             handles.append(layer.register_forward_pre_hook(
                 lambda _, args, dim=dim, channels=channels:
                 (_zeroed(args[0], dim, channels), *args[1:])))
-    try:
+    with hooked(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _zeroed(tensor: Tensor, dim: int, channels: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
 
 from mmgcp.utils.forward import eval_mode, run_as_tensors
+from mmgcp.utils.hooks import hooked
 
 # Values of a channel in a batch, at random places, that correlations are estimated from
 NUM_SAMPLES = 1024
@@ -48,20 +49,16 @@ def adapt_norms(model: nn.Module, reference: nn.Module, images: Iterable[Tensor]
     pairs = [_Pair(norm, originals[name]) for name, norm in _find_norms(model).items()]
     handles = [handle for pair in pairs for handle in pair.watch()]
     like = next(model.parameters())
-    try:
-        with eval_mode(model), eval_mode(reference):
-            for number, batch in enumerate(images):
-                batch = batch.to(like)
+    with hooked(handles), eval_mode(model), eval_mode(reference):
+        for number, batch in enumerate(images):
+            batch = batch.to(like)
+            for pair in pairs:
+                pair.begin(number)
+            run_as_tensors(reference, batch)
+            with ExitStack() as kept:
                 for pair in pairs:
-                    pair.begin(number)
-                run_as_tensors(reference, batch)
-                with ExitStack() as kept:
-                    for pair in pairs:
-                        kept.enter_context(pair.kept())
-                    run_as_tensors(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+                    kept.enter_context(pair.kept())
+                run_as_tensors(model, batch)
     for pair in pairs:
         pair.adapt_to_all()
 

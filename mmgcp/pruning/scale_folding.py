@@ -9,6 +9,7 @@ from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
 
 from mmgcp.utils.forward import random_image, run_as_tensors
+from mmgcp.utils.hooks import hooked
 
 from .layers import NORM_TYPES, WEIGHT_TYPES, is_depthwise, num_channels, spread_inputs
 from .structures import CoupledChannels
@@ -92,12 +93,8 @@ def find_sources(model: nn.Module, blocks: Iterable[str],
             handles.append(module.register_forward_pre_hook(read(name)))
         if is_layer or name in blocks:
             handles.append(module.register_forward_hook(mark(name)))
-    try:
-        with traceable(model), torch.enable_grad():
-            run_as_tensors(model, random_image(model, input_shape))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), traceable(model), torch.enable_grad():
+        run_as_tensors(model, random_image(model, input_shape))
     return {name: _blocks_before(nodes, ends) for name, nodes in reads.items()}
 
 

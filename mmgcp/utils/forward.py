@@ -10,6 +10,8 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from mmgcp.utils.hooks import hooked
+
 # What takes the time of a forward pass, and what leaves shapes as they are
 COSTLY = {F.conv2d, F.conv_transpose2d, F.linear}
 POINTWISE = {F.batch_norm, F.silu, F.relu, F.relu6, F.leaky_relu, F.mish, F.hardswish,
@@ -67,12 +69,8 @@ def run_with_hooks(model: nn.Module, shape: Sequence[int], handles: Iterable) ->
         shape (Sequence[int]): Shape (C, H, W) of the image in pixels.
         handles (Iterable): Handles of the hooks that look at the run.
     """
-    with eval_mode(model):
-        try:
-            run_as_tensors(model, random_image(model, shape))
-        finally:
-            for handle in handles:
-                handle.remove()
+    with hooked(handles), eval_mode(model):
+        run_as_tensors(model, random_image(model, shape))
 
 
 def record_shapes(model: nn.Module, layers: Dict[str, nn.Module],

@@ -273,7 +273,7 @@ def test_detector_keeps_its_attention_unless_it_is_pruned(model, case):
             prune(model, criterion=dict(type='mmgcp.CPSCA'), batches=batches(1),
                   input_shape=SHAPE, target_params=0.01, min_keep_ratio=0.9)
     else:
-        with pytest.raises(PruningError, match='there are no images'):
+        with pytest.raises(PruningError, match='there are no batches of training data'):
             prune(model, criterion=dict(type='mmgcp.CPSCA'), batches=[], ratio=0.5,
                   input_shape=SHAPE)
     assert list(model.state_dict()) == list(state)

@@ -1,7 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Watching what layers of a detector put out, and copying it."""
 import copy
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Dict, Iterable, Iterator, List, Optional
 
@@ -11,9 +11,9 @@ from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
 
 from mmgcp.utils.forward import run_as_tensors
+from mmgcp.utils.hooks import hooked, maker_of, set_maker
 
 Outputs = Dict[str, List[Tensor]]
-CALL = '_mmgcp_watched_call'  # attribute of a layer's output
 
 
 @dataclass
@@ -61,13 +61,8 @@ def recording(model: nn.Module, layers: Iterable[str], limit: Optional[int] = No
         return layer.register_forward_hook(lambda _, __, output: record(name, output))
 
     handles = [watch(name) for name in found]
-    try:
+    with hooked(handles), suppress(_Done):
         yield found
-    except _Done:
-        return
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
@@ -87,13 +82,13 @@ def watch_calls(model: nn.Module, images: Tensor, layers: Iterable[str]) -> Dict
     def see_output(name):
         def hook(_, __, output):
             calls[name].append(Call(output.shape))
-            setattr(output, CALL, (calls[name][-1], output._version))
+            set_maker(output, calls[name][-1])
         return hook
 
     def see_norm(name):
         def hook(_, args):
-            call, version = getattr(args[0], CALL, (None, 0))
-            if call is not None and version == args[0]._version:
+            call = maker_of(args[0])
+            if call is not None:
                 call.norm = name
         return hook
 
@@ -101,11 +96,8 @@ def watch_calls(model: nn.Module, images: Tensor, layers: Iterable[str]) -> Dict
                for name in calls]
     handles += [module.register_forward_pre_hook(see_norm(name))
                 for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
-    try:
+    with hooked(handles):
         run_as_tensors(model, images)
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls
 
 

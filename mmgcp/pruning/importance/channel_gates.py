@@ -8,6 +8,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from mmgcp.utils.hooks import hooked
+
 from ..layers import find_layer
 from ..structures import ChannelSlice, CoupledChannels, PruningError
 from ..training_loss import Batch, detection_loss, loss_mode
@@ -50,15 +52,12 @@ def hooked_readers(model: nn.Module, coupled_sets: Iterable[CoupledChannels],
         for item in coupled.side('in'):
             reads.setdefault(item.module, []).append((coupled, item))
     handles = []
-    try:
-        for name, found in reads.items():
-            layer = find_layer(model, name)
-            dim = -1 if isinstance(layer, nn.Linear) else 1
-            handles.append(layer.register_forward_pre_hook(make_hook(dim, found)))
+    for name, found in reads.items():
+        layer = find_layer(model, name)
+        dim = -1 if isinstance(layer, nn.Linear) else 1
+        handles.append(layer.register_forward_pre_hook(make_hook(dim, found)))
+    with hooked(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class ChannelGates:

@@ -1,6 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 from dataclasses import dataclass
-from operator import length_hint
 from typing import Dict, Iterable, Optional, Sequence
 
 import torch
@@ -10,13 +9,13 @@ from torch import Tensor
 from mmgcp.models.layers.sca import InsertedAttention, find_attention, inserted, is_aside
 from mmgcp.registry import TASK_UTILS
 from mmgcp.utils.forward import eval_mode, run_as_tensors, working_shape
+from mmgcp.utils.hooks import hooked
 
 from ..scale_folding import fold_scales
 from ..structures import CoupledChannels, PruningError
 from ..training_loss import Batch
+from .channel_gates import scoring_batches
 from .criterion import Criterion, Progress, as_row
-
-STAGE = 'measuring attention'
 
 
 @TASK_UTILS.register_module()
@@ -143,17 +142,9 @@ def _measure(model: nn.Module, attention: InsertedAttention, batches: Iterable[B
         module = attention.of_block(block)
         handles.append(module.channel.register_forward_hook(keep_scales(block)))
         handles.append(module.register_forward_hook(add(block)))
-    like, shape, steps = next(model.parameters()), None, length_hint(batches, 1)
-    try:
-        with eval_mode(model):
-            for done, batch in enumerate(batches):
-                progress(STAGE, done, max(steps, done + 1))
-                run_as_tensors(model, batch.images.to(like))
-                shape, steps = batch.images.shape[1:], max(steps, done + 1)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if shape is None:
-        raise PruningError('there are no images to measure attention on')
-    progress(STAGE, steps, steps)
+    like, shape = next(model.parameters()), None
+    with hooked(handles), eval_mode(model):
+        for batch in scoring_batches(batches, progress):
+            run_as_tensors(model, batch.images.to(like))
+            shape = batch.images.shape[1:]
     return measured, shape

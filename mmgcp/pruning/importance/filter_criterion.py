@@ -8,6 +8,7 @@ from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
 
 from mmgcp.utils.forward import run_with_hooks, working_shape
+from mmgcp.utils.hooks import maker_of, set_maker
 
 from ..layers import WEIGHT_TYPES, find_layer, is_depthwise
 from ..structures import CoupledChannels, PruningError
@@ -15,7 +16,6 @@ from ..training_loss import Batch
 from .criterion import Criterion, Progress, as_row
 
 NORMALIZATIONS = ('mean', 'max', 'none')
-MADE_BY = '_mmgcp_made_by'  # attribute of a layer's output
 
 
 class FilterCriterion(Criterion):
@@ -124,13 +124,11 @@ def norm_gains(model: nn.Module, names: Iterable[str]) -> Dict[str, Tensor]:
     followers: Dict[str, List[_BatchNorm]] = {}
 
     def mark(name):
-        def hook(layer, args, output):
-            setattr(output, MADE_BY, (name, output._version))
-        return hook
+        return lambda layer, args, output: set_maker(output, name)
 
     def find(norm, args):
-        name, version = getattr(args[0], MADE_BY, (None, None))
-        if version == args[0]._version and norm.running_var is not None:
+        name = maker_of(args[0])
+        if name is not None and norm.running_var is not None:
             followers.setdefault(name, []).append(norm)
 
     layers = {name: find_layer(model, name) for name in names}

@@ -7,6 +7,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from mmgcp.registry import TASK_UTILS
+from mmgcp.utils.hooks import hooked
 
 from ..layers import WEIGHT_TYPES, find_layer, num_channels
 from ..structures import CoupledChannels, PruningError
@@ -98,8 +99,5 @@ def _counted(model: nn.Module,
               for coupled in coupled_sets for item in coupled.slices}
     handles = [layer.register_forward_hook(make_hook(name)) for name, layer in layers.items()
                if isinstance(layer, WEIGHT_TYPES)]
-    try:
+    with hooked(handles):
         yield counts
-    finally:
-        for handle in handles:
-            handle.remove()

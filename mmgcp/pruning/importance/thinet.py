@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmgcp.registry import TASK_UTILS
 from mmgcp.utils.forward import eval_mode, run_as_tensors
+from mmgcp.utils.hooks import hooked
 
 from ..compensation import fold_constants
 from ..input_statistics import Norms, measure_inputs
@@ -175,13 +176,9 @@ class ThiNet(LayerwiseCriterion):
         handles = [model.get_submodule(item.module).register_forward_hook(look(item))
                    for item in coupled.side('in')]
         number = 0
-        try:
-            with eval_mode(model):
-                for number, batch in enumerate(batches, 1):
-                    run_as_tensors(model, batch.images.to(like))
-        finally:
-            for handle in handles:
-                handle.remove()
+        with hooked(handles), eval_mode(model):
+            for number, batch in enumerate(batches, 1):
+                run_as_tensors(model, batch.images.to(like))
         if not number:
             raise PruningError('there are no images to sample')
         return gram.cpu()
