@@ -8,11 +8,9 @@ from mmengine.model import revert_sync_batchnorm
 from torch import Tensor
 
 from mmgcp.utils.errors import UserError
-from mmgcp.utils.forward import run_with_hooks, working_shape
+from mmgcp.utils.forward import IMAGE_SHAPE, run_with_hooks, working_shape
 
 from .feature_recorder import FeatureRecorder
-
-IMAGE_SHAPE = (3, 640, 640)  # for detectors that do not run on a small image
 
 
 def find_part_outputs(model: nn.Module, part: str, owner: str = 'model') -> List[Optional[str]]:

@@ -6,7 +6,7 @@ from typing import Dict, List, Sequence, Set, Tuple
 
 import torch.nn as nn
 
-from mmgcp.utils.forward import record_shapes
+from mmgcp.utils.forward import IMAGE_SHAPE, record_shapes
 
 from .layers import channel_counts
 from .structures import LayerGroup, PruningError
@@ -19,7 +19,7 @@ NO_STRIDE = math.inf
 Run = Tuple[str, float]
 
 
-def auto_groups(model: nn.Module, input_shape: Sequence[int] = (3, 256, 256)) -> List[LayerGroup]:
+def auto_groups(model: nn.Module, input_shape: Sequence[int] = IMAGE_SHAPE) -> List[LayerGroup]:
     """Group the layers of a detector by their kind and the stride of their feature maps.
 
     The kind is in the name: ``backbone.*`` is backbone and ``neck.*`` is top-down or
@@ -41,7 +41,7 @@ def auto_groups(model: nn.Module, input_shape: Sequence[int] = (3, 256, 256)) ->
     Args:
         model (nn.Module): A detector; see :func:`mmgcp.utils.forward.run_as_tensors`.
         input_shape (Sequence[int]): Shape (C, H, W) of the image to run it with, larger
-            than the largest stride. Defaults to (3, 256, 256).
+            than the largest stride. Defaults to (3, 640, 640).
 
     Returns:
         list[LayerGroup]: The groups, as ``backbone-8``, with every layer that has channels

@@ -12,6 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from mmgcp.utils.hooks import hooked
 
+# Shape (C, H, W) of an image that detectors run on which do not run on small ones
+IMAGE_SHAPE = (3, 640, 640)
 # What takes the time of a forward pass, and what leaves shapes as they are
 COSTLY = {F.conv2d, F.conv_transpose2d, F.linear}
 POINTWISE = {F.batch_norm, F.silu, F.relu, F.relu6, F.leaky_relu, F.mish, F.hardswish,

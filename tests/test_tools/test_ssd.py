@@ -6,8 +6,13 @@ import shutil
 from pathlib import Path
 
 import torch
+from mmengine.registry import DefaultScope
 
 from mmgcp.datasets.demo import CLASSES
+from mmgcp.engine.sparsity.selection import select_scale_factors
+from mmgcp.models.layers.sca import find_attention
+from mmgcp.registry import MODELS
+from mmgcp.utils.config import load_config
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs/ssd/ssd300_r18-half_1xb8-80e_voc.py'
 CHILD = f"""
@@ -24,6 +29,34 @@ model = dict(
 train_cfg = dict(max_epochs=1, val_interval=1)
 default_hooks = dict(logger=dict(interval=1))
 """
+
+
+def small_model(tmp_path):
+    """The config of the detector, narrow."""
+    config = tmp_path / 'ssd.py'
+    config.write_text(CHILD.format(data_root=str(tmp_path)))
+    return load_config(str(config)).model
+
+
+def build(config):
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        return MODELS.build(config)
+
+
+def test_attention_finds_its_places_in_a_detector_for_large_images(tmp_path):
+    config = small_model(tmp_path)
+    config.update(detector_type=config.type, type='mmgcp.SCADetector')
+    model = build(config)
+    assert len(find_attention(model).producers) >= 15
+    levels = model(torch.rand(2, 3, 300, 300), mode='tensor')[0]
+    assert levels[-1].shape[2:] == (1, 1)  # where there are no places to standardise over
+    assert all(bool(level.isfinite().all()) for level in levels)
+
+
+def test_sparse_training_finds_its_groups_in_a_detector_for_large_images(tmp_path):
+    model = build(small_model(tmp_path))
+    factors = select_scale_factors(model, modules='prunable', coupled=True, groups='auto')
+    assert {'backbone-8', 'bottom-up-64'} <= {layer.group for layer in factors.layers}
 
 
 def degenerate(root):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmgcp.compatibility import register_step_post_hook, register_step_pre_hook
 from mmgcp.registry import HOOKS, TASK_UTILS
+from mmgcp.utils.forward import IMAGE_SHAPE
 
 from ..sparsity.channels import Channels
 from ..sparsity.drawing import draw_gamma_histogram
@@ -89,7 +90,7 @@ class DynamicSparsityHook(Hook):
             only the penalty acts, or ``'keep'`` it. A line of the log says for how many.
             Only known for torch's own optimizers. Defaults to 'remove'.
         input_shape (Sequence[int]): Shape (C, H, W) of an image in pixels to run the model
-            with, for 'prunable', ``coupled`` and 'auto'. Defaults to (3, 256, 256).
+            with, for 'prunable', ``coupled`` and 'auto'. Defaults to (3, 640, 640).
 
     Raises:
         ValueError: If a pattern matches no BatchNorm layer, if none is left, if a layer is in
@@ -110,7 +111,7 @@ class DynamicSparsityHook(Hook):
                  coupled: bool = False,
                  groups: Union[str, Sequence[dict], None] = None,
                  weight_decay: str = 'remove',
-                 input_shape: Sequence[int] = (3, 256, 256)) -> None:
+                 input_shape: Sequence[int] = IMAGE_SHAPE) -> None:
         for name, value in dict(rate=rate, near_zero_thr=near_zero_thr,
                                 histogram_interval=histogram_interval).items():
             if not value >= 0:

@@ -14,7 +14,7 @@ from mmgcp.pruning.layer_groups import assign_groups
 from mmgcp.pruning.layers import find_layer
 from mmgcp.pruning.structures import LayerGroup, PruningError
 from mmgcp.utils import UserError
-from mmgcp.utils.forward import working_shape
+from mmgcp.utils.forward import IMAGE_SHAPE, working_shape
 
 from .channels import OTHER, Channels, ScaleFactor
 
@@ -52,7 +52,7 @@ def select_scale_factors(model: nn.Module,
                          exclude: Optional[Sequence[str]] = None,
                          coupled: bool = False,
                          groups: Union[str, Sequence[dict], None] = None,
-                         input_shape: Sequence[int] = (3, 256, 256)) -> ScaleFactors:
+                         input_shape: Sequence[int] = IMAGE_SHAPE) -> ScaleFactors:
     """Choose the scale factors of a model's BatchNorm layers.
 
     Args:

@@ -13,7 +13,7 @@ from mmgcp.pruning.layer_groups import assign_groups
 from mmgcp.pruning.layers import CONV_TYPES, NORM_TYPES, find_layer, is_depthwise, num_channels
 from mmgcp.pruning.structures import LayerGroup, PruningError
 from mmgcp.registry import MODELS
-from mmgcp.utils.forward import run_with_hooks, working_shape
+from mmgcp.utils.forward import IMAGE_SHAPE, run_with_hooks, working_shape
 
 PRUNABLE = 'prunable'
 SETTINGS = {'modules', 'num_groups', 'initial_scale', 'input_shape'}
@@ -67,7 +67,7 @@ def SCADetector(detector_type: str, attention: dict = {}, **kwargs) -> nn.Module
         raise PruningError(f'attention may have {sorted(SETTINGS)}, but has {sorted(settings)}')
     model = MODELS.build(dict(type=detector_type, **kwargs))
     modules = settings.pop('modules', PRUNABLE)
-    shape = settings.pop('input_shape', (3, 256, 256))
+    shape = settings.pop('input_shape', IMAGE_SHAPE)
     with torch.random.fork_rng(devices=[]):  # looking at it changes nothing that is drawn
         producers = find_blocks(model, modules, shape)
     channels = {block: num_channels(find_layer(model, layer), 'out')
@@ -93,7 +93,7 @@ def plain_model_config(model: dict) -> dict:
 
 
 def find_blocks(model: nn.Module, modules: Union[str, Sequence[str]] = PRUNABLE,
-                input_shape: Sequence[int] = (3, 256, 256)) -> Dict[str, str]:
+                input_shape: Sequence[int] = IMAGE_SHAPE) -> Dict[str, str]:
     """Find the modules that return the prunable channels of a detector.
 
     Args:

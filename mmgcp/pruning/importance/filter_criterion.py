@@ -7,7 +7,7 @@ import torch.nn as nn
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
 
-from mmgcp.utils.forward import run_with_hooks, working_shape
+from mmgcp.utils.forward import IMAGE_SHAPE, run_with_hooks, working_shape
 from mmgcp.utils.hooks import maker_of, set_maker
 
 from ..layers import WEIGHT_TYPES, find_layer, is_depthwise
@@ -136,7 +136,7 @@ def norm_gains(model: nn.Module, names: Iterable[str]) -> Dict[str, Tensor]:
                if isinstance(layer, WEIGHT_TYPES)]
     handles += [module.register_forward_pre_hook(find) for module in model.modules()
                 if isinstance(module, _BatchNorm)]
-    run_with_hooks(model, working_shape(model, (3, 640, 640)), handles)
+    run_with_hooks(model, working_shape(model, IMAGE_SHAPE), handles)
     return {name: torch.stack([_gain(norm) for norm in norms]).mean(0)
             for name, norms in followers.items()}
 
