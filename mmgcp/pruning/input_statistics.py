@@ -10,7 +10,7 @@ import torch.nn as nn
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
 
-from mmgcp.utils.forward import eval_mode, run_as_tensors
+from mmgcp.utils.forward import ShortRuns, eval_mode
 from mmgcp.utils.hooks import hooked, maker_of, set_maker
 
 from .layers import WEIGHT_TYPES, is_depthwise
@@ -101,13 +101,14 @@ def measure_inputs(model: nn.Module, channels: Dict[str, Tensor],
     Raises:
         PruningError: There are no images.
     """
-    calls: List[_Call] = []
+    runs, calls = ShortRuns(model), []  # type: ShortRuns, List[_Call]
     foreign: Set[_BatchNorm] = set()  # that also normalise something else
 
     def look(name):
         def hook(layer, args, output):
             calls.append(_Call(name, _input_statistics(layer, args[0], channels[name])))
             set_maker(output, calls[-1])
+            runs.seen()
         return hook
 
     def find_call(norm, args):
@@ -116,6 +117,7 @@ def measure_inputs(model: nn.Module, channels: Dict[str, Tensor],
             foreign.add(norm)
         else:
             call.norms.append(norm)
+            runs.seen()
 
     handles = []
     for name, module in model.named_modules():
@@ -127,7 +129,7 @@ def measure_inputs(model: nn.Module, channels: Dict[str, Tensor],
     like, number = next(model.parameters()), 0
     with hooked(handles), eval_mode(model):
         for number, batch in enumerate(images, 1):
-            run_as_tensors(model, batch.to(like))
+            runs(batch.to(like))
             _add_calls(measured, calls)
     if not number:
         raise PruningError('there are no images to calibrate with')

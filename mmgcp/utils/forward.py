@@ -1,7 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Running a detector on an image of noise."""
-from contextlib import contextmanager
-from typing import Dict, Iterable, Iterator, List, Sequence, Tuple
+"""Running a detector, most of the time on an image of noise."""
+from contextlib import contextmanager, suppress
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -73,6 +73,39 @@ def run_with_hooks(model: nn.Module, shape: Sequence[int], handles: Iterable) ->
     """
     with hooked(handles), eval_mode(model):
         run_as_tensors(model, random_image(model, shape))
+
+
+class ShortRuns:
+    """Runs a detector, but from the second time on only as far as hooks look at it.
+
+    Each hook has to call :meth:`seen` when it is through. How often they do is the same in
+    each run.
+
+    Args:
+        model (nn.Module): The detector; see :func:`run_as_tensors`.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+        self._number = 0
+        self._last: Optional[int] = None
+
+    def __call__(self, images: Tensor) -> None:
+        """Run the detector on images (N, C, H, W)."""
+        self._number = 0
+        with suppress(_SeenAll):
+            run_as_tensors(self._model, images)
+        self._last = self._number
+
+    def seen(self) -> None:
+        """Count that a hook has looked at the run, and end the run after the last."""
+        self._number += 1
+        if self._number == self._last:
+            raise _SeenAll
+
+
+class _SeenAll(Exception):
+    """The hooks have looked at everything in a run."""
 
 
 def record_shapes(model: nn.Module, layers: Dict[str, nn.Module],

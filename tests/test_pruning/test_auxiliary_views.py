@@ -32,8 +32,8 @@ def test_inputs_are_those_of_the_layers():
 
 
 @pytest.mark.parametrize('kind', [LCP, DCP])
-def test_the_detector_runs_twice_a_batch(kind, monkeypatch):
-    """For the scores, and for the update: the original and the pruned one."""
+def test_the_detector_runs_once_a_batch(kind, monkeypatch):
+    """For the scores and the update: the original and the pruned one."""
     model, sets = tiny_detector()
     batches = make_batches()
     criterion = begun(kind(aux_epochs=1, epochs=5), model, sets.values(), batches)
@@ -47,8 +47,13 @@ def test_the_detector_runs_twice_a_batch(kind, monkeypatch):
     removed = torch.tensor([0, 5])
     with channels_off(model, [sets['stem.conv']], {'stem.conv': removed}):
         criterion.update(model, sets['stem.conv'], removed, batches)
+        assert sorted(runs) == ['inputs'] * 2 + ['outputs'] * 2
+        assert criterion._views == {}
+        criterion.update(model, sets['stem.conv'], removed, batches)  # without scores before
     assert sorted(runs) == ['inputs'] * 4 + ['outputs'] * 4
-    assert criterion._views == {}
+    criterion.score(model, sets['stem.conv'], batches)
+    criterion.score(model, sets['body.conv'], batches)
+    assert sorted(runs) == ['inputs'] * 8 + ['outputs'] * 8
 
 
 real = auxiliary_criterion.record_outputs

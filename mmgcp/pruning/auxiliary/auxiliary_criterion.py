@@ -124,6 +124,7 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         self._auxiliaries: Dict[str, Auxiliary] = {}
         self._num_classes = 0
         self._views: Dict[int, _View] = {}
+        self._views_of = ''  # name of a set
         self._baseline: Optional[nn.Module] = None
         self._baseline_weights: Optional[Dict[str, Tensor]] = None
 
@@ -204,6 +205,7 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         """
         kernels = self._kernels(model, coupled)
         originals = kernels.copy()
+        self._views, self._views_of = {}, coupled.name
         with self._ready(model, kernels):
             try:
                 scores = self._choose(model, coupled, kernels, originals, batches)
@@ -218,6 +220,9 @@ class AuxiliaryCriterion(LayerwiseCriterion):
                batches: Iterable[Batch]) -> None:
         """Fit the kernels that read what is left of a set; nothing else changes.
 
+        What these layers read, and what they emitted originally, is known from :meth:`score`:
+        but for the removed channels, which the layers take as zeros, it is still the same.
+
         If that does not lower the mean loss of the batches, there is a warning and the kernels
         are as before.
 
@@ -229,11 +234,14 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         """
         kernels = self._kernels(model, coupled)
         originals = kernels.copy()
+        if self._views_of != coupled.name:
+            self._views, self._views_of = {}, coupled.name
         with self._ready(model, kernels):
             before = self._mean_loss(model, coupled, batches)
             self._fit(model, coupled, kernels, ~coupled.mask(removed), batches, self.epochs,
                       centred=False)
             after = self._mean_loss(model, coupled, batches)
+        self._views, self._views_of = {}, ''
         if not after < before:
             kernels.restore(originals)
             if self.epochs:
@@ -363,7 +371,6 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         with ExitStack() as stack:
             stack.enter_context(loss_mode(model))
             stack.enter_context(gradients_only_of(model, kernels.weights))
-            stack.callback(self._views.clear)
             yield
 
     def _with_offsets(self, model: nn.Module, outputs: Outputs) -> Outputs:

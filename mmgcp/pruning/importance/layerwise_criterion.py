@@ -75,6 +75,9 @@ class LayerwiseCriterion(Criterion):
                batches: Iterable[Batch]) -> None:
         """Adapt the weights in place to the channels that were just removed.
 
+        Since :meth:`score` of this set nothing else has changed in the model, but for the means
+        that were folded.
+
         Args:
             model (nn.Module): The model, with these channels off already.
             coupled (CoupledChannels): The set.

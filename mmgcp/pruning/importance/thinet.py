@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmgcp.registry import TASK_UTILS
-from mmgcp.utils.forward import eval_mode, run_as_tensors
+from mmgcp.utils.forward import ShortRuns, eval_mode
 from mmgcp.utils.hooks import hooked
 
 from ..compensation import fold_constants
@@ -171,14 +171,15 @@ class ThiNet(LayerwiseCriterion):
                 entries = self._draw(item.module, layer, output, generator)
                 found = contributions(layer, args[0], item, coupled.size, entries, mean).double()
                 gram.addmm_(found.t(), found)
+                runs.seen()
             return hook
 
         handles = [model.get_submodule(item.module).register_forward_hook(look(item))
                    for item in coupled.side('in')]
-        number = 0
+        number, runs = 0, ShortRuns(model)
         with hooked(handles), eval_mode(model):
             for number, batch in enumerate(batches, 1):
-                run_as_tensors(model, batch.images.to(like))
+                runs(batch.images.to(like))
         if not number:
             raise PruningError('there are no images to sample')
         return gram.cpu()
