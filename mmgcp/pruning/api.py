@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmgcp.analysis import record_convs
 from mmgcp.registry import TASK_UTILS
-from mmgcp.utils.forward import working_shape
+from mmgcp.utils.forward import IMAGE_SHAPE, working_shape
 
 from .attention import without_attention
 from .auto_groups import auto_groups
@@ -62,7 +62,7 @@ def prune(model: nn.Module,
           evaluate: Optional[Callable[[nn.Module], float]] = None,
           finetune: Optional[Finetune] = None,
           checkpoint_file: Union[str, Path, None] = None,
-          input_shape: Sequence[int] = (3, 640, 640),
+          input_shape: Sequence[int] = IMAGE_SHAPE,
           dry_run: bool = False,
           progress: Callable[[str, int, int], None] = lambda stage, done, steps: None
           ) -> PruningResult:

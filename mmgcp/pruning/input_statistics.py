@@ -101,7 +101,8 @@ def measure_inputs(model: nn.Module, channels: Dict[str, Tensor],
     Raises:
         PruningError: There are no images.
     """
-    runs, calls = ShortRuns(model), []  # type: ShortRuns, List[_Call]
+    runs = ShortRuns(model)
+    calls: List[_Call] = []
     foreign: Set[_BatchNorm] = set()  # that also normalise something else
 
     def look(name):

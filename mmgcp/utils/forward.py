@@ -76,19 +76,20 @@ def run_with_hooks(model: nn.Module, shape: Sequence[int], handles: Iterable) ->
 
 
 class ShortRuns:
-    """Runs a detector, but from the second time on only as far as hooks look at it.
+    """Runs a detector only as far as hooks look at it.
 
     Each hook has to call :meth:`seen` when it is through. How often they do is the same in
-    each run.
+    each run; if it is not known, the first run is whole.
 
     Args:
         model (nn.Module): The detector; see :func:`run_as_tensors`.
+        number (int, optional): How often hooks look at a run. Defaults to None.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, number: Optional[int] = None):
         self._model = model
         self._number = 0
-        self._last: Optional[int] = None
+        self._last = number
 
     def __call__(self, images: Tensor) -> None:
         """Run the detector on images (N, C, H, W)."""

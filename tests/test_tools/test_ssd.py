@@ -31,11 +31,15 @@ default_hooks = dict(logger=dict(interval=1))
 """
 
 
-def small_model(tmp_path):
-    """The config of the detector, narrow."""
+def small_config(tmp_path, root):
+    """Write a config of the detector, narrow, for data in a folder."""
     config = tmp_path / 'ssd.py'
-    config.write_text(CHILD.format(data_root=str(tmp_path)))
-    return load_config(str(config)).model
+    config.write_text(CHILD.format(data_root=str(root)))
+    return config
+
+
+def small_model(tmp_path):
+    return load_config(str(small_config(tmp_path, tmp_path))).model
 
 
 def build(config):
@@ -73,8 +77,7 @@ def test_train_prune_test(demo_root, run_process, tmp_path):
     root = tmp_path / 'data'
     shutil.copytree(str(demo_root), str(root))
     degenerate(root)
-    config = tmp_path / 'ssd.py'
-    config.write_text(CHILD.format(data_root=str(root)))
+    config = small_config(tmp_path, root)
     trained = run_process('train.py', config, '--work-dir', tmp_path / 'run', cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr[-3000:]
     losses = re.findall(r' loss: (\S+)', trained.stdout + trained.stderr)

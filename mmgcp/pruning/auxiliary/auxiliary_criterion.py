@@ -123,8 +123,7 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         self._norms: Dict[str, List[str]] = {}
         self._auxiliaries: Dict[str, Auxiliary] = {}
         self._num_classes = 0
-        self._views: Dict[int, _View] = {}
-        self._views_of = ''  # name of a set
+        self._views: Dict[Tuple[str, int], _View] = {}  # by set and number of the batch
         self._baseline: Optional[nn.Module] = None
         self._baseline_weights: Optional[Dict[str, Tensor]] = None
 
@@ -205,7 +204,7 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         """
         kernels = self._kernels(model, coupled)
         originals = kernels.copy()
-        self._views, self._views_of = {}, coupled.name
+        self._views.clear()
         with self._ready(model, kernels):
             try:
                 scores = self._choose(model, coupled, kernels, originals, batches)
@@ -234,14 +233,12 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         """
         kernels = self._kernels(model, coupled)
         originals = kernels.copy()
-        if self._views_of != coupled.name:
-            self._views, self._views_of = {}, coupled.name
         with self._ready(model, kernels):
             before = self._mean_loss(model, coupled, batches)
             self._fit(model, coupled, kernels, ~coupled.mask(removed), batches, self.epochs,
                       centred=False)
             after = self._mean_loss(model, coupled, batches)
-        self._views, self._views_of = {}, ''
+        self._views.clear()
         if not after < before:
             kernels.restore(originals)
             if self.epochs:
@@ -295,11 +292,12 @@ class AuxiliaryCriterion(LayerwiseCriterion):
                 ) -> Iterator[Tuple[Batch, '_View']]:
         """Go through the batches; views of the first ones, as they fit, are kept."""
         for number, batch in enumerate(batches):
-            view = self._views.get(number)
+            key = coupled.name, number
+            view = self._views.get(key)
             if view is None:
                 view = self._look(model, coupled, batch)
                 if view.size + sum(kept.size for kept in self._views.values()) <= CACHE_BYTES:
-                    self._views[number] = view
+                    self._views[key] = view
             yield batch, view
 
     def state_dict(self) -> dict:

@@ -1,16 +1,16 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Watching what layers of a detector put out, and copying it."""
 import copy
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Dict, Iterable, Iterator, List, Optional
+from typing import Callable, Dict, Iterable, Iterator, List, Optional
 
 import torch
 import torch.nn as nn
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
 
-from mmgcp.utils.forward import run_as_tensors
+from mmgcp.utils.forward import ShortRuns, run_as_tensors
 from mmgcp.utils.hooks import hooked, maker_of, set_maker
 
 Outputs = Dict[str, List[Tensor]]
@@ -28,19 +28,15 @@ class Call:
     norm: str = ''
 
 
-class _Done(Exception):
-    """Everything wanted has been recorded."""
-
-
 @contextmanager
-def recording(model: nn.Module, layers: Iterable[str], limit: Optional[int] = None,
-              inputs: bool = False) -> Iterator[Outputs]:
+def recording(model: nn.Module, layers: Iterable[str],
+              seen: Callable[[], None] = lambda: None, inputs: bool = False) -> Iterator[Outputs]:
     """Record what layers put out, or what they read.
 
     Args:
         model (nn.Module): The model.
         layers (Iterable[str]): Names of the layers.
-        limit (int, optional): Leave the block, quietly, after so many tensors.
+        seen (Callable): Called after each tensor. Defaults to nothing.
         inputs (bool): Record the first inputs instead of the outputs. Defaults to False.
 
     Yields:
@@ -51,8 +47,7 @@ def recording(model: nn.Module, layers: Iterable[str], limit: Optional[int] = No
 
     def record(name, tensor):
         found[name].append(tensor.clone())
-        if sum(map(len, found.values())) == limit:
-            raise _Done
+        seen()
 
     def watch(name):
         layer = model.get_submodule(name)
@@ -61,7 +56,7 @@ def recording(model: nn.Module, layers: Iterable[str], limit: Optional[int] = No
         return layer.register_forward_hook(lambda _, __, output: record(name, output))
 
     handles = [watch(name) for name in found]
-    with hooked(handles), suppress(_Done):
+    with hooked(handles):
         yield found
 
 
@@ -112,8 +107,9 @@ def record_outputs(model: nn.Module, images: Tensor, calls: Dict[str, int]) -> O
     Returns:
         dict[str, list[Tensor]]: The outputs of each layer, call after call.
     """
-    with recording(model, calls, sum(calls.values())) as outputs:
-        run_as_tensors(model, images)
+    runs = ShortRuns(model, sum(calls.values()))
+    with recording(model, calls, runs.seen) as outputs:
+        runs(images)
     return outputs
 
 
@@ -130,9 +126,9 @@ def record_inputs(model: nn.Module, images: Tensor, calls: Dict[str, int]) -> Op
         dict[str, list[Tensor]] | None: The first inputs of each layer, call after call; None if
         one of them depends on what is going to change.
     """
-    limit = sum(calls.values())
-    with recording(model, calls, limit, inputs=True) as inputs, torch.enable_grad():
-        run_as_tensors(model, images)
+    runs = ShortRuns(model, sum(calls.values()))
+    with recording(model, calls, runs.seen, inputs=True) as inputs, torch.enable_grad():
+        runs(images)
     if any(item.requires_grad for items in inputs.values() for item in items):
         return None
     return inputs
