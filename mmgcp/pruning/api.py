@@ -55,7 +55,7 @@ def prune(model: nn.Module,
           merge: str = 'or',
           min_keep_ratio: float = 0.01,
           round_to: int = 1,
-          plan: Optional[PruningPlan] = None,
+          plan: Union[PruningPlan, str, Path, None] = None,
           compensate: Union[bool, str] = True,
           calibration: Optional[Iterable[Tensor]] = None,
           batches: Optional[Iterable[Batch]] = None,
@@ -88,7 +88,8 @@ def prune(model: nn.Module,
             see :mod:`mmgcp.pruning.merges`.
         min_keep_ratio (float): At least this share of a layer's channels stays.
         round_to (int): Keep multiples of so many channels, without exceeding the budget.
-        plan (PruningPlan, optional): What to remove; nothing else decides it then.
+        plan (PruningPlan | str | Path, optional): What to remove, or the file of such a plan;
+            nothing else decides it then.
         compensate (bool | str): Make up for what is removed: ``'mean'``, ``'least-squares'``,
             False, or True for the best that is possible; see
             :class:`mmgcp.pruning.compensator.Compensator`.
@@ -121,6 +122,8 @@ def prune(model: nn.Module,
     Raises:
         PruningError: The request cannot be met; the model has not been touched.
     """
+    if isinstance(plan, (str, Path)):
+        plan = PruningPlan.load(plan)
     budget = Budget(target_params, target_flops)
     progress('tracing', 0, 2)
     shape = working_shape(model, input_shape)

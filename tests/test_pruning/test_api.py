@@ -249,10 +249,11 @@ def test_dry_run_of_other_layers(kind):
 
 
 def test_plan_repeats_a_run(model, tmp_path):
-    others = [copy.deepcopy(model) for _ in range(2)]
+    file = tmp_path / 'plan.json'
+    others = [copy.deepcopy(model) for _ in range(4)]
     first = prune(model, GROUPS, target_params=0.4, merge='majority', input_shape=SHAPE)
-    first.plan.save(tmp_path / 'plan.json')
-    for other, plan in zip(others, (first.plan, PruningPlan.load(tmp_path / 'plan.json'))):
+    first.plan.save(file)
+    for other, plan in zip(others, (first.plan, PruningPlan.load(file), file, str(file))):
         # what else is asked for does not count
         again = prune(other, rated(0.9), plan=plan, target_flops=0.1, input_shape=SHAPE)
         assert again.plan == first.plan and again.scores == {}
@@ -269,6 +270,13 @@ def test_dry_run_of_a_plan(model):
     dry = prune(model, plan=plan, input_shape=SHAPE, dry_run=True)
     assert_untouched(model, state)
     assert_same(dry, prune(model, plan=plan, input_shape=SHAPE))
+
+
+def test_plan_that_is_no_file(model, tmp_path):
+    state = state_of(model)
+    with pytest.raises(PruningError, match='plan.jsn cannot be read: No such file'):
+        prune(model, plan=tmp_path / 'plan.jsn', input_shape=SHAPE)
+    assert_untouched(model, state)
 
 
 def test_edited_plan():
