@@ -29,7 +29,7 @@ from mmgcp.utils.config import build_detector, image_size, load_config
 NOT_IN_CONFIG = {'model', 'plan', 'calibration', 'batches', 'evaluate', 'checkpoint_file',
                  'input_shape', 'dry_run', 'progress'}
 # Options of the command line that take the place of those in prune_cfg
-OVERRIDES = ('merge', 'round_to', 'min_keep_ratio')
+OVERRIDES = ('allocation', 'merge', 'round_to', 'min_keep_ratio')
 BUDGETS = ('ratio', 'target_params', 'target_flops')
 
 
@@ -52,6 +52,9 @@ def parse_args():
     which.add_argument('--criterion', choices=criteria(), metavar='NAME',
                        help=f'how channels are scored: {", ".join(criteria())}; default: that of '
                        'prune_cfg, or BNScale')
+    which.add_argument('--allocation', choices=('global', 'uniform'),
+                       help='one threshold for all layers of a group, or the same share of each; '
+                       'default: global, for criteria that go layer by layer uniform')
     which.add_argument('--merge', choices=('or', 'mean', 'majority', 'sum'),
                        help='how coupled layers decide together; default: or')
     which.add_argument('--sensitivity', action='store_true',

@@ -11,6 +11,7 @@ from mmgcp.analysis import record_convs
 from mmgcp.registry import TASK_UTILS
 from mmgcp.utils.forward import IMAGE_SHAPE, working_shape
 
+from .allocation import allocation_scorer, check_allocation, rank_sets, ratios_as_shares
 from .attention import without_attention
 from .auto_groups import auto_groups
 from .budget import Budget, CostModel, find_thresholds
@@ -23,7 +24,6 @@ from .layerwise import (
     Finetune,
     LayerByLayer,
     Unfinished,
-    allocate_by,
     digest_request,
     drop_skipped,
     order_sets,
@@ -52,6 +52,7 @@ def prune(model: nn.Module,
           target_params: Optional[float] = None,
           target_flops: Optional[float] = None,
           criterion: dict = dict(type='mmgcp.BNScale'),
+          allocation: Optional[str] = None,
           merge: str = 'or',
           min_keep_ratio: float = 0.01,
           round_to: int = 1,
@@ -82,8 +83,12 @@ def prune(model: nn.Module,
         target_flops (float, optional): Share of the operations to keep.
         criterion (dict): Config of the criterion that scores channels. With a
             :class:`mmgcp.pruning.LayerwiseCriterion` the sets are pruned one after the other,
-            each on the model that was adapted to what is gone already; what decides how many
-            channels a set loses is said there.
+            each on the model that was adapted to what is gone already.
+        allocation (str, optional): How many channels a coupled set loses: as many as have
+            scores below the one threshold of their group (``'global'``), or the same share of
+            each set of a group, those with the lowest scores (``'uniform'``; ratios and
+            thresholds of groups are this share). The default is 'global', with a layer-wise
+            criterion 'uniform', unless its own option ``allocation`` says otherwise.
         merge (str): How coupled layers decide together: 'or', 'mean', 'majority' or 'sum';
             see :mod:`mmgcp.pruning.merges`.
         min_keep_ratio (float): At least this share of a layer's channels stays.
@@ -142,9 +147,12 @@ def prune(model: nn.Module,
     groups = _make_groups(model, groups, ratio, input_shape)
     scorer, candidates = TASK_UTILS.build(criterion), coupled_sets
     layerwise = scorer if isinstance(scorer, LayerwiseCriterion) else None
+    uniform = check_allocation(allocation, scorer)
+    if uniform:
+        groups = ratios_as_shares(groups)
     if layerwise is not None:
         candidates = drop_skipped(model, coupled_sets, layerwise, skipped)
-        groups, scorer = allocate_by(layerwise, groups)
+        scorer = allocation_scorer(layerwise)
         if not dry_run:
             _check_data(layerwise, batches)
             compensator.images = ImagesOf(batches) if calibration is None else calibration
@@ -155,7 +163,11 @@ def prune(model: nn.Module,
     scored = score_sets(model, candidates, scorer, groups, skipped)
     if automatic:
         groups = _drop_unused(groups, scored)
-    planner = Planner(scored, merge, min_keep_ratio, round_to)
+    if uniform and layerwise is None:
+        scored = rank_sets(scored, merge)
+    # The layers of a set have the same ranks, of which a sum is no share
+    planner = Planner(scored, 'mean' if uniform and merge == 'sum' else merge, min_keep_ratio,
+                      round_to)
     sensitivity = None
     if evaluate is not None:
         sensitivity = measure_sensitivity(
@@ -164,12 +176,13 @@ def prune(model: nn.Module,
         planner, groups, cost, budget, sensitivity and sensitivity.costs, progress)), coupled_sets)
     plan.skipped = skipped
     plan.options = dict(
-        criterion=dict(criterion), ratio=ratio, target_params=target_params,
-        target_flops=target_flops, merge=merge, min_keep_ratio=min_keep_ratio,
-        round_to=round_to, compensate=compensate, input_shape=list(input_shape),
-        sensitivity=sensitivity and asdict(sensitivity))
+        criterion=dict(criterion), allocation=allocation, ratio=ratio,
+        target_params=target_params, target_flops=target_flops, merge=merge,
+        min_keep_ratio=min_keep_ratio, round_to=round_to, compensate=compensate,
+        input_shape=list(input_shape), sensitivity=sensitivity and asdict(sensitivity))
     if layerwise is None:
-        scores = {group.name: group_scores(scored, group) for group in groups}
+        # ranks would make no histogram
+        scores = {} if uniform else {group.name: group_scores(scored, group) for group in groups}
         return _finish(model, coupled_sets, plan, cost, scores, compensator, shape, dry_run,
                        progress)
 

@@ -13,13 +13,12 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from mmgcp.registry import TASK_UTILS
 from mmgcp.utils.checkpoint import read_checkpoint
 from mmgcp.utils.cli import replacing
 from mmgcp.utils.forward import record_shapes
 
 from .compensator import Compensator
-from .importance import Criterion, LayerwiseCriterion
+from .importance import LayerwiseCriterion
 from .layers import WEIGHT_TYPES, find_layer
 from .masking import channels_off
 from .plan import PruningPlan
@@ -29,66 +28,6 @@ from .training_loss import Batch
 
 # Trains a model in place after so many sets, with the removed channels off
 Finetune = Callable[[nn.Module, int], None]
-
-
-class EqualShares(Criterion):
-    """Scores that are ranks, so that sets lose the same share of their channels.
-
-    Channels that are not alike (in another block, or in other layers of the set) are ranked
-    apart, so that each kind loses this share. Which of a kind are lowest means nothing.
-    """
-
-    def __call__(self, model: nn.Module, coupled: CoupledChannels) -> Dict[str, Tensor]:
-        """Return the ranks (C, ) for each layer with weights, NaN where it has no channel.
-
-        The i-th of n alike channels has the rank (i + 0.5) / n, so that a threshold t removes
-        t * n of them, rounded.
-        """
-        kinds = torch.stack(_memberships(coupled)).unique(dim=1, return_inverse=True)[1]
-        ranks = torch.zeros(coupled.size, dtype=torch.double)
-        for kind in kinds.unique():
-            alike = (kinds == kind).nonzero().flatten()
-            if coupled.units is not None:  # of which only whole ones can go
-                alike = alike[coupled.units[alike].sort(stable=True).indices]
-            ranks[alike] = (torch.arange(len(alike)).double() + 0.5) / len(alike)
-        return {item.module: torch.full_like(ranks, float('nan')).index_copy(
-                    0, item.roots.unique(), ranks[item.roots.unique()])
-                for item in coupled.side('out')
-                if isinstance(find_layer(model, item.module), WEIGHT_TYPES)}
-
-
-def _memberships(coupled: CoupledChannels) -> List[Tensor]:
-    """Numbers (C, ) that are the same for channels that are alike."""
-    blocks = torch.zeros(coupled.size, dtype=torch.long)
-    return [blocks if coupled.blocks is None else coupled.blocks,
-            *(coupled.mask(item.roots).long() for item in coupled.slices)]
-
-
-def allocate_by(criterion: LayerwiseCriterion,
-                groups: Sequence[LayerGroup]) -> Tuple[List[LayerGroup], Criterion]:
-    """Return what decides how many channels each set loses.
-
-    Args:
-        criterion (LayerwiseCriterion): The criterion.
-        groups (Sequence[LayerGroup]): The layer groups.
-
-    Returns:
-        tuple: The groups, and the criterion that scores channels for the decision. Without
-        one of its own the groups' ratios are thresholds of :class:`EqualShares`, so that each
-        set loses its group's share, not only all of them together.
-
-    Raises:
-        PruningError: The criterion for the decision goes layer by layer itself.
-    """
-    if criterion.allocation is None:
-        return [group if group.ratio is None
-                else replace(group, ratio=None, threshold=float(group.ratio))
-                for group in groups], EqualShares()
-    scorer = TASK_UTILS.build(criterion.allocation)
-    if isinstance(scorer, LayerwiseCriterion):
-        raise PruningError(f'allocation must be a criterion that scores all sets at once, but '
-                           f'{type(scorer).__name__} goes layer by layer')
-    return list(groups), scorer
 
 
 def drop_skipped(model: nn.Module, coupled_sets: Sequence[CoupledChannels],

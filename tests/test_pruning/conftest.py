@@ -4,9 +4,10 @@ import warnings
 
 import pytest
 import torch
+import torch.nn as nn
 from mmengine.config import Config
 from mmyolo.utils import register_all_modules
-from pruning_samples import YOLOV4_CONFIG, build, randomise, run_prune_tool, yolov4
+from pruning_samples import YOLOV4_CONFIG, Toy, build, randomise, run_prune_tool, yolov4
 
 from mmgcp.pruning.dependency_graph import find_coupled_channels
 from mmgcp.utils.config import build_detector
@@ -53,3 +54,9 @@ def pruned_folder(config_files, tmp_path_factory):
     folder = tmp_path_factory.mktemp('pruned') / 'out'
     assert run_prune_tool(*config_files, '--work-dir', folder, '--target-params', 0.4) == 0
     return folder
+
+
+@pytest.fixture
+def single():
+    """A network of one convolution."""
+    return Toy(lambda net, x: net.pred(x), pred=nn.Conv2d(3, 12, 1))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from mmengine.config import ConfigDict
 
 import mmgcp  # noqa: F401
+from mmgcp.pruning.structures import ChannelSlice, CoupledChannels
 from mmgcp.registry import MODELS
 
 ROOT = Path(__file__).parents[2]
@@ -131,6 +132,23 @@ def residual_toy(kernel=1):
         return net.pred(x)
 
     return randomise(Toy(run, **layers))
+
+
+def two_branches():
+    """The module that is named last runs first."""
+    def forward(net, x):
+        x = net.z(x)
+        return net.pred(torch.cat((net.b(net.a(x)), net.c(x)), 1))
+
+    return randomise(Toy(forward, a=Block(10, 7), b=Block(7, 4), c=Block(10, 8),
+                         pred=nn.Conv2d(12, 2, 1), z=Block(3, 10, 3)))
+
+
+def coupled_set(size, *parts, **constraints):
+    """The set of a prediction, of which layers read parts."""
+    slices = [ChannelSlice('pred', side, torch.arange(len(part)), torch.tensor(part))
+              for side, part in (('out', range(size)), *(('in', part) for part in parts))]
+    return CoupledChannels('pred', size, tuple(slices), **constraints)
 
 
 class RandomNet(nn.Module):

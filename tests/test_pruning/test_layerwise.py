@@ -3,14 +3,19 @@ import copy
 
 import pytest
 import torch
-import torch.nn as nn
 from layer_kinds import KINDS, make_kind
-from pruning_samples import Block, Toy, difference, randomise, residual_toy, run, tensors
+from pruning_samples import (
+    coupled_set,
+    difference,
+    residual_toy,
+    run,
+    tensors,
+    two_branches,
+)
 from zeroing import zero
 
 from mmgcp.pruning import (
     Batch,
-    CoupledChannels,
     LayerwiseCriterion,
     PruningError,
     PruningPlan,
@@ -18,9 +23,8 @@ from mmgcp.pruning import (
     prune,
 )
 from mmgcp.pruning.dependency_graph import find_coupled_channels
-from mmgcp.pruning.layerwise import EqualShares, choose_lowest, order_sets
+from mmgcp.pruning.layerwise import choose_lowest, order_sets
 from mmgcp.pruning.planner import Planner
-from mmgcp.pruning.structures import ChannelSlice
 from mmgcp.pruning.surgery import gather_channels
 from mmgcp.registry import TASK_UTILS
 
@@ -116,16 +120,6 @@ def assert_same_weights(first, second):
     first, second = first.state_dict(), second.state_dict()
     assert first.keys() == second.keys()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
-
-
-def two_branches():
-    """The module that is named last runs first."""
-    def forward(net, x):
-        x = net.z(x)
-        return net.pred(torch.cat((net.b(net.a(x)), net.c(x)), 1))
-
-    return randomise(Toy(forward, a=Block(10, 7), b=Block(7, 4), c=Block(10, 8),
-                         pred=nn.Conv2d(12, 2, 1), z=Block(3, 10, 3)))
 
 
 def test_sets_are_pruned_as_they_are_computed():
@@ -513,31 +507,6 @@ def test_sensitivity_is_measured_on_the_allocation():
                        target_params=0.6, round_to=2)
     assert set(result.plan.options['sensitivity']['metrics']) == set('zac')
     assert 0.5 < result.params[1] / result.params[0] <= 0.6 and len(result.plan.removed()) > 1
-
-
-def coupled_set(size, *parts, **constraints):
-    slices = [ChannelSlice('pred', side, torch.arange(len(part)), torch.tensor(part))
-              for side, part in (('out', range(size)), *(('in', part) for part in parts))]
-    return CoupledChannels('pred', size, tuple(slices), **constraints)
-
-
-@pytest.fixture
-def single():
-    return Toy(lambda net, x: net.pred(x), pred=nn.Conv2d(3, 12, 1))
-
-
-def test_equal_shares_of_blocks_and_parts(single):
-    blocks = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, -1, -1, -1, -1])
-    for coupled in (coupled_set(12, blocks=blocks), coupled_set(12, range(4), range(4, 8))):
-        scores = EqualShares()(single, coupled)['pred']
-        for start in (0, 4, 8):
-            assert sorted(scores[start:start + 4].tolist()) == [0.125, 0.375, 0.625, 0.875]
-
-
-def test_equal_shares_of_units(single):
-    units = torch.tensor([0, 1, 2] * 4)
-    scores = EqualShares()(single, coupled_set(12, units=units))['pred']
-    assert [int(12 * scores[units == unit].mean()) for unit in range(3)] == [2, 6, 10]
 
 
 def choose(single, coupled, scores, allocated, **options):

@@ -14,6 +14,7 @@ from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
 
 from mmgcp.analysis import count_complexity
+from mmgcp.pruning import PruningPlan
 from mmgcp.utils.config import build_detector, load_config
 
 ROOT = Path(__file__).parents[2]
@@ -395,6 +396,17 @@ def test_criterion(name, needs_data, write_config, tool, tmp_path):
         assert not (tmp_path / 'none').exists()
     else:
         assert code == 0, printed
+
+
+def test_uniform_allocation(files, tool, tmp_path):
+    code, printed = tool(
+        files / 'tiny.py', files / 'tiny.pth', '--ratio', 0.5, '--calib-batches', 0,
+        '--allocation', 'uniform', '--work-dir', tmp_path / 'out')
+    assert code == 0, printed
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == OUTPUTS - {'scores.png'}
+    plan = PruningPlan.load(tmp_path / 'out/plan.json')
+    assert plan.options['allocation'] == 'uniform'
+    assert all(abs(len(item.removed) - item.size / 2) <= 0.5 for item in plan.sets)
 
 
 def test_criterion_whose_data_are_missing(files, tool, tmp_path):
