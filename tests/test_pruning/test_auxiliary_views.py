@@ -74,12 +74,12 @@ class ResidualDetector(TinyDetector):
 def pruned(kind, model, monkeypatch, limit, always_run=False):
     model = copy.deepcopy(model)
     with monkeypatch.context() as patch:
-        patch.setattr(auxiliary_criterion, 'CACHE_BYTES', limit)
         if always_run:
             patch.setattr(auxiliary_criterion, 'record_inputs', lambda *_: None)
         result = prune(model, groups=[dict(name='all', modules=['*'], ratio=0.5)],
                        batches=make_batches(), input_shape=(3, SIZE, SIZE),
-                       criterion=dict(type=f'mmgcp.{kind}', aux_epochs=1, epochs=2))
+                       criterion=dict(type=f'mmgcp.{kind}', aux_epochs=1, epochs=2,
+                                      cache_mib=limit / 2**20))
     return result.plan.removed(), model.state_dict()
 
 

@@ -27,9 +27,6 @@ from .recording import (
 )
 from .sgd import SGD
 
-# Views of batches that are kept while the kernels of a set are fitted
-CACHE_BYTES = 256 * 2**20
-
 
 class AuxiliaryCriterion(LayerwiseCriterion):
     r"""Keeps the channels that reconstruction and an auxiliary network ask for most.
@@ -85,6 +82,9 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         joint_lr (float): Learning rate of the detector meanwhile; 0 to leave it alone.
             Defaults to 1e-4.
         seed (int): Seed of the initial weights. Defaults to 0.
+        cache_mib (float): Memory, in MiB on the detector's device, for what the layers around a
+            set read and put out, which is the same all the time that their kernels are fitted. For
+            batches that do not fit, both detectors run again in each pass. Defaults to 256.
         allocation (dict, optional): See :class:`mmgcp.pruning.LayerwiseCriterion`.
     """
     needs = 'losses'
@@ -103,6 +103,7 @@ class AuxiliaryCriterion(LayerwiseCriterion):
                  aux_lr: float = 0.01,
                  joint_lr: float = 1e-4,
                  seed: int = 0,
+                 cache_mib: float = 256.,
                  allocation: Optional[dict] = None):
         super().__init__(allocation)
         if rounds < 1:
@@ -119,6 +120,7 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         self.aux_lr = aux_lr
         self.joint_lr = joint_lr
         self.seed = seed
+        self.cache_mib = cache_mib
         # layer -> the BatchNorm that reads its output, for each call
         self._norms: Dict[str, List[str]] = {}
         self._auxiliaries: Dict[str, Auxiliary] = {}
@@ -296,7 +298,8 @@ class AuxiliaryCriterion(LayerwiseCriterion):
             view = self._views.get(key)
             if view is None:
                 view = self._look(model, coupled, batch)
-                if view.size + sum(kept.size for kept in self._views.values()) <= CACHE_BYTES:
+                size = view.size + sum(kept.size for kept in self._views.values())
+                if size <= self.cache_mib * 2**20:
                     self._views[key] = view
             yield batch, view
 
