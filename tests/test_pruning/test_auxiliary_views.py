@@ -8,7 +8,7 @@ from auxiliary_toys import SIZE, TinyDetector, begun, make_batches, tiny_detecto
 from pruning_samples import Block, randomise
 
 from mmgcp.pruning import prune
-from mmgcp.pruning.auxiliary import auxiliary_criterion
+from mmgcp.pruning.auxiliary import auxiliary_criterion, lookahead
 from mmgcp.pruning.auxiliary.recording import record_inputs
 from mmgcp.pruning.importance import DCP, LCP
 from mmgcp.pruning.masking import channels_off
@@ -31,17 +31,28 @@ def test_inputs_are_those_of_the_layers():
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.fixture
+def runs(monkeypatch):
+    """What detectors run for: 'inputs' of the pruned one, 'outputs' of the original."""
+    runs = []
+
+    def count(module, kind):
+        real = getattr(module, f'record_{kind}')
+        monkeypatch.setattr(module, f'record_{kind}',
+                            lambda *args: (runs.append(kind), real(*args))[1])
+
+    count(auxiliary_criterion, 'inputs')
+    count(lookahead, 'outputs')
+    return runs
+
+
 @pytest.mark.parametrize('kind', [LCP, DCP])
-def test_the_detector_runs_once_a_batch(kind, monkeypatch):
-    """For the scores and the update: the original and the pruned one."""
+def test_the_detector_runs_once_a_batch(kind, runs):
+    """For the scores and the update: the original, if it has not been before, and the pruned."""
     model, sets = tiny_detector()
     batches = make_batches()
     criterion = begun(kind(aux_epochs=1, epochs=5), model, sets.values(), batches)
-    runs = []
-    monkeypatch.setattr(auxiliary_criterion, 'record_inputs', lambda *args: (
-        runs.append('inputs'), record_inputs(*args))[1])
-    monkeypatch.setattr(auxiliary_criterion, 'record_outputs', lambda *args: (
-        runs.append('outputs'), real(*args))[1])
+    assert list(sets) == ['stem.conv', 'body.conv']
     criterion.score(model, sets['stem.conv'], batches)
     assert sorted(runs) == ['inputs'] * 2 + ['outputs'] * 2
     removed = torch.tensor([0, 5])
@@ -49,14 +60,21 @@ def test_the_detector_runs_once_a_batch(kind, monkeypatch):
         criterion.update(model, sets['stem.conv'], removed, batches)
         assert sorted(runs) == ['inputs'] * 2 + ['outputs'] * 2
         assert criterion._views == {}
-        criterion.update(model, sets['stem.conv'], removed, batches)  # without scores before
-    assert sorted(runs) == ['inputs'] * 4 + ['outputs'] * 4
-    criterion.score(model, sets['stem.conv'], batches)
-    criterion.score(model, sets['body.conv'], batches)
-    assert sorted(runs) == ['inputs'] * 8 + ['outputs'] * 8
+        criterion.score(model, sets['body.conv'], batches)
+        assert sorted(runs) == ['inputs'] * 4 + ['outputs'] * 2
+        criterion.update(model, sets['body.conv'], removed, batches)
+    assert sorted(runs) == ['inputs'] * 4 + ['outputs'] * 2
 
 
-real = auxiliary_criterion.record_outputs
+def test_the_detector_runs_again_without_memory(runs):
+    model, sets = tiny_detector()
+    batches = make_batches()
+    criterion = begun(LCP(aux_epochs=1, epochs=5, cache_mib=0), model, sets.values(), batches)
+    for coupled in sets.values():
+        criterion.score(model, coupled, batches)
+        criterion.update(model, coupled, torch.tensor([0, 5]), batches)
+    # for the scores, the epochs, the loss before and after
+    assert sorted(runs) == ['inputs'] * 2 * 8 * 2 + ['outputs'] * 2 * 8 * 2
 
 
 class ResidualDetector(TinyDetector):

@@ -15,6 +15,7 @@ from ..structures import CoupledChannels, PruningError
 from ..training_loss import Batch, loss_mode
 from .joint_training import train_jointly
 from .kernels import Kernels, gradients_only_of, readers
+from .lookahead import OutputsAhead
 from .networks import Auxiliary
 from .positives import number_of_classes
 from .recording import (
@@ -82,9 +83,11 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         joint_lr (float): Learning rate of the detector meanwhile; 0 to leave it alone.
             Defaults to 1e-4.
         seed (int): Seed of the initial weights. Defaults to 0.
-        cache_mib (float): Memory, in MiB on the detector's device, for what the layers around a
-            set read and put out, which is the same all the time that their kernels are fitted. For
-            batches that do not fit, both detectors run again in each pass. Defaults to 256.
+        cache_mib (float): Memory, in MiB on the detector's device, for what the consumers of a
+            set read and put out originally, which is the same all the time that their kernels are
+            fitted; for batches that do not fit, both detectors run again in each pass. As much
+            again is used for what the consumers of the next sets put out originally. Defaults
+            to 256.
         allocation (dict, optional): See :class:`mmgcp.pruning.LayerwiseCriterion`.
     """
     needs = 'losses'
@@ -126,6 +129,9 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         self._auxiliaries: Dict[str, Auxiliary] = {}
         self._num_classes = 0
         self._views: Dict[Tuple[str, int], _View] = {}  # by set and number of the batch
+        self._order: Dict[str, List[str]] = {}  # set -> its consumers
+        self._sizes: Dict[str, int] = {}  # consumer -> bytes that it puts out for a batch
+        self._ahead: Optional[OutputsAhead] = None
         self._baseline: Optional[nn.Module] = None
         self._baseline_weights: Optional[Dict[str, Tensor]] = None
 
@@ -176,6 +182,11 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         with loss_mode(model):
             calls = watch_calls(model, first.images, layers)
         self._norms = {name: [call.norm for call in found] for name, found in calls.items()}
+        self._order = {coupled.name: [name for name in readers(model, coupled) if calls[name]]
+                       for coupled in coupled_sets}
+        width = next(model.parameters()).element_size()
+        self._sizes = {name: width * sum(call.shape.numel() for call in found)
+                       for name, found in calls.items()}
         self._auxiliaries = {}
         if self.alpha:
             self._num_classes = number_of_classes(model)
@@ -186,6 +197,11 @@ class AuxiliaryCriterion(LayerwiseCriterion):
                               epochs=self.aux_epochs, lr=self.aux_lr, joint_lr=self.joint_lr,
                               momentum=self.momentum)
         self._baseline = copy_without_hooks(model)
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        counts = {name: len(found) for name, found in self._norms.items()}
+        self._ahead = OutputsAhead(self._order, counts, self._sizes, self.cache_mib * 2**20)
 
     def score(self, model: nn.Module, coupled: CoupledChannels,
               batches: Iterable[Batch]) -> Tensor:
@@ -279,7 +295,8 @@ class AuxiliaryCriterion(LayerwiseCriterion):
             loss = loss + self.alpha * self._auxiliaries[coupled.name].loss(found, view.targets)
         return loss
 
-    def _look(self, model: nn.Module, coupled: CoupledChannels, batch: Batch) -> '_View':
+    def _look(self, model: nn.Module, coupled: CoupledChannels, batch: Batch,
+              number: Optional[int] = None) -> '_View':
         """Find all of a batch that does not depend on the kernels that are fitted."""
         baseline = self._original(model)
         calls = {name: len(self._norms[name]) for name in self._consumers(model, coupled)}
@@ -287,7 +304,10 @@ class AuxiliaryCriterion(LayerwiseCriterion):
             targets = None
             if coupled.name in self._auxiliaries:
                 targets = self.find_targets(baseline, batch)
-            expected = record_outputs(baseline, batch.images, calls)
+            if number is None:
+                expected = record_outputs(baseline, batch.images, calls)
+            else:
+                expected = self._ahead(baseline, coupled.name, number, batch.images)
         return _View(targets, expected, record_inputs(model, batch.images, calls))
 
     def _viewed(self, model: nn.Module, coupled: CoupledChannels, batches: Iterable[Batch]
@@ -297,7 +317,7 @@ class AuxiliaryCriterion(LayerwiseCriterion):
             key = coupled.name, number
             view = self._views.get(key)
             if view is None:
-                view = self._look(model, coupled, batch)
+                view = self._look(model, coupled, batch, number)
                 size = view.size + sum(kept.size for kept in self._views.values())
                 if size <= self.cache_mib * 2**20:
                     self._views[key] = view
@@ -312,6 +332,8 @@ class AuxiliaryCriterion(LayerwiseCriterion):
             baseline=weights,
             num_classes=self._num_classes,
             norms=dict(self._norms),
+            order=dict(self._order),
+            sizes=dict(self._sizes),
             auxiliaries={
                 name: dict(layer=item.layer, call=item.call, channels=item.channels,
                            weights=item.network.state_dict())
@@ -322,6 +344,8 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         """Take over what :meth:`state_dict` returned, instead of :meth:`begin`."""
         self._baseline, self._baseline_weights = None, state['baseline']
         self._num_classes, self._norms = state['num_classes'], dict(state['norms'])
+        self._order, self._sizes = dict(state['order']), dict(state['sizes'])
+        self._look_ahead()
         self._auxiliaries = {}
         for name, item in state['auxiliaries'].items():
             with torch.random.fork_rng(devices=[]):
