@@ -32,19 +32,16 @@ def channels_off(model: nn.Module, coupled_sets: Iterable[CoupledChannels],
         if isinstance(layer, nn.Parameter):
             continue  # who reads the sum or the product does not see these channels
         dim = -1 if isinstance(layer, nn.Linear) else 1
-        if side == 'out':
+        if side == 'out':  # which is the layer's own, unlike what others may read, too
             handles.append(layer.register_forward_hook(
-                lambda _, __, output, dim=dim, channels=channels: _zeroed(output, dim, channels)))
+                lambda _, __, output, dim=dim, channels=channels:
+                output.index_fill_(dim, channels.to(output.device), 0)))
         else:
             handles.append(layer.register_forward_pre_hook(
                 lambda _, args, dim=dim, channels=channels:
-                (_zeroed(args[0], dim, channels), *args[1:])))
+                (args[0].index_fill(dim, channels.to(args[0].device), 0), *args[1:])))
     with hooked(handles):
         yield
-
-
-def _zeroed(tensor: Tensor, dim: int, channels: Tensor) -> Tensor:
-    return tensor.index_fill(dim, channels.to(tensor.device), 0)
 
 
 @torch.no_grad()
