@@ -106,10 +106,10 @@ class ImagesOf:
     """
 
     def __init__(self, batches: Iterable[Batch]):
-        self._batches = batches
+        self.batches = batches
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (batch.images for batch in self._batches)
+        return (batch.images for batch in self.batches)
 
 
 @torch.no_grad()

@@ -36,7 +36,8 @@ Values = Dict[str, Dict[Norms, Tensor]]
 def compensate(model: nn.Module, coupled_sets: Iterable[CoupledChannels],
                removed: Dict[str, Tensor],
                images: Optional[Iterable[Tensor]] = None,
-               input_shape: Sequence[int] = (3, 128, 128)) -> List[str]:
+               input_shape: Sequence[int] = (3, 128, 128),
+               means: Optional[Values] = None) -> List[str]:
     """Fold what channels that are about to be removed carry into their consumers.
 
     What they carry is seen at the consumers' inputs while the model runs, so that sums over
@@ -56,6 +57,9 @@ def compensate(model: nn.Module, coupled_sets: Iterable[CoupledChannels],
             gone through once. Defaults to None.
         input_shape (Sequence[int]): Shape (C, H, W) of the image of noise that the model
             runs on without calibration images.
+        means (dict, optional): What the removed inputs (K, ) of each consumer carry on average
+            over the images, by its BatchNorms, if that has been measured before (see
+            :func:`mmgcp.pruning.input_statistics.measure_inputs`). Defaults to None.
 
     Returns:
         list[str]: Consumers that could not absorb everything: there is neither a BatchNorm
@@ -71,13 +75,16 @@ def compensate(model: nn.Module, coupled_sets: Iterable[CoupledChannels],
               if side == 'in' and len(indices)}
     if not inputs:
         return []
-    if images is None:
+    if means is not None:
+        values = means
+    elif images is None:
         values = _constants(model, channels, inputs, input_shape)
     else:
         values = {name: {norms: item.mean for norms, item in entries.items()}
                   for name, entries in measure_inputs(model, inputs, images).items()}
     return [name for name, entries in values.items()
-            if not fold_constants(model.get_submodule(name), inputs[name], entries, images is None)]
+            if not fold_constants(model.get_submodule(name), inputs[name], entries,
+                              images is None and means is None)]
 
 
 def _constants(model: nn.Module, channels: Channels, inputs: Dict[str, Tensor],

@@ -7,7 +7,7 @@ from typing import Dict, Iterable, List, Optional, Sequence, Union
 import torch.nn as nn
 from torch import Tensor
 
-from .compensation import compensate
+from .compensation import Values, compensate
 from .masking import channels_off
 from .norm_adaptation import adapt_norms
 from .structures import CoupledChannels, PruningError
@@ -56,15 +56,20 @@ class Compensator:
         self.adapt(removed, reference)
         return uncompensated
 
-    def fold(self, removed: Dict[str, Tensor]) -> List[str]:
+    def fold(self, removed: Dict[str, Tensor], means: Optional[Values] = None) -> List[str]:
         """Fold what channels emit into the layers that read them.
+
+        Args:
+            removed (dict[str, Tensor]): Channels (K, ) to remove, by name of the set.
+            means (dict, optional): What they emit on average, if that is known; see
+                :func:`mmgcp.pruning.compensation.compensate`.
 
         Returns:
             list[str]: The layers that could not absorb all of it.
         """
         if not self.mode:
             return []
-        return compensate(self.model, self.coupled_sets, removed, self.images, self.shape)
+        return compensate(self.model, self.coupled_sets, removed, self.images, self.shape, means)
 
     def reference(self) -> Optional[nn.Module]:
         """Copy the model as it is, for :meth:`adapt`; None if it would do nothing.

@@ -17,6 +17,8 @@ from mmgcp.utils.checkpoint import read_checkpoint
 from mmgcp.utils.cli import replacing
 from mmgcp.utils.forward import record_shapes
 
+from .calibration import ImagesOf
+from .compensation import Values
 from .compensator import Compensator
 from .importance import LayerwiseCriterion
 from .layers import WEIGHT_TYPES, find_layer
@@ -264,10 +266,24 @@ class LayerByLayer:
         removed[coupled.name] = chosen
         if not len(chosen):
             return []
-        uncompensated = self.compensator.fold({coupled.name: chosen})
+        uncompensated = self.compensator.fold(
+            {coupled.name: chosen}, self._known_means(coupled, chosen))
         off.enter_context(channels_off(self.model, [coupled], removed))
         self.criterion.update(self.model, coupled, chosen, self.batches)
         return uncompensated
+
+
+    def _known_means(self, coupled: CoupledChannels, chosen: Tensor) -> Optional[Values]:
+        """What chosen channels emit on average, if the scores have measured it on the images."""
+        images, means = self.compensator.images, self.criterion.mean_inputs(coupled)
+        if means is None or not (isinstance(images, ImagesOf) and images.batches is self.batches):
+            return None
+        mask = coupled.mask(chosen)
+        known = {item.module: {norms: mean[mask[item.roots].to(mean.device)]
+                               for norms, mean in means[item.module].items()}
+                 for item in coupled.side('in') if item.module in means}
+        return {name: values for name, values in known.items()
+                if all(map(len, values.values()))}
 
 
 @contextmanager

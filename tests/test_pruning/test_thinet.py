@@ -15,16 +15,24 @@ from mmengine.config import Config
 from pruning_samples import Block, Toy, difference, randomise, residual_toy, run
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmgcp.pruning import Batch, LayerGroup, PruningError, count_channels, prune
+from mmgcp.pruning import (
+    Batch,
+    LayerGroup,
+    PruningError,
+    compensation,
+    count_channels,
+    prune,
+)
 from mmgcp.pruning.compensation import _outputs
 from mmgcp.pruning.dependency_graph import find_coupled_channels
-from mmgcp.pruning.importance import ThiNet
+from mmgcp.pruning.importance import ThiNet, thinet
 from mmgcp.pruning.importance.thinet import (
     Entries,
     contributions,
     least_squares_factors,
     removal_places,
 )
+from mmgcp.pruning.input_statistics import measure_inputs
 from mmgcp.pruning.layer_finetuning import LayerFinetuning
 from mmgcp.pruning.layer_groups import assign_groups
 from mmgcp.pruning.structures import ChannelSlice
@@ -388,6 +396,29 @@ def test_shortcuts_are_left_alone_if_asked():
     assert count_channels(again) == count_channels(model)
     full = prune(other, criterion=dict(type='mmgcp.ThiNet'), **options)
     assert {item.name: len(item.removed) for item in full.plan.sets}['stem.conv'] == 4
+
+
+@pytest.mark.parametrize('net', NETS)
+def test_means_are_measured_once(net, monkeypatch):
+    """What is folded is what the scores have measured, if that was on the same images."""
+    model, images = NETS[net](), [batch.images for batch in batches()]
+    measured = []
+    for module in (thinet, compensation):
+        monkeypatch.setattr(module, 'measure_inputs', lambda *args: (
+            measured.append(args), measure_inputs(*args))[1])
+    found = []
+    for calibration in (None, images):
+        measured.clear()
+        pruned = copy.deepcopy(model)
+        result = prune(pruned, [dict(name='all', modules=['*'], ratio=0.5)], batches=batches(),
+                       criterion=dict(type='mmgcp.ThiNet'), input_shape=SHAPE,
+                       calibration=calibration)
+        number = len(result.plan.removed())
+        assert len(measured) == number * (1 if calibration is None else 2) > 0
+        found.append((result.plan.sets, result.uncompensated, pruned.state_dict()))
+    (sets, missed, state), (other_sets, other_missed, other_state) = found
+    assert sets == other_sets and missed == other_missed
+    assert all(torch.equal(value, other_state[name]) for name, value in state.items())
 
 
 def test_no_batches():

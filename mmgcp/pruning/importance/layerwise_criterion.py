@@ -1,13 +1,17 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """What a criterion is that prunes one set of layers after the other."""
-from typing import Iterable, Optional, Sequence
+from typing import Dict, Iterable, Optional, Sequence
 
 import torch.nn as nn
 from torch import Tensor
 
+from ..input_statistics import Norms
 from ..structures import CoupledChannels
 from ..training_loss import Batch
 from .criterion import Criterion, Progress
+
+# Layer -> its BatchNorms -> mean (K, ) of its inputs that belong to a set
+Means = Dict[str, Dict[Norms, Tensor]]
 
 
 class LayerwiseCriterion(Criterion):
@@ -70,6 +74,19 @@ class LayerwiseCriterion(Criterion):
             Tensor: Scores (C, ), the lowest of which are removed.
         """
         raise NotImplementedError
+
+    def mean_inputs(self, coupled: CoupledChannels) -> Optional[Means]:
+        """Tell what the layers that read a set read on average, if :meth:`score` measured it.
+
+        Args:
+            coupled (CoupledChannels): The set that was scored last.
+
+        Returns:
+            dict[str, dict[tuple, Tensor]] | None: The mean (K, ), over all batches, of the
+            inputs of each layer that belong to the set, in the order of its slice, by the
+            BatchNorms that read its output. Defaults to None: whoever needs it measures it.
+        """
+        return None
 
     def update(self, model: nn.Module, coupled: CoupledChannels, removed: Tensor,
                batches: Iterable[Batch]) -> None:

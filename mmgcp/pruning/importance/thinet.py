@@ -17,12 +17,10 @@ from ..layers import WEIGHT_TYPES, find_layer, is_depthwise, num_channels, sprea
 from ..structures import ChannelSlice, CoupledChannels, PruningError
 from ..surgery import gather_channels
 from ..training_loss import Batch
-from .layerwise_criterion import LayerwiseCriterion
+from .layerwise_criterion import LayerwiseCriterion, Means
 
 # Of the squared singular values of the samples: what is below the largest one times this is noise
 LEAST_EIGENVALUE = 1e-8
-# Layer -> its BatchNorms -> mean (K, ) of its inputs that belong to a set
-Means = Dict[str, Dict[Norms, Tensor]]
 
 
 class Entries(NamedTuple):
@@ -48,10 +46,12 @@ class _Sampled(NamedTuple):
         name (str): Name of the set.
         gram (Tensor): Sums (C, C) of the products of two channels' contributions.
         means (Means): Mean inputs of the layers that read the set, where they are folded.
+        measured (Means, optional): All mean inputs, if they have been measured.
     """
     name: str
     gram: Tensor
     means: Means
+    measured: Optional[Means]
 
 
 @TASK_UTILS.register_module()
@@ -116,10 +116,18 @@ class ThiNet(LayerwiseCriterion):
               batches: Iterable[Batch]) -> Tensor:
         """Return the places (C, ) in the order of removal, from zero."""
         slices = coupled.side('in')
-        means = _mean_inputs(model, slices, batches) if self.folded and slices else {}
+        measured = _mean_inputs(model, slices, batches) if self.folded and slices else None
+        # where a constant could be absorbed
+        means = {name: calls for name, calls in (measured or {}).items()
+                 if all(calls) or find_layer(model, name).bias is not None}
         gram = self.sample(model, coupled, batches, means)
-        self._sampled = _Sampled(coupled.name, gram, means)
+        self._sampled = _Sampled(coupled.name, gram, means, measured)
         return removal_places(gram, coupled.units)
+
+    def mean_inputs(self, coupled: CoupledChannels) -> Optional[Means]:
+        """Tell the mean inputs, which :meth:`score` measures where they are folded."""
+        known = self._sampled is not None and self._sampled.name == coupled.name
+        return self._sampled.measured if known else None
 
     def update(self, model: nn.Module, coupled: CoupledChannels, removed: Tensor,
                batches: Iterable[Batch]) -> None:
@@ -325,12 +333,10 @@ def least_squares_factors(gram: Tensor, removed: Tensor) -> Tensor:
 
 def _mean_inputs(model: nn.Module, slices: List[ChannelSlice],
                  batches: Iterable[Batch]) -> Means:
-    """Measure mean inputs, except of layers that could not absorb a constant."""
     measured = measure_inputs(model, {item.module: item.channels for item in slices},
                               (batch.images for batch in batches))
     return {name: {norms: statistics.mean for norms, statistics in calls.items()}
-            for name, calls in measured.items()
-            if all(calls) or find_layer(model, name).bias is not None}
+            for name, calls in measured.items()}
 
 
 def _overall(means: Dict[Norms, Tensor], item: ChannelSlice, like: Tensor) -> Optional[Tensor]:
