@@ -54,7 +54,7 @@ def parse_args():
                        'prune_cfg, or BNScale')
     which.add_argument('--allocation', choices=('global', 'uniform'),
                        help='one threshold for all layers of a group, or the same share of each; '
-                       'default: global, for criteria that go layer by layer uniform')
+                       'default: as in the paper of the criterion')
     which.add_argument('--merge', choices=('or', 'mean', 'majority', 'sum'),
                        help='how coupled layers decide together; default: or')
     which.add_argument('--sensitivity', action='store_true',

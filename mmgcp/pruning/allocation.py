@@ -102,7 +102,7 @@ def check_allocation(allocation: Optional[str], criterion: Criterion) -> bool:
     if allocation not in ALLOCATIONS:
         raise PruningError(f'allocation must be one of {ALLOCATIONS}, but is {allocation!r}')
     if not isinstance(criterion, LayerwiseCriterion):
-        return allocation == 'uniform'
+        return (allocation or criterion.default_allocation) == 'uniform'
     own = 'uniform' if criterion.allocation is None else 'global'
     if allocation not in (None, own):
         raise PruningError(

@@ -87,8 +87,9 @@ def prune(model: nn.Module,
         allocation (str, optional): How many channels a coupled set loses: as many as have
             scores below the one threshold of their group (``'global'``), or the same share of
             each set of a group, those with the lowest scores (``'uniform'``; ratios and
-            thresholds of groups are this share). The default is 'global', with a layer-wise
-            criterion 'uniform', unless its own option ``allocation`` says otherwise.
+            thresholds of groups are this share). By default the criterion decides: 'uniform'
+            for L1Norm, L2Norm, FPGM and layer-wise ones without an option ``allocation`` of
+            their own, else 'global'.
         merge (str): How coupled layers decide together: 'or', 'mean', 'majority' or 'sum';
             see :mod:`mmgcp.pruning.merges`.
         min_keep_ratio (float): At least this share of a layer's channels stays.

@@ -59,10 +59,13 @@ def test_layers_of_another_scale_are_treated_alike():
         'z.conv': 5, 'a.conv': 4, 'b.conv': 2, 'c.conv': 4}
 
 
-def test_global_is_the_default():
-    plans = [prune(two_branches(), ALL, 0.5, input_shape=SHAPE, **options).plan.sets
-             for options in ({}, dict(allocation='global'), dict(allocation='uniform'))]
-    assert plans[0] == plans[1] != plans[2]
+@pytest.mark.parametrize('criterion, default', [
+    ('BNScale', 'global'), ('Random', 'global'), ('L1Norm', 'uniform'), ('L2Norm', 'uniform'),
+    ('FPGM', 'uniform')])
+def test_default(criterion, default):
+    plans = {allocation: run_prune(two_branches(), 0.5, criterion, allocation=allocation).plan.sets
+             for allocation in (None, 'global', 'uniform')}
+    assert plans['global'] != plans['uniform'] and plans[None] == plans[default]
 
 
 @pytest.mark.parametrize('merge, merged', [

@@ -381,7 +381,9 @@ def test_criterion(name, needs_data, write_config, tool, tmp_path):
             config, tmp_path / 'tiny.pth', '--target-params', 0.5, '--criterion', name,
             '--calib-batches', 1, '--work-dir', folder)
         assert code == 0, printed
-        assert {path.name for path in folder.iterdir()} == OUTPUTS
+        # where all layers lose the same share, there are no scores to compare with a threshold
+        assert {path.name for path in folder.iterdir()} == OUTPUTS - (
+            {'scores.png'} if name == 'L1Norm' else set())
         reports.append(json.loads((folder / 'report.json').read_text()))
     report = reports[0]
     assert report == reports[1]

@@ -21,8 +21,11 @@ class Criterion:
     Attributes:
         needs (str, optional): What :meth:`prepare` needs besides the model: 'images' for
             batches of training images, 'losses' for such with ground truth, or None.
+        default_allocation (str): How many channels each set loses if nothing is said: 'global'
+            or 'uniform', see :func:`mmgcp.pruning.prune`.
     """
     needs: Optional[str] = None
+    default_allocation = 'global'
 
     def prepare(self, model: nn.Module, coupled_sets: Sequence[CoupledChannels],
                 batches: Optional[Iterable[Batch]], progress: Progress) -> None:

@@ -27,6 +27,9 @@ class FilterCriterion(Criterion):
     that others make. A BatchNorm or any other layer behind a filter does not count, unless
     ``fold_norm`` is set.
 
+    As in the papers, all layers of a group lose the same share of their channels, unless
+    ``allocation='global'`` is asked for: filters of different layers say little about each other.
+
     Args:
         normalize (str): Layers differ in the number and the scale of their weights; to
             compare them, the values of a layer's channels are divided by their ``'mean'``
@@ -41,6 +44,8 @@ class FilterCriterion(Criterion):
     Raises:
         PruningError: ``normalize`` is unknown.
     """
+
+    default_allocation = 'uniform'
 
     def __init__(self, normalize: str = 'mean', fold_norm: bool = False):
         if normalize not in NORMALIZATIONS:
