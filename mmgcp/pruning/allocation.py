@@ -101,15 +101,13 @@ def check_allocation(allocation: Optional[str], criterion: Criterion) -> bool:
     """
     if allocation not in ALLOCATIONS:
         raise PruningError(f'allocation must be one of {ALLOCATIONS}, but is {allocation!r}')
-    if not isinstance(criterion, LayerwiseCriterion):
-        return (allocation or criterion.default_allocation) == 'uniform'
-    own = 'uniform' if criterion.allocation is None else 'global'
-    if allocation not in (None, own):
+    own = criterion.default_allocation
+    if isinstance(criterion, LayerwiseCriterion) and allocation not in (None, own):
         raise PruningError(
             f'allocation is {allocation!r}, but {type(criterion).__name__} goes layer by layer: '
             "it is 'uniform' there, unless the criterion's own option allocation names another "
             'criterion that decides how many channels go')
-    return own == 'uniform'
+    return (allocation or own) == 'uniform'
 
 
 def ratios_as_shares(groups: Sequence[LayerGroup]) -> List[LayerGroup]:

@@ -272,7 +272,6 @@ class LayerByLayer:
         self.criterion.update(self.model, coupled, chosen, self.batches)
         return uncompensated
 
-
     def _known_means(self, coupled: CoupledChannels, chosen: Tensor) -> Optional[Values]:
         """What chosen channels emit on average, if the scores have measured it on the images."""
         images, means = self.compensator.images, self.criterion.mean_inputs(coupled)

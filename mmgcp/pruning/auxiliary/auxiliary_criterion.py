@@ -299,7 +299,7 @@ class AuxiliaryCriterion(LayerwiseCriterion):
               number: Optional[int] = None) -> '_View':
         """Find all of a batch that does not depend on the kernels that are fitted."""
         baseline = self._original(model)
-        calls = {name: len(self._norms[name]) for name in self._consumers(model, coupled)}
+        calls = {name: len(self._norms[name]) for name in self._consumers(coupled)}
         with loss_mode(baseline), torch.no_grad():
             targets = None
             if coupled.name in self._auxiliaries:
@@ -380,16 +380,16 @@ class AuxiliaryCriterion(LayerwiseCriterion):
                 item.network.to(next(model.parameters()))
         return self._baseline
 
-    def _consumers(self, model: nn.Module, coupled: CoupledChannels) -> List[str]:
+    def _consumers(self, coupled: CoupledChannels) -> List[str]:
         """Names of the layers that read the channels of a set, as far as they run."""
-        names = [name for name in readers(model, coupled) if self._norms.get(name)]
+        names = self._order.get(coupled.name)
         if not names:
             raise PruningError(f'no layer that runs reads the channels of {coupled.name}')
         return names
 
     def _kernels(self, model: nn.Module, coupled: CoupledChannels) -> Kernels:
         self._original(model)
-        return Kernels(model, coupled, self._consumers(model, coupled))
+        return Kernels(model, coupled, self._consumers(coupled))
 
     @contextmanager
     def _ready(self, model: nn.Module, kernels: Kernels) -> Iterator[None]:

@@ -38,6 +38,11 @@ class LayerwiseCriterion(Criterion):
     def __init__(self, allocation: Optional[dict] = None):
         self.allocation = allocation
 
+    @property
+    def default_allocation(self) -> str:
+        """How many channels each set loses: the same share, or by the scores of another."""
+        return 'uniform' if self.allocation is None else 'global'
+
     def skips(self, model: nn.Module, coupled: CoupledChannels) -> Optional[str]:
         """Say whether a set is to be left alone.
 

@@ -45,13 +45,11 @@ class _Sampled(NamedTuple):
     Attributes:
         name (str): Name of the set.
         gram (Tensor): Sums (C, C) of the products of two channels' contributions.
-        means (Means): Mean inputs of the layers that read the set, where they are folded.
-        measured (Means, optional): All mean inputs, if they have been measured.
+        means (Means, optional): Mean inputs of the layers that read the set, if they are folded.
     """
     name: str
     gram: Tensor
-    means: Means
-    measured: Optional[Means]
+    means: Optional[Means]
 
 
 @TASK_UTILS.register_module()
@@ -116,18 +114,18 @@ class ThiNet(LayerwiseCriterion):
               batches: Iterable[Batch]) -> Tensor:
         """Return the places (C, ) in the order of removal, from zero."""
         slices = coupled.side('in')
-        measured = _mean_inputs(model, slices, batches) if self.folded and slices else None
-        # where a constant could be absorbed
-        means = {name: calls for name, calls in (measured or {}).items()
-                 if all(calls) or find_layer(model, name).bias is not None}
-        gram = self.sample(model, coupled, batches, means)
-        self._sampled = _Sampled(coupled.name, gram, means, measured)
+        means = _mean_inputs(model, slices, batches) if self.folded and slices else None
+        # a layer without BatchNorm and bias cannot absorb a constant
+        absorbed = {name: calls for name, calls in (means or {}).items()
+                    if all(calls) or find_layer(model, name).bias is not None}
+        gram = self.sample(model, coupled, batches, absorbed)
+        self._sampled = _Sampled(coupled.name, gram, means)
         return removal_places(gram, coupled.units)
 
     def mean_inputs(self, coupled: CoupledChannels) -> Optional[Means]:
         """Tell the mean inputs, which :meth:`score` measures where they are folded."""
         known = self._sampled is not None and self._sampled.name == coupled.name
-        return self._sampled.measured if known else None
+        return self._sampled.means if known else None
 
     def update(self, model: nn.Module, coupled: CoupledChannels, removed: Tensor,
                batches: Iterable[Batch]) -> None:
@@ -138,7 +136,7 @@ class ThiNet(LayerwiseCriterion):
             factors = least_squares_factors(self._sampled.gram, removed)
             for item in coupled.side('in'):
                 _scale_inputs(model.get_submodule(item.module), item, factors,
-                              self._sampled.means.get(item.module, {}))
+                              (self._sampled.means or {}).get(item.module, {}))
         for (name, side), channels in gather_channels([coupled], {coupled.name: removed}).items():
             if side == 'out':
                 self._off[name] = torch.cat((self._off.get(name, channels[:0]), channels))
