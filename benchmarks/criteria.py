@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Every pruning criterion at several budgets of operations, on a trained detector and real data.
+"""Every pruning criterion at several budgets of MACs, on a trained detector and real data.
 
 The detector is pruned with each criterion to each budget: its accuracy right after pruning,
 without and with compensation, and after a short fine-tuning at one of the budgets. CPSCA prunes
@@ -25,16 +25,18 @@ from mmengine.config import Config
 from prune_speed import ROOT, _build, _markdown, _memory, _reset_peak, describe_machine
 from runs import Runs, digest, evaluation
 
+from mmgcp.errors import UserError
+from mmgcp.nn.training_loss import Batch
 from mmgcp.pipeline.config_text import nest, render
 from mmgcp.pipeline.schedules import derive_schedule
-from mmgcp.pruning import Batch, importance, prune
+from mmgcp.pruning import prune
+from mmgcp.pruning.scores import criterion_names
 from mmgcp.registry import TASK_UTILS
-from mmgcp.utils import UserError
 from mmgcp.utils.cli import run_tool
 from mmgcp.utils.config import image_size, load_config
 
 LARGE_CONFIG = ROOT / 'configs' / 'yolov4' / 'yolov4_fast_1xb64-50e_voc.py'
-CRITERIA = [name for name in importance.__all__ if 'Criterion' not in name]
+CRITERIA = criterion_names()
 BYTES = 2**20
 # So many sets are pruned to measure the time for one
 TIMED_SETS = 4
@@ -49,7 +51,7 @@ def parse_args():
     parser.add_argument('--criteria', nargs='+', choices=CRITERIA, default=CRITERIA,
                         metavar='NAME', help=f'among {", ".join(CRITERIA)}; default: all')
     parser.add_argument('--remove', type=float, nargs='*', default=[0.25, 0.5, 0.75],
-                        help='shares of the operations; default: 0.25 0.5 0.75')
+                        help='shares of the MACs; default: 0.25 0.5 0.75')
     parser.add_argument('--calib-batches', type=int, default=8, help='default: 8')
     parser.add_argument('--finetune-at', type=float, nargs='*', default=[0.5],
                         help='the budgets to fine-tune at; default: 0.5')
@@ -208,7 +210,7 @@ def cost_in_process(name: str, args: argparse.Namespace) -> dict:
 
 
 def measure_cost(name: str, config: str, num_batches: int) -> Dict[str, object]:
-    """Prune half of the operations with a criterion; say how long and with how much memory.
+    """Prune half of the MACs with a criterion; say how long and with how much memory.
 
     Args:
         name (str): The criterion.
@@ -235,7 +237,7 @@ def measure_cost(name: str, config: str, num_batches: int) -> Dict[str, object]:
         seconds = time.process_time() - start
     except Enough:
         seconds = clock.times[0] - start
-    return dict(name=name, needs=needs, seconds=seconds, sets=clock.sets,
+    return dict(name=name, needs=needs, seconds=seconds, units=clock.units,
                 seconds_a_set=clock.seconds_a_set, peak_bytes=_memory('VmHWM') - before)
 
 
@@ -248,12 +250,12 @@ class Clock:
 
     def __init__(self):
         self.times: List[float] = []
-        self.sets = 0
+        self.units = 0
 
     def __call__(self, stage: str, done: int, steps: int) -> None:
         if stage == 'pruning layers':
             self.times.append(time.process_time())
-            self.sets = steps
+            self.units = steps
             if TIMED_SETS <= done < steps:
                 raise Enough
 
@@ -292,7 +294,7 @@ def print_costs(costs: List[dict], args: argparse.Namespace) -> None:
     """Print a row for each criterion."""
     rows = [[item['name'], item['needs'] or '-', f'{item["seconds"]:.1f}', time_of_sets(item),
              f'{item["peak_bytes"] / BYTES:.0f}'] for item in costs]
-    print(f'{Path(args.large_config).stem}, half of the operations, {args.calib_batches} batches '
+    print(f'{Path(args.large_config).stem}, half of the MACs, {args.calib_batches} batches '
           'of 2 images where some are needed:\n')
     print('\n'.join(_markdown([['criterion', 'needs', 'CPU s', '+ CPU s a set', 'MiB'], *rows])))
     print_machine()

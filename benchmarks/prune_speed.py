@@ -39,10 +39,10 @@ import torch
 import torch.nn as nn
 from mmengine.config import Config
 
-from mmgcp.utils import UserError
+from mmgcp.errors import UserError
+from mmgcp.nn.forward import eval_mode, random_image, run_as_tensors, working_shape
 from mmgcp.utils.cli import run_tool
 from mmgcp.utils.config import build_detector, image_size, load_config
-from mmgcp.utils.forward import eval_mode, random_image, run_as_tensors, working_shape
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = {
@@ -349,7 +349,7 @@ def _busy_seconds() -> Optional[float]:
 
 def _prune_with_ours(model: nn.Module, cfg: Config, request: dict, clock: PhaseClock) -> dict:
     from mmgcp.pruning import prune
-    from mmgcp.pruning.dependency_graph import PREDICTIONS
+    from mmgcp.pruning.graph import PREDICTIONS
     groups = cfg.get('prune_cfg', {}).get('groups', 'auto')
 
     def progress(stage: str, done: int, steps: int) -> None:

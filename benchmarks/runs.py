@@ -14,8 +14,8 @@ from unittest import mock
 
 from prune_speed import ROOT
 
+from mmgcp.errors import UserError
 from mmgcp.pipeline.config_text import Code
-from mmgcp.utils import UserError
 from mmgcp.utils.cli import replacing
 
 METRICS = {'mAP50': 'pascal_voc/AP50', 'mAP': 'pascal_voc/mAP'}

@@ -52,7 +52,7 @@ from prune_speed import (
     describe_machine,
 )
 
-from mmgcp.utils import UserError
+from mmgcp.errors import UserError
 from mmgcp.utils.cli import run_tool
 from mmgcp.utils.config import build_detector, image_size, load_config
 
@@ -294,7 +294,7 @@ class Training:
             train_dataloader=range(max_iters + 1))
 
     def _build_hook(self):
-        from mmgcp.engine import DynamicSparsityHook
+        from mmgcp.sparsity import DynamicSparsityHook
         if self.variant not in HOOKS:
             return None
         hook = DynamicSparsityHook(
@@ -401,7 +401,7 @@ def measure_memory(request: dict) -> int:
     """The peak in bytes from building the models to the end of the last step."""
     torch.set_num_threads(request['threads'])
     for package in ('mmdet.models', 'mmyolo.models', 'mmgcp.models', 'mmgcp.pruning',
-                    'mmgcp.distillation', 'mmgcp.engine', 'torch_pruning'):
+                    'mmgcp.distillation', 'mmgcp.sparsity', 'torch_pruning'):
         importlib.import_module(package)
     if torch.device(request['device']).type == 'cpu':
         # What the system and Python load once for each variant is no memory of its training

@@ -12,14 +12,15 @@ from mmengine.registry import Registry
 
 DATASETS = Registry(
     'dataset', parent=MMENGINE_DATASETS, scope='mmgcp', locations=['mmgcp.datasets'])
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmgcp', locations=['mmgcp.engine'])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmgcp', locations=['mmgcp.sparsity'])
 MODELS = Registry(
     'model',
     parent=MMENGINE_MODELS,
     scope='mmgcp',
-    locations=['mmgcp.models', 'mmgcp.distillation', 'mmgcp.pruning'])
+    locations=['mmgcp.models', 'mmgcp.distillation', 'mmgcp.pruning', 'mmgcp.attention'])
 TASK_UTILS = Registry(
     'task util',
     parent=MMENGINE_TASK_UTILS,
     scope='mmgcp',
-    locations=['mmgcp.models', 'mmgcp.engine', 'mmgcp.pruning'])
+    locations=['mmgcp.models', 'mmgcp.sparsity', 'mmgcp.pruning', 'mmgcp.pruning.layerwise',
+               'mmgcp.attention'])

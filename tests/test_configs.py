@@ -12,10 +12,10 @@ from mmyolo.utils import register_all_modules
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import mmgcp  # noqa: F401
+from mmgcp.nn.lookup import find_module
 from mmgcp.pruning import LayerGroup
 from mmgcp.pruning.layer_groups import assign_groups
 from mmgcp.utils.config import build_detector
-from mmgcp.utils.module_lookup import find_module
 
 ROOT = Path(__file__).parents[1] / 'configs'
 # tests/test_example_configs.py is for those of the stages, and

@@ -19,8 +19,8 @@ from mmengine.structures import InstanceData
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
+from mmgcp.errors import UserError
 from mmgcp.registry import DATASETS
-from mmgcp.utils import UserError
 from mmgcp.utils.config import build_detector, load_config
 
 ROOT = Path(__file__).parents[1]

@@ -47,7 +47,7 @@ def parse_args():
     pruning.add_argument('--target-params', type=float,
                          help="share of the parameters to keep; default: the config's prune_cfg")
     pruning.add_argument('--target-flops', type=float,
-                         help="share of the operations to keep; default: the config's prune_cfg")
+                         help="share of the MACs to keep; default: the config's prune_cfg")
     pruning.add_argument('--prune-options', default='', metavar="'OPTIONS'",
                          help="more options of prune.py, as --prune-options='--round-to 8 "
                          "--sensitivity'; default: none")

@@ -15,12 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import mmgcp
-from mmgcp.pruning import PruningError, PruningPlan, importance, prune
-from mmgcp.pruning.calibration import CalibrationBatches, ImagesOf, evaluate
-from mmgcp.pruning.layer_finetuning import LayerFinetuning
+from mmgcp.datasets.calibration import CalibrationBatches, ImagesOf, evaluate
+from mmgcp.errors import PruningError, UserError
+from mmgcp.pruning import PruningPlan, prune
+from mmgcp.pruning.layerwise.finetuning import LayerFinetuning
 from mmgcp.pruning.pruned_config import make_pruned_config
 from mmgcp.pruning.report import summarize, write_report
-from mmgcp.utils import UserError
+from mmgcp.pruning.scores import criterion_names
 from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.cli import run_tool
 from mmgcp.utils.config import build_detector, image_size, load_config
@@ -41,7 +42,7 @@ def parse_args():
     parser.add_argument('--work-dir', help='where to write; default: work_dirs/CONFIG_NAME-pruned')
     amount = parser.add_argument_group('how much')
     amount.add_argument('--target-params', type=float, help='share of the parameters to keep')
-    amount.add_argument('--target-flops', type=float, help='share of the operations to keep')
+    amount.add_argument('--target-flops', type=float, help='share of the MACs to keep')
     amount.add_argument('--ratio', type=float, help='share of the channels of every layer group '
                         'that is below its threshold')
     amount.add_argument('--round-to', type=int, metavar='N',
@@ -49,9 +50,9 @@ def parse_args():
     amount.add_argument('--min-keep-ratio', type=float, metavar='SHARE',
                         help='share of the channels of a layer that stays at least')
     which = parser.add_argument_group('which channels')
-    which.add_argument('--criterion', choices=criteria(), metavar='NAME',
-                       help=f'how channels are scored: {", ".join(criteria())}; default: that of '
-                       'prune_cfg, or BNScale')
+    which.add_argument('--criterion', choices=criterion_names(), metavar='NAME',
+                       help=f'how channels are scored: {", ".join(criterion_names())}; default: '
+                       'that of prune_cfg, or BNScale')
     which.add_argument('--allocation', choices=('global', 'uniform'),
                        help='one threshold for all layers of a group, or the same share of each; '
                        'default: as in the paper of the criterion')
@@ -69,7 +70,7 @@ def parse_args():
                        help='print the table, write nothing')
     other = parser.add_argument_group('other')
     making_up = other.add_mutually_exclusive_group()
-    making_up.add_argument('--compensate', choices=('mean', 'least-squares'),
+    making_up.add_argument('--compensate', choices=('fold-means', 'adapt-norms'),
                            help='make up for what removed channels emit: fold its mean into the '
                            'layers that read them, or adapt their normalisation, too; default: '
                            'the latter where there are training images')
@@ -80,15 +81,10 @@ def parse_args():
                        help='batches of training images to measure that on, and for criteria '
                        'that need some; 0: use none')
     other.add_argument('--input-size', type=int, nargs=2, metavar=('WIDTH', 'HEIGHT'),
-                       help='in pixels, for counting operations; default: of the test images')
+                       help='in pixels, for counting MACs; default: of the test images')
     other.add_argument('--cfg-options', nargs='+', action=DictAction,
                        help='settings of the config to override, as key=value')
     return parser.parse_args()
-
-
-def criteria() -> list:
-    """Names of the criteria of this package."""
-    return sorted(name for name in importance.__all__ if 'Criterion' not in name)
 
 
 def pruning_options(cfg: Config, args: argparse.Namespace) -> dict:
@@ -123,7 +119,7 @@ def progress_bar():
 
         def show(stage: str, done: int, steps: int) -> None:
             if stage == 'resuming':
-                bar.console.print(f'resuming: {done} of {steps} sets of layers have been pruned '
+                bar.console.print(f'resuming: {done} of {steps} channel units have been pruned '
                                   'before')
                 return
             if stage not in stages:
@@ -145,7 +141,7 @@ def find_calibration(batches: Optional[CalibrationBatches], compensate) -> Optio
         next(iter(batches))
     except (UserError, StopIteration) as error:
         reason = str(error) or 'there are no training images'
-        if compensate == 'least-squares':
+        if compensate == 'adapt-norms':
             raise PruningError(reason) from error
         print(f'warning: {reason}; channels that do not emit a constant are compensated by what '
               'their shifts alone emit')

@@ -9,7 +9,7 @@ custom_imports = dict(imports=['mmgcp'], allow_failed_imports=False)
 
 # ========================Frequently modified parameters======================
 load_from = 'work_dirs/ssd300_voc0712/epoch_24.pth'
-# Share of the channels of conv1-1 to conv5-3 that is removed: a quarter of the operations stays
+# Share of the channels of conv1-1 to conv5-3 that is removed: a quarter of the MACs stays
 ratio = 0.75
 
 # ===============================Unmodified in most cases====================

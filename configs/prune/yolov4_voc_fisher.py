@@ -3,4 +3,4 @@
 _base_ = '../yolov4/yolov4_fast_1xb64-50e_voc.py'
 
 prune_cfg = dict(
-    criterion=dict(_delete_=True, type='mmgcp.Fisher', normalize='memory'))
+    criterion=dict(_delete_=True, type='mmgcp.GroupFisher', normalize='memory'))

@@ -5,7 +5,7 @@ _base_ = '../yolov4/yolov4_fast_1xb64-50e_voc.py'
 
 custom_imports = dict(imports=['mmgcp'], allow_failed_imports=False)
 
-# The layer groups and shares of parameters and operations to keep are the base's
+# The layer groups and shares of parameters and MACs to keep are the base's
 prune_cfg = dict(
     criterion=dict(_delete_=True, type='mmgcp.ThiNet', positions=100),
     # A learning rate of None is a tenth of the config's

@@ -6,6 +6,6 @@ custom_imports = dict(imports=['mmgcp'], allow_failed_imports=False)
 
 prune_cfg = dict(
     target_flops=0.5,
-    criterion=dict(type='mmgcp.Fisher', normalize='memory'))
+    criterion=dict(type='mmgcp.GroupFisher', normalize='memory'))
 # Said anew because MMEngine cannot call a function inherited from `mmyolo::`
 train_dataloader = dict(collate_fn=dict(_delete_=True, type='yolov5_collate'))

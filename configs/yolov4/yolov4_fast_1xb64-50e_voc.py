@@ -21,7 +21,7 @@ lr_factor = 0.1
 save_checkpoint_intervals = 5
 
 # ===============================Unmodified in most cases====================
-# The shares of parameters and operations that the paper keeps on this data set
+# The shares of parameters and MACs that the paper keeps on this data set
 prune_cfg = dict(target_params=0.353, target_flops=0.651)
 
 model = dict(

@@ -1,12 +1,12 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Parameters and multiply-accumulate operations of a detector."""
+"""Parameters and MACs of a detector."""
 import math
 from dataclasses import dataclass, replace
 from typing import Dict, Sequence, Tuple
 
 import torch.nn as nn
 
-from mmgcp.utils.forward import record_shapes
+from mmgcp.nn.forward import record_shapes
 
 COUNTED_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
@@ -35,7 +35,7 @@ class ConvStatistics:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulate operations for one image, without the bias."""
+        """Multiply-accumulate MACs for one image, without the bias."""
         return self.weights * self.positions
 
     def pruned(self, fewer_in: int, fewer_out: int) -> 'ConvStatistics':
@@ -51,7 +51,7 @@ def record_convs(model: nn.Module, input_shape: Sequence[int]) -> Dict[str, Conv
     """Run a model once and record its convolutions and linear layers.
 
     Args:
-        model (nn.Module): A detector; see :func:`mmgcp.utils.forward.run_as_tensors`.
+        model (nn.Module): A detector; see :func:`mmgcp.nn.forward.run_as_tensors`.
         input_shape (Sequence[int]): Shape (C, H, W) of the image in pixels.
 
     Returns:
@@ -71,16 +71,16 @@ def record_convs(model: nn.Module, input_shape: Sequence[int]) -> Dict[str, Conv
 
 
 def count_complexity(model: nn.Module, input_shape: Sequence[int]) -> Tuple[int, int]:
-    """Count the parameters and the multiply-accumulate operations of a detector.
+    """Count the parameters and the MACs of a detector.
 
-    The operations are those of convolutions and linear layers, as in the literature.
+    The MACs are those of convolutions and linear layers, as in the literature.
 
     Args:
-        model (nn.Module): A detector; see :func:`mmgcp.utils.forward.run_as_tensors`.
+        model (nn.Module): A detector; see :func:`mmgcp.nn.forward.run_as_tensors`.
         input_shape (Sequence[int]): Shape (C, H, W) of the image in pixels.
 
     Returns:
-        tuple[int, int]: Parameters, and operations for one image.
+        tuple[int, int]: Parameters, and MACs for one image.
     """
     macs = sum(item.macs for item in record_convs(model, input_shape).values())
     return sum(param.numel() for param in model.parameters()), macs

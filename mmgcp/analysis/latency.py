@@ -7,7 +7,7 @@ from typing import Sequence
 import torch
 import torch.nn as nn
 
-from mmgcp.utils.forward import random_image
+from mmgcp.nn.forward import random_image
 
 
 @torch.no_grad()

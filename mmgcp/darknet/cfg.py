@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List, Sequence, Union
 
-from mmgcp.utils import UserError
+from mmgcp.errors import UserError
 
 
 class DarknetError(UserError):

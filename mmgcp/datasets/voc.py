@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
-from mmgcp.utils import UserError
+from mmgcp.errors import UserError
 
 IMAGE_DIR = 'JPEGImages'
 ANNOTATION_DIR = 'Annotations'

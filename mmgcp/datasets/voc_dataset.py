@@ -5,7 +5,8 @@ from mmdet.datasets import XMLDataset
 from mmengine.fileio import get_local_path
 from mmyolo.datasets.yolov5_coco import BatchShapePolicyDataset
 
-from ..registry import DATASETS
+from mmgcp.registry import DATASETS
+
 from .voc import VOCError, check_class_names, read_class_names
 
 

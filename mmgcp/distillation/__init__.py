@@ -3,11 +3,11 @@ from .adapter_hook import DistillAdapterHook
 from .feature_recorder import FeatureRecorder
 from .frozen_teacher import FrozenTeacher
 from .losses import (
-                     ChannelWiseLoss,
-                     FeatureMimicLoss,
-                     ResponseLoss,
-                     SpatialAttentionLoss,
-                     spatial_attention,
+    ChannelWiseLoss,
+    FeatureMimicLoss,
+    ResponseLoss,
+    SpatialAttentionLoss,
+    spatial_attention,
 )
 from .part_outputs import find_part_outputs
 from .spatial_attention_distiller import SpatialAttentionDistiller

@@ -4,7 +4,7 @@ from typing import Any, Callable, Dict, Iterable, Optional, Set, Tuple
 import torch.nn as nn
 from torch import Tensor
 
-from mmgcp.utils.module_lookup import find_module
+from mmgcp.nn.lookup import find_module
 
 
 class FeatureRecorder:

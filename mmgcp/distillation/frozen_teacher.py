@@ -7,9 +7,9 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
+from mmgcp.errors import UserError
 from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.config import build_detector, load_config
-from mmgcp.utils.errors import UserError
 
 from .feature_recorder import FeatureRecorder
 

@@ -8,9 +8,9 @@ from typing import List, Sequence, Tuple, Union
 import torch.nn as nn
 from torch import Tensor
 
+from mmgcp.errors import UserError
+from mmgcp.nn.lookup import find_module
 from mmgcp.registry import MODELS
-from mmgcp.utils.errors import UserError
-from mmgcp.utils.module_lookup import find_module
 
 from .losses import AdaptedLoss
 from .part_outputs import count_channels, find_part_outputs

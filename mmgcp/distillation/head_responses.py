@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from mmgcp.utils.errors import UserError
+from mmgcp.errors import UserError
 
 
 @dataclass

@@ -7,8 +7,8 @@ import torch.nn as nn
 from mmengine.model import revert_sync_batchnorm
 from torch import Tensor
 
-from mmgcp.utils.errors import UserError
-from mmgcp.utils.forward import IMAGE_SHAPE, run_with_hooks, working_shape
+from mmgcp.errors import UserError
+from mmgcp.nn.forward import IMAGE_SHAPE, run_with_hooks, working_shape
 
 from .feature_recorder import FeatureRecorder
 

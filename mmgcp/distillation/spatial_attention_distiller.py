@@ -9,8 +9,8 @@ from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from torch import Tensor
 
+from mmgcp.errors import UserError
 from mmgcp.registry import MODELS
-from mmgcp.utils.errors import UserError
 
 from .feature_recorder import FeatureRecorder
 from .frozen_teacher import FrozenTeacher

@@ -4,7 +4,7 @@ from typing import Optional
 
 from mmengine.logging import MessageHub
 
-from mmgcp.utils.errors import UserError
+from mmgcp.errors import UserError
 
 DECAYS = ('none', 'linear', 'cosine')
 

@@ -11,7 +11,7 @@ from mmengine.config import Config
 
 from mmgcp.analysis import count_complexity, measure_latency
 from mmgcp.datasets import VOCInfo, check_voc, choose_splits
-from mmgcp.utils import UserError
+from mmgcp.errors import UserError
 from mmgcp.utils.checkpoint import load_strictly, read_checkpoint
 from mmgcp.utils.cli import replacing
 from mmgcp.utils.config import build_detector, image_size, load_config
@@ -42,7 +42,7 @@ class CompressOptions:
             stage trains.
         data (str, optional): A folder in VOC's layout to use instead of the config's data.
         target_params (float, optional): Share of the parameters to keep.
-        target_flops (float, optional): Share of the operations to keep.
+        target_flops (float, optional): Share of the MACs to keep.
         epochs (int, optional): Epochs of the first stage. Defaults to the config's.
         sparse_epochs (int, optional): Epochs of sparse training. Defaults to the config's
             ``sparse_epochs``, or a sixth of the first stage's, but at least 50 and at most all.

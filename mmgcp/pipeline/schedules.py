@@ -5,7 +5,7 @@ from typing import Dict, List, Optional
 
 from mmengine.config import Config
 
-from mmgcp.utils import UserError
+from mmgcp.errors import UserError
 
 Settings = Dict[str, object]
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Dict, Optional
 
-from mmgcp.utils import UserError
+from mmgcp.errors import UserError
 
 TRAIN_LINE = re.compile(
     r'Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\].*?eta: (.+?)  .*? loss: (\S+)')

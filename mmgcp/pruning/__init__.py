@@ -2,16 +2,14 @@
 from .api import prune
 from .attributes import register_attribute_rule
 from .auto_groups import auto_groups
-from .importance import BNScale, Criterion, LayerwiseCriterion
-from .plan import PruningPlan, SetPlan, validate_plan
-from .pruned_detector import PrunedDetector, apply_channel_table, count_channels
+from .detector import PrunedDetector, apply_channel_table, count_channels
+from .plan import PruningPlan, UnitPlan, validate_plan
 from .result import PruningResult
-from .structures import ChannelSlice, CoupledChannels, LayerGroup, PruningError
-from .training_loss import Batch
+from .scores import BNScale, Criterion
+from .units import ChannelSlice, ChannelUnit, LayerGroup
 
 __all__ = [
-    'BNScale', 'Batch', 'ChannelSlice', 'CoupledChannels', 'Criterion', 'LayerGroup',
-    'LayerwiseCriterion', 'PrunedDetector', 'PruningError', 'PruningPlan', 'PruningResult',
-    'SetPlan', 'apply_channel_table', 'auto_groups', 'count_channels', 'prune',
-    'register_attribute_rule', 'validate_plan'
+    'BNScale', 'ChannelSlice', 'ChannelUnit', 'Criterion', 'LayerGroup', 'PrunedDetector',
+    'PruningPlan', 'PruningResult', 'UnitPlan', 'apply_channel_table', 'auto_groups',
+    'count_channels', 'prune', 'register_attribute_rule', 'validate_plan'
 ]

@@ -8,37 +8,46 @@ import torch.nn as nn
 from torch import Tensor
 
 from mmgcp.analysis import record_convs
-from mmgcp.registry import TASK_UTILS
-from mmgcp.utils.forward import IMAGE_SHAPE, working_shape
-
-from .allocation import allocation_scorer, check_allocation, rank_sets, ratios_as_shares
-from .attention import without_attention
-from .auto_groups import auto_groups
-from .budget import Budget, CostModel, find_thresholds
-from .calibration import ImagesOf
-from .compensator import Compensator
-from .dependency_graph import find_coupled_channels
-from .importance import Criterion, LayerwiseCriterion
-from .layers import find_layer, is_depthwise
-from .layerwise import (
+from mmgcp.attention.aside import without_attention
+from mmgcp.datasets.calibration import ImagesOf
+from mmgcp.errors import PruningError
+from mmgcp.nn.forward import IMAGE_SHAPE, working_shape
+from mmgcp.nn.layers import find_layer, is_depthwise
+from mmgcp.nn.training_loss import Batch
+from mmgcp.pruning.compensation.compensator import Compensator
+from mmgcp.pruning.layerwise.engine import (
     Finetune,
     LayerByLayer,
     Unfinished,
     digest_request,
     drop_skipped,
-    order_sets,
+    order_units,
     repeatable,
     settings_of,
 )
+from mmgcp.registry import TASK_UTILS
+
+from .allocation import allocation_scorer, check_allocation, rank_units, ratios_as_shares
+from .auto_groups import auto_groups
+from .budget import Budget, CostModel, find_thresholds
+from .detector import ChannelTable, count_channels
+from .graph import find_units
+from .layerwise import LayerwiseCriterion
 from .masking import channels_off, check_same_predictions, raw_predictions, restored_on_error
 from .plan import PruningPlan, complete_plan, validate_plan
-from .planner import Planner, ScoredSet, Thresholds, group_scores, score_sets, thresholds_of_groups
-from .pruned_detector import ChannelTable, count_channels
+from .planner import (
+    Planner,
+    ScoredUnit,
+    Thresholds,
+    group_scores,
+    score_units,
+    thresholds_of_groups,
+)
 from .result import PruningResult
+from .scores import Criterion
 from .sensitivity import measure_sensitivity
-from .structures import CoupledChannels, LayerGroup, PruningError, make_group
 from .surgery import gather_channels, remove_channels
-from .training_loss import Batch
+from .units import ChannelUnit, LayerGroup, make_group
 
 Groups = Union[str, Sequence[Union[LayerGroup, dict]]]
 # Makes up for removed channels; returns the layers that could not absorb all of it
@@ -80,13 +89,13 @@ def prune(model: nn.Module,
             kind of module and stride; see :func:`mmgcp.pruning.auto_groups.auto_groups`.
         ratio (float, optional): Pruning ratio of all groups, instead of their own.
         target_params (float, optional): Share of the parameters to keep.
-        target_flops (float, optional): Share of the operations to keep.
+        target_flops (float, optional): Share of the MACs to keep.
         criterion (dict): Config of the criterion that scores channels. With a
-            :class:`mmgcp.pruning.LayerwiseCriterion` the sets are pruned one after the other,
+            :class:`mmgcp.pruning.LayerwiseCriterion` the units are pruned one after the other,
             each on the model that was adapted to what is gone already.
-        allocation (str, optional): How many channels a coupled set loses: as many as have
+        allocation (str, optional): How many channels a channel unit loses: as many as have
             scores below the one threshold of their group (``'global'``), or the same share of
-            each set of a group, those with the lowest scores (``'uniform'``; ratios and
+            each unit of a group, those with the lowest scores (``'uniform'``; ratios and
             thresholds of groups are this share). By default the criterion decides: 'uniform'
             for L1Norm, L2Norm, FPGM and layer-wise ones without an option ``allocation`` of
             their own, else 'global'.
@@ -96,9 +105,9 @@ def prune(model: nn.Module,
         round_to (int): Keep multiples of so many channels, without exceeding the budget.
         plan (PruningPlan | str | Path, optional): What to remove, or the file of such a plan;
             nothing else decides it then.
-        compensate (bool | str): Make up for what is removed: ``'mean'``, ``'least-squares'``,
+        compensate (bool | str): Make up for what is removed: ``'fold-means'``, ``'adapt-norms'``,
             False, or True for the best that is possible; see
-            :class:`mmgcp.pruning.compensator.Compensator`.
+            :class:`mmgcp.pruning.compensation.compensator.Compensator`.
         calibration (Iterable[Tensor], optional): Batches (N, C, H, W) of preprocessed
             images to measure on what is made up for. Without them only constants are.
         batches (Iterable[Batch], optional): Batches of training data for criteria that
@@ -106,17 +115,17 @@ def prune(model: nn.Module,
         evaluate (Callable, optional): Gives a metric of a model, the higher the better.
             The budget is spent where this metric suffers least then.
         finetune (Callable, optional): Only with a layer-wise criterion: called with the model
-            and the number of finished sets after each set, to train the model in place. What
+            and the number of finished units after each unit, to train the model in place. What
             has been removed stays off meanwhile. Its attribute ``settings``, if it has one, is
             part of the plan's options.
         checkpoint_file (str | Path, optional): Only of use with a layer-wise criterion: what
-            is done is saved here after each set. If pruning is interrupted, the same request
+            is done is saved here after each unit. If pruning is interrupted, the same request
             for the same weights goes on from there and leads to exactly the same result;
             another one begins anew. Which data ``batches`` and ``calibration`` yield is not
             compared, but for the number of ``batches``. The file stays: remove it when the result
             is saved.
         input_shape (Sequence[int]): Shape (C, H, W) of an image in pixels, which the
-            operations are counted for.
+            MACs are counted for.
         dry_run (bool): Make the plan and leave the model alone. With a layer-wise criterion
             the plan tells how many channels go, but not which: nothing is scored. Defaults
             to False.
@@ -133,26 +142,26 @@ def prune(model: nn.Module,
     budget = Budget(target_params, target_flops)
     progress('tracing', 0, 2)
     shape = working_shape(model, input_shape)
-    coupled_sets, skipped = find_coupled_channels(model, shape)
+    units, skipped = find_units(model, shape)
     progress('tracing', 1, 2)
-    cost = CostModel(model, record_convs(model, input_shape), coupled_sets)
+    cost = CostModel(model, record_convs(model, input_shape), units)
     progress('tracing', 2, 2)
 
     calibration, batches = repeatable(calibration), repeatable(batches)
-    compensator = Compensator(model, coupled_sets, compensate, calibration, shape)
+    compensator = Compensator(model, units, compensate, calibration, shape)
 
     if plan is not None:
-        validate_plan(plan, coupled_sets)
-        return _finish(model, coupled_sets, plan, cost, {}, compensator, shape, dry_run, progress)
+        validate_plan(plan, units)
+        return _finish(model, units, plan, cost, {}, compensator, shape, dry_run, progress)
     automatic = groups == 'auto'
     groups = _make_groups(model, groups, ratio, input_shape)
-    scorer, candidates = TASK_UTILS.build(criterion), coupled_sets
+    scorer, candidates = TASK_UTILS.build(criterion), units
     layerwise = scorer if isinstance(scorer, LayerwiseCriterion) else None
     uniform = check_allocation(allocation, scorer)
     if uniform:
         groups = ratios_as_shares(groups)
     if layerwise is not None:
-        candidates = drop_skipped(model, coupled_sets, layerwise, skipped)
+        candidates = drop_skipped(model, units, layerwise, skipped)
         scorer = allocation_scorer(layerwise)
         if not dry_run:
             _check_data(layerwise, batches)
@@ -161,12 +170,12 @@ def prune(model: nn.Module,
         raise PruningError(f'finetune is for layer-wise criteria, but {criterion["type"]} is none')
     _check_data(scorer, batches)
     scorer.prepare(model, candidates, batches, progress)
-    scored = score_sets(model, candidates, scorer, groups, skipped)
+    scored = score_units(model, candidates, scorer, groups, skipped)
     if automatic:
         groups = _drop_unused(groups, scored)
     if uniform and layerwise is None:
-        scored = rank_sets(scored, merge)
-    # The layers of a set have the same ranks, of which a sum is no share
+        scored = rank_units(scored, merge)
+    # The layers of a unit have the same ranks, of which a sum is no share
     planner = Planner(scored, 'mean' if uniform and merge == 'sum' else merge, min_keep_ratio,
                       round_to)
     sensitivity = None
@@ -174,7 +183,7 @@ def prune(model: nn.Module,
         sensitivity = measure_sensitivity(
             model, planner, groups, evaluate, compensator, progress)
     plan = complete_plan(planner.plan(_decide(
-        planner, groups, cost, budget, sensitivity and sensitivity.costs, progress)), coupled_sets)
+        planner, groups, cost, budget, sensitivity and sensitivity.costs, progress)), units)
     plan.skipped = skipped
     plan.options = dict(
         criterion=dict(criterion), allocation=allocation, ratio=ratio,
@@ -184,25 +193,25 @@ def prune(model: nn.Module,
     if layerwise is None:
         # ranks would make no histogram
         scores = {} if uniform else {group.name: group_scores(scored, group) for group in groups}
-        return _finish(model, coupled_sets, plan, cost, scores, compensator, shape, dry_run,
+        return _finish(model, units, plan, cost, scores, compensator, shape, dry_run,
                        progress)
 
     plan.options.update(finetune=settings_of(finetune), only_counts=dry_run)
     if dry_run:
-        return _finish(model, coupled_sets, plan, cost, {}, compensator, shape, dry_run, progress)
+        return _finish(model, units, plan, cost, {}, compensator, shape, dry_run, progress)
     layerwise.folded = bool(compensate)
     with restored_on_error(model, weights=True):
         engine = LayerByLayer(model, layerwise, planner, compensator, batches, finetune, progress)
         removed, uncompensated = engine.run(
-            order_sets(model, coupled_sets, shape), plan.removed(),
+            order_units(model, units, shape), plan.removed(),
             Unfinished(checkpoint_file, digest_request(plan, batches, model)))
-        plan = complete_plan(plan, coupled_sets, removed)
-        result = _finish(model, coupled_sets, plan, cost, {}, lambda _: uncompensated, shape,
+        plan = complete_plan(plan, units, removed)
+        result = _finish(model, units, plan, cost, {}, lambda _: uncompensated, shape,
                          dry_run, progress)
     return result
 
 
-def _finish(model: nn.Module, coupled_sets: Sequence[CoupledChannels], plan: PruningPlan,
+def _finish(model: nn.Module, units: Sequence[ChannelUnit], plan: PruningPlan,
             cost: CostModel, scores: Dict[str, Tensor],
             compensate: Compensate, shape: Sequence[int], dry_run: bool,
             progress: Callable) -> PruningResult:
@@ -212,13 +221,13 @@ def _finish(model: nn.Module, coupled_sets: Sequence[CoupledChannels], plan: Pru
         model=model,
         plan=plan,
         channels_before=count_channels(model),
-        channels_after=_channels_left(model, coupled_sets, removed),
+        channels_after=_channels_left(model, units, removed),
         params=[cost.params, cost(removed)[0]],
         macs=[cost.macs, cost(removed)[1]],
         scores=scores,
         uncompensated=[])
     if not dry_run:
-        result.uncompensated = _apply(model, coupled_sets, removed, compensate, shape, progress)
+        result.uncompensated = _apply(model, units, removed, compensate, shape, progress)
     return result
 
 
@@ -242,7 +251,7 @@ def _make_groups(model: nn.Module, groups: Groups, ratio: Optional[float],
     return groups
 
 
-def _drop_unused(groups: List[LayerGroup], scored: Sequence[ScoredSet]) -> List[LayerGroup]:
+def _drop_unused(groups: List[LayerGroup], scored: Sequence[ScoredUnit]) -> List[LayerGroup]:
     used = {name for item in scored for name in item.group_names()}
     return [group for group in groups if group.name in used]
 
@@ -262,28 +271,28 @@ def _decide(planner: Planner, groups: Sequence[LayerGroup], cost: CostModel, bud
     return thresholds
 
 
-def _channels_left(model: nn.Module, coupled_sets: Iterable[CoupledChannels],
+def _channels_left(model: nn.Module, units: Iterable[ChannelUnit],
                    removed: Dict[str, Tensor]) -> ChannelTable:
     """The channels of all layers after pruning."""
     left = count_channels(model)
-    for (name, side), channels in gather_channels(coupled_sets, removed).items():
+    for (name, side), channels in gather_channels(units, removed).items():
         sides = [0, -1] if is_depthwise(find_layer(model, name)) else [0 if side == 'in' else -1]
         for index in sides:
             left[name][index] -= len(channels)
     return left
 
 
-def _apply(model: nn.Module, coupled_sets: Sequence[CoupledChannels], removed: Dict[str, Tensor],
+def _apply(model: nn.Module, units: Sequence[ChannelUnit], removed: Dict[str, Tensor],
            compensate: Compensate, shape: Sequence[int], progress: Callable) -> List[str]:
     """Compensate and remove channels; restore the model if anything goes wrong."""
     with restored_on_error(model):
         progress('compensating', 0, 1)
         uncompensated = compensate(removed)
         progress('compensating', 1, 1)
-        with channels_off(model, coupled_sets, removed):
+        with channels_off(model, units, removed):
             expected = raw_predictions(model, shape)
         progress('removing channels', 0, 2)
-        remove_channels(model, coupled_sets, removed)
+        remove_channels(model, units, removed)
         progress('removing channels', 1, 2)
         check_same_predictions(expected, _run_pruned(model, shape))
         progress('removing channels', 2, 2)

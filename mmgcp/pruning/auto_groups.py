@@ -6,10 +6,11 @@ from typing import Dict, List, Sequence, Set, Tuple
 
 import torch.nn as nn
 
-from mmgcp.utils.forward import IMAGE_SHAPE, record_shapes
+from mmgcp.errors import PruningError
+from mmgcp.nn.forward import IMAGE_SHAPE, record_shapes
+from mmgcp.nn.layers import channel_counts
 
-from .layers import channel_counts
-from .structures import LayerGroup, PruningError
+from .units import LayerGroup
 
 KINDS = ('backbone', 'top-down', 'bottom-up', 'head')
 BOTTOM_UP = ('bottom_up', 'downsample', 'pafpn', 'out_', 'extra_')
@@ -39,7 +40,7 @@ def auto_groups(model: nn.Module, input_shape: Sequence[int] = IMAGE_SHAPE) -> L
     layer outside of heads that did not run joins the smallest stride of its kind.
 
     Args:
-        model (nn.Module): A detector; see :func:`mmgcp.utils.forward.run_as_tensors`.
+        model (nn.Module): A detector; see :func:`mmgcp.nn.forward.run_as_tensors`.
         input_shape (Sequence[int]): Shape (C, H, W) of the image to run it with, larger
             than the largest stride. Defaults to (3, 640, 640).
 

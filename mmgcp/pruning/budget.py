@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Thresholds that leave a given share of parameters or operations."""
+"""Thresholds that leave a given share of parameters or MACs."""
 from dataclasses import dataclass, replace
 from typing import Dict, Iterable, Optional, Sequence, Set, Tuple
 
@@ -7,37 +7,38 @@ import torch.nn as nn
 from torch import Tensor
 
 from mmgcp.analysis import ConvStatistics
+from mmgcp.errors import PruningError
+from mmgcp.nn.layers import NORM_TYPES, find_layer
 
-from .layers import NORM_TYPES, find_layer
-from .planner import Planner, ScoredSet, Thresholds
-from .structures import ChannelSlice, CoupledChannels, LayerGroup, PruningError
+from .planner import Planner, ScoredUnit, Thresholds
 from .surgery import gather_channels
+from .units import ChannelSlice, ChannelUnit, LayerGroup
 
-SHARES = ('parameters', 'operations')
+SHARES = ('parameters', 'MACs')
 # Factors for thresholds below and above all scores; the latter for a highest score of one.
 # Scores of zero are a little less.
 LOWEST, HIGHEST = -1e-6, 1e6
 
 
 class CostModel:
-    """The parameters and operations of a pruned model, computed from its plan.
+    """The parameters and MACs of a pruned model, computed from its plan.
 
     Args:
         model (nn.Module): The model before pruning.
         convs (dict[str, ConvStatistics]): See :func:`mmgcp.analysis.record_convs`.
-        coupled_sets (Sequence[CoupledChannels]): Its coupled sets.
+        units (Sequence[ChannelUnit]): Its channel units.
     """
 
     def __init__(self, model: nn.Module, convs: Dict[str, ConvStatistics],
-                 coupled_sets: Sequence[CoupledChannels]):
+                 units: Sequence[ChannelUnit]):
         self.convs = convs
-        self.coupled_sets = coupled_sets
+        self.units = units
         self.params = sum(param.numel() for param in model.parameters())
         self.macs = sum(conv.macs for conv in convs.values())
         # What a channel costs beside the weights of convolutions and linear layers
         self.per_channel: Dict[str, int] = {}
-        for coupled in coupled_sets:
-            for item in coupled.side('out'):
+        for unit in units:
+            for item in unit.side('out'):
                 layer = find_layer(model, item.module)
                 if isinstance(layer, nn.Parameter):
                     self.per_channel[item.module] = 1
@@ -47,16 +48,16 @@ class CostModel:
                     self.per_channel[item.module] = int(layer.bias is not None)
 
     def __call__(self, removed: Dict[str, Tensor]) -> Tuple[int, int]:
-        """Compute parameters and operations that remain.
+        """Compute parameters and MACs that remain.
 
         Args:
-            removed (dict[str, Tensor]): Channels to remove, by name of the set.
+            removed (dict[str, Tensor]): Channels to remove, by name of the unit.
 
         Returns:
-            tuple[int, int]: Parameters, and operations for one image.
+            tuple[int, int]: Parameters, and MACs for one image.
         """
         counts = {key: len(channels)
-                  for key, channels in gather_channels(self.coupled_sets, removed).items()}
+                  for key, channels in gather_channels(self.units, removed).items()}
         params, macs = self.params, self.macs
         for name in {name for name, _ in counts}:
             fewer_in, fewer_out = counts.get((name, 'in'), 0), counts.get((name, 'out'), 0)
@@ -68,10 +69,10 @@ class CostModel:
                 macs -= fewer * conv.positions
         return params, macs
 
-    def costs(self, coupled: CoupledChannels) -> Tuple[float, float]:
-        """Parameters and operations, as shares of the model's, that a channel of a set costs."""
+    def costs(self, unit: ChannelUnit) -> Tuple[float, float]:
+        """Parameters and MACs, as shares of the model's, that a channel of a unit costs."""
         params, macs = 0, 0
-        for item in coupled.slices:
+        for item in unit.slices:
             channels = len(item.channels)
             params += self.per_channel.get(item.module, 0) * channels * (item.side == 'out')
             if item.module in self.convs:
@@ -79,7 +80,7 @@ class CostModel:
                 weights = channels * self._weights_of_channel(conv, item)
                 params += weights
                 macs += weights * conv.positions
-        return params / coupled.size / self.params, macs / coupled.size / self.macs
+        return params / unit.size / self.params, macs / unit.size / self.macs
 
     @staticmethod
     def _weights_of_channel(conv: ConvStatistics, item: ChannelSlice) -> int:
@@ -92,7 +93,7 @@ class Budget:
 
     Attributes:
         params (float, optional): Share of the parameters.
-        flops (float, optional): Share of the operations.
+        flops (float, optional): Share of the MACs.
         tolerance (float): Accepted relative deviation. Defaults to 0.01.
     """
     params: Optional[float] = None
@@ -114,7 +115,7 @@ def find_thresholds(planner: Planner, groups: Sequence[LayerGroup], cost: CostMo
     """Find the thresholds of groups that meet a budget.
 
     A channel's removal costs about its squared score in accuracy, times the cost of its
-    group, and gains its parameters and operations. The thresholds minimise the sum of
+    group, and gains its parameters and MACs. The thresholds minimise the sum of
     costs for what is gained: in group g it is sqrt(x * gain_g / cost_g), with the mean gain
     of the group's channels and one factor x for all groups, found by bisection. Where both
     shares are asked for, gain_g is params_g**(1 + t) * operations_g**(-t), and t is bisected
@@ -158,7 +159,7 @@ class _Search:
     """A search for thresholds.
 
     Attributes:
-        gains (Dict): Mean parameters and operations of a channel, by group.
+        gains (Dict): Mean parameters and MACs of a channel, by group.
         costs (Dict): Cost of each group.
         top (float): The highest score.
         fixed (Dict): Thresholds that stay.
@@ -173,7 +174,7 @@ class _Search:
     cost: CostModel
 
     def shares(self, thresholds: Thresholds) -> Tuple[float, float]:
-        """What remains of parameters and operations with thresholds."""
+        """What remains of parameters and MACs with thresholds."""
         params, macs = self.cost(self.planner.choose(thresholds))
         return params / self.cost.params, macs / self.cost.macs
 
@@ -186,7 +187,7 @@ class _Search:
                 **{name: factor * value / middle for name, value in relative.items()}}
 
     def meet(self, index: int, target: float, mix: float, tolerance: float) -> Thresholds:
-        """Meet the target for the share of parameters (0) or operations (1) from below."""
+        """Meet the target for the share of parameters (0) or MACs (1) from below."""
         share, thresholds = self.approach(index, target, mix, tolerance)
         if share < target * (1 - tolerance) and self.planner.round_to == 1:
             raise PruningError(f'{target:.1%} of the {SHARES[index]} cannot be met within '
@@ -240,10 +241,10 @@ class _Search:
         return least, most
 
     def _groups_between(self, below: Thresholds, above: Thresholds) -> Set[str]:
-        """The groups of the sets in which two thresholds choose differently."""
+        """The groups of the units in which two thresholds choose differently."""
         first, second = self.planner.choose(below), self.planner.choose(above)
         return {name for item in self.planner.scored for name in item.group_names()
-                if len(first.get(item.coupled.name, ())) != len(second.get(item.coupled.name, ()))}
+                if len(first.get(item.unit.name, ())) != len(second.get(item.unit.name, ()))}
 
     def meet_both(self, budget: Budget) -> Thresholds:
         """Bisect the mix of gains so that both shares meet their targets."""
@@ -264,18 +265,18 @@ class _Search:
             tried, key=lambda item: (rounding and item[1][1] > budget.flops, item[0]))
         if (shares[1] > budget.flops) if rounding else (deviation > budget.tolerance):
             raise PruningError(f'with {budget.params:.1%} of the parameters, {budget.flops:.1%} of '
-                               f'the operations cannot be reached; the nearest are {shares[0]:.1%} '
+                               f'the MACs cannot be reached; the nearest are {shares[0]:.1%} '
                                f'and {shares[1]:.1%}')
         return thresholds
 
 
-def _mean_costs(scored: Iterable[ScoredSet], group: LayerGroup,
+def _mean_costs(scored: Iterable[ScoredUnit], group: LayerGroup,
                 cost: CostModel) -> Tuple[float, float]:
-    """Mean cost, as shares of the model's, of a channel of the sets that touch a group."""
-    costs = [(*cost.costs(item.coupled), item.coupled.size)
+    """Mean cost, as shares of the model's, of a channel of the units that touch a group."""
+    costs = [(*cost.costs(item.unit), item.unit.size)
              for item in scored if group.name in item.group_names()]
     if not costs:
         raise PruningError(f'layer group {group.name!r} has no prunable layer')
     channels = sum(size for _, _, size in costs)
     params, macs = (sum(item[index] * item[2] for item in costs) / channels for index in (0, 1))
-    return params, max(macs, 1e-12)  # what runs only in training has no operations
+    return params, max(macs, 1e-12)  # what runs only in training has no MACs

@@ -5,7 +5,9 @@ from typing import Dict, Iterable, Sequence
 
 import torch.nn as nn
 
-from .structures import LayerGroup, PruningError
+from mmgcp.errors import PruningError
+
+from .units import LayerGroup
 
 
 def assign_groups(model: nn.Module, layers: Iterable[str],

@@ -7,27 +7,28 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from mmgcp.utils.forward import eval_mode, random_image, run_as_tensors
-from mmgcp.utils.hooks import hooked
+from mmgcp.errors import PruningError
+from mmgcp.nn.forward import eval_mode, random_image, run_as_tensors
+from mmgcp.nn.hooks import hooked
+from mmgcp.nn.layers import find_layer
 
-from .layers import find_layer
-from .structures import CoupledChannels, PruningError
 from .surgery import gather_channels
 from .tracing import flatten_tensors
+from .units import ChannelUnit
 
 
 @contextmanager
-def channels_off(model: nn.Module, coupled_sets: Iterable[CoupledChannels],
+def channels_off(model: nn.Module, units: Iterable[ChannelUnit],
                  removed: Dict[str, Tensor]) -> Iterator[None]:
     """Let a model compute with channels set to zero, in the layers that make and read them.
 
     Args:
         model (nn.Module): The model.
-        coupled_sets (Iterable[CoupledChannels]): Its coupled sets.
-        removed (dict[str, Tensor]): The channels, by name of the set.
+        units (Iterable[ChannelUnit]): Its channel units.
+        removed (dict[str, Tensor]): The channels, by name of the unit.
     """
     handles = []
-    for (name, side), channels in gather_channels(coupled_sets, removed).items():
+    for (name, side), channels in gather_channels(units, removed).items():
         layer = find_layer(model, name)
         if isinstance(layer, nn.Parameter):
             continue  # who reads the sum or the product does not see these channels

@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""How the layers of a coupled set decide together which of its channels stay.
+"""How the layers of a channel unit decide together which of its channels stay.
 
 Each function takes scores (L, C) of L layers, NaN where a layer does not have a channel,
 and thresholds (L, 1), -inf for layers that keep everything. It returns margins (C, ): a

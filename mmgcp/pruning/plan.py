@@ -9,17 +9,19 @@ from typing import Dict, Iterable, List, Optional, Sequence, Union
 import torch
 from torch import Tensor
 
-from .structures import CoupledChannels, PruningError
+from mmgcp.errors import PruningError
+
+from .units import ChannelUnit
 
 FORMAT = 'mmgcp.pruning_plan'
 
 
 @dataclass
-class SetPlan:
-    """What happens to one coupled set.
+class UnitPlan:
+    """What happens to one channel unit.
 
     Attributes:
-        name (str): Name of the set.
+        name (str): Name of the unit.
         layers (Dict[str, str]): Layers whose output channels it couples, with the layer
             group of each, empty for none.
         size (int): Number of channels before.
@@ -36,29 +38,29 @@ class PruningPlan:
     """Which channels are removed, and why.
 
     Attributes:
-        sets (List[SetPlan]): One for each prunable coupled set.
+        units (List[UnitPlan]): One for each prunable channel unit.
         thresholds (Dict[str, float]): Threshold of each layer group.
         skipped (Dict[str, str]): Layers that are left alone, with the reason.
         options (dict): The options that led to the plan.
     """
-    sets: List[SetPlan]
+    units: List[UnitPlan]
     thresholds: Dict[str, float] = field(default_factory=dict)
     skipped: Dict[str, str] = field(default_factory=dict)
     options: dict = field(default_factory=dict)
 
     def removed(self) -> Dict[str, Tensor]:
-        """Return the removed channels of each set as an index tensor."""
+        """Return the removed channels of each unit as an index tensor."""
         return {
             item.name: torch.tensor(item.removed, dtype=torch.long)
-            for item in self.sets if item.removed
+            for item in self.units if item.removed
         }
 
     def save(self, path: Union[str, Path]) -> None:
-        """Write the plan as JSON, one line a set."""
+        """Write the plan as JSON, one line a unit."""
         data = asdict(self)
-        sets = ',\n    '.join(json.dumps(item) for item in data.pop('sets'))
-        head = json.dumps(dict(format=FORMAT, version=1, **data), indent=2)
-        Path(path).write_text(f'{head[:-2]},\n  "sets": [\n    {sets}\n  ]\n}}\n')
+        units = ',\n    '.join(json.dumps(item) for item in data.pop('units'))
+        head = json.dumps(dict(format=FORMAT, version=2, **data), indent=2)
+        Path(path).write_text(f'{head[:-2]},\n  "units": [\n    {units}\n  ]\n}}\n')
 
     @classmethod
     def load(cls, path: Union[str, Path]) -> 'PruningPlan':
@@ -82,86 +84,86 @@ class PruningPlan:
             raise PruningError(f'the plan {path} is not JSON: {error}') from None
         if not isinstance(data, dict) or data.get('format') != FORMAT:
             raise PruningError(f'{path} is not a pruning plan')
-        if data.get('version') != 1:
+        if data.get('version') != 2:
             raise PruningError(f'the plan {path} is of version {data.get("version")}; this mmgcp '
-                               'reads version 1')
+                               'reads version 2')
         known = {item.name: data[item.name] for item in fields(cls) if item.name in data}
-        sets = known.get('sets')
-        if not isinstance(sets, list) or not sets:
-            raise PruningError(f'the plan {path} has no sets')
-        known['sets'] = [_read_set(number, item) for number, item in enumerate(sets)]
+        units = known.get('units')
+        if not isinstance(units, list) or not units:
+            raise PruningError(f'the plan {path} has no units')
+        known['units'] = [_read_unit(number, item) for number, item in enumerate(units)]
         return cls(**known)
 
 
-def complete_plan(plan: PruningPlan, coupled_sets: Sequence[CoupledChannels],
+def complete_plan(plan: PruningPlan, units: Sequence[ChannelUnit],
                   removed: Optional[Dict[str, Tensor]] = None) -> PruningPlan:
-    """Return a plan that names all sets, those without scores included.
+    """Return a plan that names all units, those without scores included.
 
     Args:
         plan (PruningPlan): The plan.
-        coupled_sets (Sequence[CoupledChannels]): All sets.
-        removed (dict[str, Tensor], optional): Removed channels, by name of the set. Defaults
+        units (Sequence[ChannelUnit]): All units.
+        removed (dict[str, Tensor], optional): Removed channels, by name of the unit. Defaults
             to those of the plan.
 
     Returns:
         PruningPlan: The plan.
     """
-    known = {item.name: item for item in plan.sets}
+    known = {item.name: item for item in plan.units}
     removed = plan.removed() if removed is None else removed
-    sets = []
-    for coupled in coupled_sets:
-        item = known.get(coupled.name) or SetPlan(
-            coupled.name, {piece.module: '' for piece in coupled.side('out')}, coupled.size, [])
-        channels = removed.get(coupled.name)
-        sets.append(replace(item, removed=[] if channels is None else channels.tolist()))
-    return replace(plan, sets=sets)
+    plans = []
+    for unit in units:
+        item = known.get(unit.name) or UnitPlan(
+            unit.name, {piece.module: '' for piece in unit.side('out')}, unit.size, [])
+        channels = removed.get(unit.name)
+        plans.append(replace(item, removed=[] if channels is None else channels.tolist()))
+    return replace(plan, units=plans)
 
 
-def validate_plan(plan: PruningPlan, coupled_sets: Iterable[CoupledChannels]) -> None:
+def validate_plan(plan: PruningPlan, units: Iterable[ChannelUnit]) -> None:
     """Check that a plan fits a model.
 
     Args:
         plan (PruningPlan): The plan, perhaps edited by hand.
-        coupled_sets (Iterable[CoupledChannels]): The coupled sets of the model.
+        units (Iterable[ChannelUnit]): The channel units of the model.
 
     Raises:
-        PruningError: It does not; says what is wrong with which set.
+        PruningError: It does not; says what is wrong with which unit.
     """
-    sets = {coupled.name: coupled for coupled in coupled_sets}
-    names = [item.name for item in plan.sets]
-    for item in plan.sets:
-        if item.name not in sets:
-            close = difflib.get_close_matches(item.name, sets, n=1)
+    units = {unit.name: unit for unit in units}
+    names = [item.name for item in plan.units]
+    for item in plan.units:
+        if item.name not in units:
+            close = difflib.get_close_matches(item.name, units, n=1)
             hint = f'; the closest is {close[0]!r}' if close else ''
-            raise PruningError(f'the plan names the set {item.name!r}, which the model does not '
+            raise PruningError(f'the plan names the unit {item.name!r}, which the model does not '
                                f'have{hint}: is it the architecture that the plan was made for?')
         if names.count(item.name) > 1:
-            raise PruningError(f'the plan names the set {item.name!r} twice')
-        _validate_set(item, sets[item.name])
-    missing = [name for name in sets if name not in names]
+            raise PruningError(f'the plan names the unit {item.name!r} twice')
+        _validate_unit(item, units[item.name])
+    missing = [name for name in units if name not in names]
     if missing:
-        raise PruningError(f'the plan lacks {len(missing)} of the sets of the model, such as '
+        raise PruningError(f'the plan lacks {len(missing)} of the units of the model, such as '
                            f'{missing[0]!r}: is it the architecture that the plan was made for?')
 
 
-def _read_set(number: int, data) -> SetPlan:
-    expected = {item.name for item in fields(SetPlan)}
+def _read_unit(number: int, data) -> UnitPlan:
+    expected = {item.name for item in fields(UnitPlan)}
     if (not isinstance(data, dict) or set(data) != expected or not isinstance(data['name'], str)
             or not isinstance(data['layers'], dict)):
-        raise PruningError(f'set {number} of the plan must have {sorted(expected)}, layers with '
+        raise PruningError(f'unit {number} of the plan must have {sorted(expected)}, layers with '
                            'the group of each')
     indices = data['removed']
     if not isinstance(indices, list) or not all(type(index) is int for index in indices):
-        raise PruningError(f'"removed" of the set {data["name"]!r} must be a list of integers')
-    return SetPlan(**dict(data, removed=sorted(indices)))
+        raise PruningError(f'"removed" of the unit {data["name"]!r} must be a list of integers')
+    return UnitPlan(**dict(data, removed=sorted(indices)))
 
 
-def _validate_set(item: SetPlan, coupled: CoupledChannels) -> None:
-    where = f'the plan for the set {item.name!r}'
-    if item.size != coupled.size:
+def _validate_unit(item: UnitPlan, unit: ChannelUnit) -> None:
+    where = f'the plan for the unit {item.name!r}'
+    if item.size != unit.size:
         raise PruningError(f'{where} is for {item.size} channels, but the model has '
-                           f'{coupled.size}: is it the architecture that the plan was made for?')
-    layers = {piece.module for piece in coupled.side('out')}
+                           f'{unit.size}: is it the architecture that the plan was made for?')
+    layers = {piece.module for piece in unit.side('out')}
     if set(item.layers) != layers:
         name = sorted(layers.symmetric_difference(item.layers))[0]
         raise PruningError(f'{where} disagrees with the model about the layers that are coupled: '
@@ -174,26 +176,26 @@ def _validate_set(item: SetPlan, coupled: CoupledChannels) -> None:
                            f'{item.size - 1}')
     if len(item.removed) == item.size:
         raise PruningError(f'{where} removes all of its channels; one has to stay')
-    gone = coupled.mask(torch.tensor(item.removed, dtype=torch.long))
-    for piece in coupled.slices:
-        if bool(gone[piece.roots].all()):
+    gone = unit.mask(torch.tensor(item.removed, dtype=torch.long))
+    for piece in unit.slices:
+        if bool(gone[piece.unit_index].all()):
             raise PruningError(f'{where} removes all of its channels that {piece.module} has; one '
                                'has to stay')
-    _validate_constraints(where, coupled, gone)
+    _validate_constraints(where, unit, gone)
 
 
-def _validate_constraints(where: str, coupled: CoupledChannels, gone: Tensor) -> None:
-    if coupled.units is not None:
-        torn = set(coupled.units[gone].tolist()) & set(coupled.units[~gone].tolist())
+def _validate_constraints(where: str, unit: ChannelUnit, gone: Tensor) -> None:
+    if unit.norm_groups is not None:
+        torn = set(unit.norm_groups[gone].tolist()) & set(unit.norm_groups[~gone].tolist())
         if torn:
-            together = (coupled.units == min(torn)).nonzero().flatten().tolist()
+            together = (unit.norm_groups == min(torn)).nonzero().flatten().tolist()
             raise PruningError(f'{where} removes only some of the channels {together}, which a '
                                'GroupNorm normalises together')
-    if coupled.blocks is not None:
-        counts = coupled.blocks[gone & (coupled.blocks >= 0)].bincount(
-            minlength=int(coupled.blocks.max()) + 1)
+    if unit.conv_groups is not None:
+        counts = unit.conv_groups[gone & (unit.conv_groups >= 0)].bincount(
+            minlength=int(unit.conv_groups.max()) + 1)
         if bool((counts != counts[0]).any()):
             raise PruningError(f'{where} removes {counts.tolist()} channels of the groups of a '
                                'convolution; they have to be equally many')
-        if int(counts[0]) == int((coupled.blocks == 0).sum()):
+        if int(counts[0]) == int((unit.conv_groups == 0).sum()):
             raise PruningError(f'{where} removes all channels of the groups of a convolution')

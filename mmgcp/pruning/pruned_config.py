@@ -5,10 +5,10 @@ from typing import Dict, List
 
 from mmengine.config import Config
 
-from mmgcp.models.detectors import plain_model_config
+from mmgcp.attention import plain_model_config
 from mmgcp.utils.config import drop_collate_scope
 
-from .pruned_detector import ChannelTable
+from .detector import ChannelTable
 
 # Filled in by MMEngine with the folder of the config file
 CHECKPOINT = '{{ fileDirname }}/pruned.pth'

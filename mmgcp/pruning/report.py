@@ -6,7 +6,7 @@ from typing import Dict, List
 
 from mmgcp.analysis.plots import plot_channels, plot_score_histograms
 
-from .dependency_graph import PREDICTIONS
+from .graph import PREDICTIONS
 from .result import LayerRow, PruningResult
 
 
@@ -21,7 +21,7 @@ def summarize(result: PruningResult) -> str:
         lines.append(f'{name or "(not pruned)":<24}{shown:>10}{before:>8} -> {after:>6}'
                      f'{after / before:>8.1%}')
     for label, (before, after), unit, factor in (('parameters', result.params, 'M', 1e6),
-                                                 ('operations', result.macs, 'GMACs', 1e9)):
+                                                 ('MACs', result.macs, 'GMACs', 1e9)):
         lines.append(f'{label:<24}{before / factor:>10.3f} -> {after / factor:.3f} {unit} '
                      f'({after / before - 1:+.1%})')
     alone = set(result.plan.skipped.values()) - {PREDICTIONS}

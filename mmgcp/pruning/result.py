@@ -6,8 +6,8 @@ from typing import Dict, List, NamedTuple
 import torch.nn as nn
 from torch import Tensor
 
+from .detector import ChannelTable
 from .plan import PruningPlan
-from .pruned_detector import ChannelTable
 
 
 class LayerRow(NamedTuple):
@@ -28,11 +28,11 @@ class PruningResult:
         channels_before (ChannelTable): Channels of all layers before.
         channels_after (ChannelTable): Channels of all layers after.
         params (List[int]): Parameters before and after.
-        macs (List[int]): Multiply-accumulate operations for one image before and after.
+        macs (List[int]): Multiply-accumulate MACs for one image before and after.
         scores (Dict[str, Tensor]): All scores (K, ) by layer group; empty where a plan
             was given.
         uncompensated (List[str]): Layers that could not absorb what removed channels
-            emitted; see :func:`mmgcp.pruning.compensation.compensate`.
+            emitted; see :func:`mmgcp.pruning.compensation.folding.compensate`.
     """
     model: nn.Module
     plan: PruningPlan
@@ -52,7 +52,7 @@ class PruningResult:
     @property
     def layers(self) -> List[LayerRow]:
         """The convolutions and linear layers in the order of the model."""
-        groups = {layer: group for item in self.plan.sets for layer, group in item.layers.items()}
+        groups = {layer: group for item in self.plan.units for layer, group in item.layers.items()}
         return [
             LayerRow(name, groups.get(name, ''), counts[-1], self.channels_after[name][-1])
             for name, counts in self.channels_before.items() if len(counts) == 2

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .masking import Snapshot, channels_off
 from .planner import Planner, group_scores
-from .structures import LayerGroup
+from .units import LayerGroup
 
 # Shares of the sum of a group's squared scores that are removed. Shares of the channels would
 # not do: after sparse training most of them carry nothing, and their loss cannot be measured.
@@ -83,8 +83,8 @@ def _threshold(planner: Planner, group: LayerGroup, share: float) -> float:
 
 
 def _squared_scores(planner: Planner, removed: Dict[str, Tensor]) -> float:
-    return sum(float(item.best_scores[removed[item.coupled.name]].square().sum())
-               for item in planner.scored if item.coupled.name in removed)
+    return sum(float(item.best_scores[removed[item.unit.name]].square().sum())
+               for item in planner.scored if item.unit.name in removed)
 
 
 def _relative(costs: Dict[str, float]) -> Dict[str, float]:
@@ -101,7 +101,7 @@ def _metric_without(model: nn.Module, planner: Planner, removed: Dict[str, Tenso
     snapshot = Snapshot(model)
     try:
         compensate(removed)
-        with channels_off(model, [item.coupled for item in planner.scored], removed):
+        with channels_off(model, [item.unit for item in planner.scored], removed):
             return evaluate(model)
     finally:
         snapshot.restore()

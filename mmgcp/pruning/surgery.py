@@ -6,48 +6,49 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from mmgcp.nn.layers import find_layer, keep_channels, num_channels
+
 from .attributes import refresh_attributes
-from .layers import find_layer, keep_channels, num_channels
-from .structures import CoupledChannels
+from .units import ChannelUnit
 
 # (layer name, side) -> channels
 Channels = Dict[Tuple[str, str], Tensor]
 
 
-def remove_channels(model: nn.Module, coupled_sets: Iterable[CoupledChannels],
+def remove_channels(model: nn.Module, units: Iterable[ChannelUnit],
                     removed: Dict[str, Tensor]) -> None:
-    """Remove channels of coupled sets from all layers that have them.
+    """Remove channels of channel units from all layers that have them.
 
     Args:
         model (nn.Module): The model, changed in place. Parameters keep their
             ``requires_grad``, modules their mode. Attributes that forwards read follow.
-        coupled_sets (Iterable[CoupledChannels]): The sets.
-        removed (dict[str, Tensor]): Channels to remove, by name of the set.
+        units (Iterable[ChannelUnit]): The units.
+        removed (dict[str, Tensor]): Channels to remove, by name of the unit.
     """
-    for (name, side), channels in gather_channels(coupled_sets, removed).items():
+    for (name, side), channels in gather_channels(units, removed).items():
         keep = torch.ones(num_channels(find_layer(model, name), side), dtype=torch.bool)
         keep[channels] = False
         keep_channels(model, name, side, keep.nonzero().flatten())
     refresh_attributes(model)
 
 
-def gather_channels(coupled_sets: Iterable[CoupledChannels],
+def gather_channels(units: Iterable[ChannelUnit],
                     removed: Dict[str, Tensor]) -> Channels:
-    """Translate channels of sets to channels of layers.
+    """Translate channels of units to channels of layers.
 
     Args:
-        coupled_sets (Iterable[CoupledChannels]): The sets.
-        removed (dict[str, Tensor]): Channels to remove, by name of the set.
+        units (Iterable[ChannelUnit]): The units.
+        removed (dict[str, Tensor]): Channels to remove, by name of the unit.
 
     Returns:
         dict: Channels to remove, by name and side of the layer.
     """
     gathered: Channels = {}
-    for coupled in coupled_sets:
-        if coupled.name not in removed:
+    for unit in units:
+        if unit.name not in removed:
             continue
-        mask = coupled.mask(removed[coupled.name])
-        for item in coupled.slices:
+        mask = unit.mask(removed[unit.name])
+        for item in unit.slices:
             key = (item.module, item.side)
             channels = item.select(mask)
             gathered[key] = torch.cat((gathered[key], channels)) if key in gathered else channels

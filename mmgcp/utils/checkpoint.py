@@ -7,7 +7,7 @@ import torch.nn as nn
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
-from .errors import UserError
+from mmgcp.errors import UserError
 
 
 def load_strictly(model: nn.Module, path: str, model_name: str = 'the config') -> dict:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Iterator, List, Union
 
-from .errors import UserError
+from mmgcp.errors import UserError
 
 
 def run_tool(main: Callable[[], None]) -> None:

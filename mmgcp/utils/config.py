@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 
-from .errors import UserError
+from mmgcp.errors import UserError
 
 
 def load_config(path: str, cfg_options: Optional[dict] = None) -> Config:

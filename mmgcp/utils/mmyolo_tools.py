@@ -6,7 +6,7 @@ from types import ModuleType
 
 import mmyolo
 
-from .errors import UserError
+from mmgcp.errors import UserError
 
 
 def load_mmyolo_tool(name: str) -> ModuleType:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmgcp.utils import UserError
+from mmgcp.errors import UserError
 from mmgcp.utils.config import build_detector, load_config
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,8 +5,8 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 
 from mmgcp.distillation import ChannelWiseLoss, FeatureMimicLoss
+from mmgcp.errors import UserError
 from mmgcp.registry import MODELS
-from mmgcp.utils import UserError
 
 
 def features(*shape, seed=0):

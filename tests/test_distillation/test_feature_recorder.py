@@ -4,7 +4,7 @@ import torch
 import torch.nn as nn
 
 from mmgcp.distillation import FeatureRecorder
-from mmgcp.utils import UserError
+from mmgcp.errors import UserError
 
 
 class Model(nn.Module):

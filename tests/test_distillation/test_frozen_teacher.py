@@ -8,8 +8,8 @@ from mmengine.config import Config
 from small_models import build, yolov4
 
 from mmgcp.distillation import FrozenTeacher
+from mmgcp.errors import UserError
 from mmgcp.registry import MODELS
-from mmgcp.utils import UserError
 
 
 def test_has_the_weights_of_the_checkpoint(teacher_files):

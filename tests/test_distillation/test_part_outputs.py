@@ -8,8 +8,8 @@ from mmengine.model import BaseModel
 from small_models import build, yolov4
 
 from mmgcp.distillation import find_part_outputs, spatial_attention
+from mmgcp.errors import UserError
 from mmgcp.registry import MODELS
-from mmgcp.utils import UserError
 
 
 class Backbone(nn.Module):

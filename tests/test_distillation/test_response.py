@@ -11,8 +11,8 @@ from torch.distributions import Bernoulli, kl_divergence
 from mmgcp.distillation import ResponseLoss
 from mmgcp.distillation.head_responses import Responses, read_responses
 from mmgcp.distillation.losses import binary_kl_divergence
+from mmgcp.errors import UserError
 from mmgcp.registry import MODELS
-from mmgcp.utils import UserError
 
 
 def responses(seed=0, objectness=True, num_classes=4, size=6):

@@ -16,8 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmgcp.distillation import SpatialAttentionDistiller, spatial_attention
 from mmgcp.distillation import spatial_attention_distiller as distiller_module
+from mmgcp.errors import UserError
 from mmgcp.registry import MODELS
-from mmgcp.utils import UserError
 
 
 def losses_of(model, data=None):

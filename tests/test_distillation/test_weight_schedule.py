@@ -8,8 +8,8 @@ from mmengine.logging import MessageHub
 from small_models import batch, build
 
 from mmgcp.distillation import WeightSchedule
+from mmgcp.errors import UserError
 from mmgcp.registry import MODELS
-from mmgcp.utils import UserError
 
 LENGTH = dict(max_iters=1000, max_epochs=10)
 

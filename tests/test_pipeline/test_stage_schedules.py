@@ -9,9 +9,9 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
 
+from mmgcp.errors import UserError
 from mmgcp.pipeline.config_text import nest, render
 from mmgcp.pipeline.schedules import base_epochs, default_epochs, derive_schedule
-from mmgcp.utils import UserError
 from mmgcp.utils.config import load_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs'

@@ -15,9 +15,9 @@ from test_tools.conftest import demo_root  # noqa: F401
 from torch.utils.data import DataLoader
 
 from mmgcp.datasets.demo import DemoOptions, make_demo_dataset
+from mmgcp.errors import UserError
 from mmgcp.pipeline import CompressOptions, compress
 from mmgcp.pipeline.tool_runner import ToolRunner
-from mmgcp.utils import UserError
 from mmgcp.utils.config import build_detector, load_config
 
 ROOT = Path(__file__).parents[2]

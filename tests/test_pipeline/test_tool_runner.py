@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
+from mmgcp.errors import UserError
 from mmgcp.pipeline.tool_runner import ToolRunner
-from mmgcp.utils import UserError
 
 TRAIN = ('11/22 05:49:42 - mmengine - INFO - Epoch(train)  [1][10/19]  base_lr: 1.0000e-02 '
          'lr: 1.5789e-03  eta: 2:10:26  time: 6.9257  data_time: 0.1138  loss: 2.9560  '

@@ -4,15 +4,16 @@ import copy
 import pytest
 import torch
 from layer_kinds import KINDS, make_kind
-from pruning_samples import coupled_set, difference, residual_toy, run, two_branches
+from pruning_samples import difference, make_unit, residual_toy, run, two_branches
 from zeroing import zero
 
-from mmgcp.pruning import PruningError, prune
-from mmgcp.pruning.allocation import EqualShares, rank_sets, share_ranks
-from mmgcp.pruning.dependency_graph import find_coupled_channels
-from mmgcp.pruning.planner import ScoredSet
-from mmgcp.pruning.structures import LayerGroup
+from mmgcp.errors import PruningError
+from mmgcp.pruning import prune
+from mmgcp.pruning.allocation import EqualShares, rank_units, share_ranks
+from mmgcp.pruning.graph import find_units
+from mmgcp.pruning.planner import ScoredUnit
 from mmgcp.pruning.surgery import gather_channels
+from mmgcp.pruning.units import LayerGroup
 
 SHAPE = (3, 16, 20)
 ALL = [dict(name='all', modules=['*'])]
@@ -24,7 +25,7 @@ def run_prune(model, ratio=0.5, criterion='L1Norm', groups=ALL, **options):
 
 
 def removed_by(result):
-    return {item.name: item.removed for item in result.plan.sets}
+    return {item.name: item.removed for item in result.plan.units}
 
 
 @pytest.mark.parametrize('ratio, left', [
@@ -63,7 +64,7 @@ def test_layers_of_another_scale_are_treated_alike():
     ('BNScale', 'global'), ('Random', 'global'), ('L1Norm', 'uniform'), ('L2Norm', 'uniform'),
     ('FPGM', 'uniform')])
 def test_default(criterion, default):
-    plans = {allocation: run_prune(two_branches(), 0.5, criterion, allocation=allocation).plan.sets
+    plans = {allocation: run_prune(two_branches(), 0.5, criterion, allocation=allocation).plan.units
              for allocation in (None, 'global', 'uniform')}
     assert plans['global'] != plans['uniform'] and plans[None] == plans[default]
 
@@ -95,28 +96,28 @@ def test_shares_of_groups():
 def test_exact_for_all_kinds_of_layers(kind):
     model = make_kind(kind)
     original = copy.deepcopy(model)
-    sets, _ = find_coupled_channels(model, SHAPE)
+    units, _ = find_units(model, SHAPE)
     result = run_prune(model, compensate=False)
     removed = result.plan.removed()
-    gone = {key: channels.tolist() for key, channels in gather_channels(sets, removed).items()}
+    gone = {key: channels.tolist() for key, channels in gather_channels(units, removed).items()}
     assert removed and difference(run(model), run(zero(original, gone))) < 1e-9
-    for coupled in sets:
-        number = len(removed.get(coupled.name, ()))
-        torn = coupled.units is not None or coupled.blocks is not None  # or it would be
-        assert abs(number - coupled.size / 2) <= (2 if torn else 0.5)
+    for unit in units:
+        number = len(removed.get(unit.name, ()))
+        torn = unit.norm_groups is not None or unit.conv_groups is not None  # or it would be
+        assert abs(number - unit.size / 2) <= (2 if torn else 0.5)
 
 
 def test_budget():
-    """A budget finds the share; every set has about that, none is torn down."""
+    """A budget finds the share; every unit has about that, none is torn down."""
     result = run_prune(two_branches(), None, 'BNScale', target_params=0.5)
     assert 0.45 < result.params[1] / result.params[0] <= 0.5
-    shares = [len(item.removed) / item.size for item in result.plan.sets]
+    shares = [len(item.removed) / item.size for item in result.plan.units]
     assert max(shares) - min(shares) < 0.2
 
 
 def test_channels_without_a_score_stay():
-    (item, ) = rank_sets([ScoredSet(
-        coupled_set(4), dict(pred=torch.tensor([3., float('nan'), 1., 2.])),
+    (item, ) = rank_units([ScoredUnit(
+        make_unit(4), dict(pred=torch.tensor([3., float('nan'), 1., 2.])),
         dict(pred=LayerGroup('all', ('*', ))))], 'or')
     assert item.scores['pred'].isnan().tolist() == [False, True, False, False]
     assert item.scores['pred'].nan_to_num(9).argsort().tolist() == [2, 3, 0, 1]
@@ -133,9 +134,9 @@ def test_request_that_cannot_be_met(options, message):
 
 def test_layerwise_criteria_are_uniform():
     plans = [run_prune(two_branches(), criterion='ThiNet', allocation=allocation, batches=[],
-                       dry_run=True).plan.sets for allocation in (None, 'uniform')]
+                       dry_run=True).plan.units for allocation in (None, 'uniform')]
     assert plans[0] == plans[1] and [len(item.removed) for item in plans[0]] == [4, 2, 4, 5]
-    criterion = dict(type='mmgcp.ThiNet', allocation=dict(type='mmgcp.BNScale'))
+    criterion = dict(type='mmgcp.ThiNet', allocation_criterion=dict(type='mmgcp.BNScale'))
     with pytest.raises(PruningError, match="is 'uniform', but ThiNet goes layer by layer"):
         prune(two_branches(), ALL, 0.5, criterion=criterion, allocation='uniform', batches=[],
               input_shape=SHAPE, dry_run=True)
@@ -144,22 +145,22 @@ def test_layerwise_criteria_are_uniform():
 
 
 def test_equal_shares_of_blocks_and_parts(single):
-    blocks = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, -1, -1, -1, -1])
-    for coupled in (coupled_set(12, blocks=blocks), coupled_set(12, range(4), range(4, 8))):
-        scores = EqualShares()(single, coupled)['pred']
+    conv_groups = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, -1, -1, -1, -1])
+    for unit in (make_unit(12, conv_groups=conv_groups), make_unit(12, range(4), range(4, 8))):
+        scores = EqualShares()(single, unit)['pred']
         for start in (0, 4, 8):
             assert sorted(scores[start:start + 4].tolist()) == [0.125, 0.375, 0.625, 0.875]
 
 
 def test_equal_shares_of_units(single):
-    units = torch.tensor([0, 1, 2] * 4)
-    scores = EqualShares()(single, coupled_set(12, units=units))['pred']
-    assert [int(12 * scores[units == unit].mean()) for unit in range(3)] == [2, 6, 10]
+    norm_groups = torch.tensor([0, 1, 2] * 4)
+    scores = EqualShares()(single, make_unit(12, norm_groups=norm_groups))['pred']
+    assert [int(12 * scores[norm_groups == group].mean()) for group in range(3)] == [2, 6, 10]
 
 
 def test_ranks_follow_the_scores():
     scores = torch.tensor([5., 1., 3., 2., 9., 8.])
-    assert share_ranks(coupled_set(6), scores).argsort().tolist() == scores.argsort().tolist()
+    assert share_ranks(make_unit(6), scores).argsort().tolist() == scores.argsort().tolist()
     # the first three apart from the others
-    ranks = share_ranks(coupled_set(6, range(3)), scores)
+    ranks = share_ranks(make_unit(6, range(3)), scores)
     assert ranks.tolist() == pytest.approx([5 / 6, 1 / 6, 1 / 2, 1 / 6, 5 / 6, 1 / 2])

@@ -9,14 +9,8 @@ from mmyolo.models.layers import CSPLayerWithTwoConv
 from pruning_samples import GROUPS, Block, Toy, batch, difference, randomise, run, set_channels
 
 from mmgcp.analysis import count_complexity
-from mmgcp.pruning import (
-    LayerGroup,
-    PruningError,
-    PruningPlan,
-    auto_groups,
-    count_channels,
-    prune,
-)
+from mmgcp.errors import PruningError
+from mmgcp.pruning import LayerGroup, PruningPlan, auto_groups, count_channels, prune
 from mmgcp.pruning.sensitivity import MAX_FACTOR
 from mmgcp.pruning.surgery import remove_channels
 
@@ -86,7 +80,7 @@ def test_one_ratio_for_all_groups(model):
     groups = [dict(GROUPS[0], threshold=0.7), dict(GROUPS[1], ratio=0.1), *GROUPS[2:]]
     first = prune(model, groups, ratio=0.3, input_shape=SHAPE)
     second = prune(other, rated(0.3), input_shape=SHAPE)
-    assert first.plan.sets == second.plan.sets and first.plan.thresholds == second.plan.thresholds
+    assert first.plan.units == second.plan.units and first.plan.thresholds == second.plan.thresholds
     assert (first.plan.options['ratio'], second.plan.options['ratio']) == (0.3, None)
 
 
@@ -101,12 +95,12 @@ def test_automatic_groups(model):
     assert prune(other, stated, target_params=0.5, input_shape=SHAPE).plan == result.plan
 
 
-def test_without_compensation_it_is_surgery_alone(model, sets):
+def test_without_compensation_it_is_surgery_alone(model, units):
     other = copy.deepcopy(model)
     result = prune(model, rated(0.4), compensate=False, input_shape=SHAPE)
-    expected = set_channels(copy.deepcopy(other), sets, result.plan.removed())
+    expected = set_channels(copy.deepcopy(other), units, result.plan.removed())
     assert difference(run(model), run(expected)) < 1e-9
-    remove_channels(other, sets, result.plan.removed())
+    remove_channels(other, units, result.plan.removed())
     assert difference(run(model), run(other)) == 0.
 
 
@@ -126,7 +120,7 @@ def test_options_are_part_of_the_plan(model):
         min_keep_ratio=0.1, round_to=2, compensate=True, ratio=None, target_params=None,
         target_flops=0.7, input_shape=[3, 64, 96], sensitivity=None)
     assert all((item.size - len(item.removed)) % 2 == 0 and
-               item.size - len(item.removed) >= 0.1 * item.size for item in result.plan.sets)
+               item.size - len(item.removed) >= 0.1 * item.size for item in result.plan.units)
 
 
 def test_both_budgets():
@@ -141,7 +135,7 @@ def test_both_budgets():
 
 
 def test_operations_are_those_of_the_input_shape(model):
-    """With a larger image, the same shares of operations, but more of them."""
+    """With a larger image, the same shares of MACs, but more of them."""
     other = copy.deepcopy(model)
     first = prune(model, rated(0.5), input_shape=(3, 64, 64))
     second = prune(other, rated(0.5), input_shape=(3, 128, 192))
@@ -283,7 +277,7 @@ def test_edited_plan():
     model = make_kind('plain')
     plan = prune(model, [dict(name='all', modules=['*'], ratio=0.)], input_shape=SMALL,
                  dry_run=True).plan
-    plan.sets[0].removed = [6, 1]
+    plan.units[0].removed = [6, 1]
     weight = model.a.conv.weight.detach().clone()
     result = prune(model, plan=plan, compensate=False, input_shape=SMALL)
     assert torch.equal(model.a.conv.weight, weight[[0, 2, 3, 4, 5, 7]])
@@ -294,7 +288,7 @@ def test_plan_of_another_model_changes_nothing(model):
     plan = prune(make_kind('plain'), [dict(name='all', modules=['*'], ratio=0.5)],
                  input_shape=SMALL).plan
     state = state_of(model)
-    with pytest.raises(PruningError, match="names the set 'a.conv', which the model does not have"):
+    with pytest.raises(PruningError, match="names the unit 'a.conv', which the model "):
         prune(model, plan=plan, input_shape=SHAPE)
     assert_untouched(model, state)
 
@@ -304,7 +298,7 @@ def test_plan_with_wrong_channels_changes_nothing(wrong):
     model = make_kind('plain')
     plan = prune(model, [dict(name='all', modules=['*'], ratio=0.)], input_shape=SMALL,
                  dry_run=True).plan
-    plan.sets[0].removed = wrong
+    plan.units[0].removed = wrong
     state = state_of(model)
     with pytest.raises(PruningError, match=r'removes channel (8|-1|9), but they are 0 to 7'):
         prune(model, plan=plan, input_shape=SMALL)
@@ -379,14 +373,14 @@ def test_interrupted_pruning_is_taken_back(stage, step):
     assert_untouched(model, state)
 
 
-def test_plan_names_sets_without_scores():
+def test_plan_names_units_without_scores():
     """So that it can be applied again."""
     model = randomise(Toy(lambda net, x: net.pred(net.b(net.a(x))), a=Block(3, 8),
                           b=nn.Conv2d(8, 6, 1), pred=nn.Conv2d(6, 2, 1)))
     other = copy.deepcopy(model)
     result = prune(model, [dict(name='all', modules=['*'], ratio=0.5)], input_shape=SMALL,
                    criterion=dict(type='mmgcp.BNScale', without_norm='keep'))
-    assert {item.name: len(item.removed) for item in result.plan.sets} == {'a.conv': 4, 'b': 0}
+    assert {item.name: len(item.removed) for item in result.plan.units} == {'a.conv': 4, 'b': 0}
     again = prune(other, plan=result.plan, input_shape=SMALL)
     assert again.channels_after == result.channels_after
 

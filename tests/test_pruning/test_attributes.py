@@ -13,8 +13,8 @@ from zeroing import zero
 
 from mmgcp.pruning import attributes, register_attribute_rule
 from mmgcp.pruning.attributes import UnequalCSPLayerWithTwoConv, refresh_attributes
-from mmgcp.pruning.dependency_graph import find_coupled_channels
-from mmgcp.pruning.pruned_detector import count_channels
+from mmgcp.pruning.detector import count_channels
+from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.surgery import remove_channels
 from mmgcp.utils.config import build_detector, load_config
 
@@ -31,8 +31,8 @@ def rules(monkeypatch):
 
 
 def prune(model, removed, size=SIZE):
-    coupled_sets, _ = find_coupled_channels(model, size)
-    remove_channels(model, coupled_sets, {name: torch.tensor(channels)
+    units, _ = find_units(model, size)
+    remove_channels(model, units, {name: torch.tensor(channels)
                                           for name, channels in removed.items()})
     return model
 
@@ -88,8 +88,8 @@ def test_rep_vgg(options):
 
 def test_grouped_rep_vgg():
     model = rep_vgg(groups=2)
-    coupled_sets, _ = find_coupled_channels(model, SIZE)
-    assert coupled_sets[0].blocks.tolist() == [0, 0, 0, 1, 1, 1]
+    units, _ = find_units(model, SIZE)
+    assert units[0].blocks.tolist() == [0, 0, 0, 1, 1, 1]
     gone = {**TIED, **SECOND, ('first.rbr_identity', 'out'): [1, 4]}
     expected = run(zero(model, gone), 16)
     prune(model, {'a.conv': [1, 4], 'second.rbr_dense.conv': [0, 7]})
@@ -131,8 +131,8 @@ def test_deployed_rep_vgg():
 
 def test_yolov6_is_deployed_after_pruning():
     model = randomise(build_detector(family_config('yolov6-n'))).double().eval()
-    coupled_sets, _ = find_coupled_channels(model)
-    remove_channels(model, coupled_sets, choose(coupled_sets, 0))
+    units, _ = find_units(model)
+    remove_channels(model, units, choose(units, 0))
     expected = run(model)
     deploy(model)
     assert not any('rbr_dense' in name for name, _ in model.named_modules())
@@ -215,9 +215,9 @@ def test_rebuilt_yolov8():
               for part in ('backbone', 'neck', 'bbox_head.head_module')}
     cfg = load_config('mmyolo::yolov8/yolov8_n_syncbn_fast_8xb16-500e_coco.py', narrow)
     model = randomise(build_detector(cfg))
-    coupled_sets, skipped = find_coupled_channels(model, (3, 64, 64))
+    units, skipped = find_units(model, (3, 64, 64))
     assert len(skipped) == 6
-    remove_channels(model, coupled_sets, choose(coupled_sets, 1, share=0.5))
+    remove_channels(model, units, choose(units, 1, share=0.5))
     kinds = [type(module) for module in model.modules()
              if isinstance(module, CSPLayerWithTwoConv)]
     assert UnequalCSPLayerWithTwoConv in kinds
@@ -302,10 +302,10 @@ def test_own_splitting_module(rules):
     def combine(module, first, second):
         return module.first(first) + module.second(second)
 
-    coupled_sets, skipped = find_coupled_channels(halves(combine), SIZE)
+    units, skipped = find_units(halves(combine), SIZE)
     assert 'split by a module that does not say how' in skipped['a.conv']
     register_attribute_rule(Halves)(refresh_halves)
-    assert 'a.conv' in find_coupled_channels(halves(combine), SIZE)[1]
+    assert 'a.conv' in find_units(halves(combine), SIZE)[1]
     register_attribute_rule(Halves, splits=True)(refresh_halves)
 
     model = halves(combine)
@@ -327,6 +327,6 @@ def test_parts_that_are_multiplied(rules):
     register_attribute_rule(Gated, splits=True)(lambda module: None)
     model = randomise(Toy(lambda net, x: net.pred(net.gated(net.a(x))), a=Block(3, 6),
                           gated=Gated(), pred=nn.Conv2d(3, 2, 1)))
-    coupled_sets, skipped = find_coupled_channels(model, SIZE)
-    assert not coupled_sets
+    units, skipped = find_units(model, SIZE)
+    assert not units
     assert 'several of its channels are tied to each other' in skipped['a.conv']

@@ -4,9 +4,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from pruning_samples import Block, Toy, build, yolov4
 
+from mmgcp.errors import PruningError
 from mmgcp.pruning.auto_groups import auto_groups
 from mmgcp.pruning.layer_groups import assign_groups
-from mmgcp.pruning.structures import LayerGroup, PruningError
+from mmgcp.pruning.units import LayerGroup
 from mmgcp.utils.config import build_detector, load_config
 
 LAYER_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.GroupNorm)

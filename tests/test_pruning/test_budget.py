@@ -10,10 +10,11 @@ from layer_kinds import KINDS, make_kind, some_of_each
 from pruning_samples import GROUPS, Block, Toy, choose, randomise
 
 from mmgcp.analysis import count_complexity, record_convs
-from mmgcp.pruning import BNScale, LayerGroup, PruningError
+from mmgcp.errors import PruningError
+from mmgcp.pruning import BNScale, LayerGroup
 from mmgcp.pruning.budget import Budget, CostModel, find_thresholds
-from mmgcp.pruning.dependency_graph import find_coupled_channels
-from mmgcp.pruning.planner import Planner, score_sets, thresholds_of_groups
+from mmgcp.pruning.graph import find_units
+from mmgcp.pruning.planner import Planner, score_units, thresholds_of_groups
 from mmgcp.pruning.surgery import remove_channels
 
 SHAPE = (3, 64, 96)
@@ -24,20 +25,20 @@ class Search:
 
     Attributes:
         thresholds (dict): The thresholds that were found.
-        kept (dict): Number of channels that stay, by name of the set.
-        params, macs (float): Shares of parameters and operations, counted after surgery.
+        kept (dict): Number of channels that stay, by name of the unit.
+        params, macs (float): Shares of parameters and MACs, counted after surgery.
         shares (Callable): Gives the shares that other thresholds would leave.
-        gains (dict): Parameters and operations of a channel, by name of the set.
+        gains (dict): Parameters and MACs of a channel, by name of the unit.
     """
 
-    def __init__(self, model, sets, groups=GROUPS, costs=None, shape=SHAPE, budget=None,
+    def __init__(self, model, units, groups=GROUPS, costs=None, shape=SHAPE, budget=None,
                  merge='or', min_keep_ratio=0.01, round_to=1, **targets):
         groups = [LayerGroup(**group) for group in groups]
-        scored = score_sets(model, sets, BNScale(), groups, {})
+        scored = score_units(model, units, BNScale(), groups, {})
         planner = Planner(scored, merge, min_keep_ratio, round_to)
-        cost = CostModel(model, record_convs(model, shape), sets)
+        cost = CostModel(model, record_convs(model, shape), units)
         self.scored = scored
-        self.gains = {coupled.name: cost.costs(coupled) for coupled in sets}
+        self.gains = {unit.name: cost.costs(unit) for unit in units}
 
         def shares(thresholds):
             left = cost(planner.choose(thresholds))
@@ -48,20 +49,20 @@ class Search:
             planner, groups, cost, thresholds_of_groups(scored, groups),
             budget or Budget(**targets), costs)
         removed = planner.choose(self.thresholds)
-        self.kept = {coupled.name: coupled.size - len(removed.get(coupled.name, ()))
-                     for coupled in sets}
-        remove_channels(model, sets, removed)
+        self.kept = {unit.name: unit.size - len(removed.get(unit.name, ()))
+                     for unit in units}
+        remove_channels(model, units, removed)
         after = count_complexity(model, shape)
         self.params, self.macs = after[0] / cost.params, after[1] / cost.macs
 
 
 @pytest.mark.parametrize('seed', range(4))
-def test_cost_model_of_yolov4(model, sets, seed):
-    cost = CostModel(model, record_convs(model, SHAPE), sets)
+def test_cost_model_of_yolov4(model, units, seed):
+    cost = CostModel(model, record_convs(model, SHAPE), units)
     assert cost({}) == count_complexity(model, SHAPE) == (cost.params, cost.macs)
-    removed = choose(sets, seed)
+    removed = choose(units, seed)
     predicted = cost(removed)
-    remove_channels(model, sets, removed)
+    remove_channels(model, units, removed)
     assert predicted == count_complexity(model, SHAPE)
     assert predicted[0] < 0.8 * cost.params
 
@@ -70,14 +71,14 @@ def test_cost_model_of_yolov4(model, sets, seed):
 def test_cost_model_of_other_layers(kind):
     for seed in range(3):
         model = make_kind(kind)
-        coupled_sets, skipped = find_coupled_channels(model, (3, 16, 20))
+        units, skipped = find_units(model, (3, 16, 20))
         assert list(skipped) == ['pred']
-        cost = CostModel(model, record_convs(model, (3, 16, 20)), coupled_sets)
+        cost = CostModel(model, record_convs(model, (3, 16, 20)), units)
         before = count_complexity(model, (3, 16, 20))
         assert cost({}) == before
-        removed = some_of_each(coupled_sets, seed)
+        removed = some_of_each(units, seed)
         predicted = cost(removed)
-        remove_channels(model, coupled_sets, removed)
+        remove_channels(model, units, removed)
         assert predicted == count_complexity(model, (3, 16, 20))
         assert predicted[0] < before[0] and predicted[1] < before[1]
 
@@ -85,28 +86,28 @@ def test_cost_model_of_other_layers(kind):
 @pytest.mark.parametrize('kind', sorted(set(KINDS) - {'biased'}))
 def test_costs_are_what_one_channel_takes_away(kind):
     model = make_kind(kind)
-    coupled_sets, _ = find_coupled_channels(model, (3, 16, 20))
-    cost = CostModel(model, record_convs(model, (3, 16, 20)), coupled_sets)
-    for coupled in coupled_sets:
+    units, _ = find_units(model, (3, 16, 20))
+    cost = CostModel(model, record_convs(model, (3, 16, 20)), units)
+    for unit in units:
         # the first channel, of each block, or with its unit
         gone = torch.tensor([0])
-        if coupled.units is not None:
-            gone = (coupled.units == 0).nonzero().flatten()
-        if coupled.blocks is not None:
-            gone = torch.tensor([coupled.blocks.tolist().index(block)
-                                 for block in range(int(coupled.blocks.max()) + 1)])
-        params, macs = cost({coupled.name: gone})
+        if unit.norm_groups is not None:
+            gone = (unit.norm_groups == 0).nonzero().flatten()
+        if unit.conv_groups is not None:
+            gone = torch.tensor([unit.conv_groups.tolist().index(block)
+                                 for block in range(int(unit.conv_groups.max()) + 1)])
+        params, macs = cost({unit.name: gone})
         expected = ((cost.params - params) / len(gone) / cost.params,
                     (cost.macs - macs) / len(gone) / cost.macs)
-        assert cost.costs(coupled) == pytest.approx(expected)
+        assert cost.costs(unit) == pytest.approx(expected)
 
 
 def costs_of(kind, shape=(3, 8, 8)):
-    """The costs by set in numbers of parameters and operations, and the totals of both."""
+    """The costs by set in numbers of parameters and MACs, and the totals of both."""
     model = make_kind(kind)
-    coupled_sets, _ = find_coupled_channels(model, shape)
-    cost = CostModel(model, record_convs(model, shape), coupled_sets)
-    shares = {coupled.name: cost.costs(coupled) for coupled in coupled_sets}
+    units, _ = find_units(model, shape)
+    cost = CostModel(model, record_convs(model, shape), units)
+    shares = {unit.name: cost.costs(unit) for unit in units}
     return {name: (params * cost.params, macs * cost.macs)
             for name, (params, macs) in shares.items()}, cost
 
@@ -149,21 +150,21 @@ def test_layers_that_do_not_run_count_as_parameters():
 
 
 @pytest.mark.parametrize('target', [0.8, 0.353])
-def test_target_of_parameters(model, sets, target):
-    found = Search(model, sets, params=target)
+def test_target_of_parameters(model, units, target):
+    found = Search(model, units, params=target)
     assert found.params == pytest.approx(target, rel=0.01) and found.params <= target
     assert set(found.thresholds) == {group['name'] for group in GROUPS}
     assert len(set(found.thresholds.values())) == len(GROUPS)
 
 
-def test_target_of_operations(model, sets):
-    found = Search(model, sets, flops=0.6)
+def test_target_of_operations(model, units):
+    found = Search(model, units, flops=0.6)
     assert found.macs == pytest.approx(0.6, rel=0.01) and found.macs <= 0.6
 
 
 @pytest.mark.parametrize('merge', ['mean', 'majority', 'sum'])
-def test_target_with_other_merges(model, sets, merge):
-    assert Search(model, sets, merge=merge, params=0.5).params == pytest.approx(0.5, rel=0.01)
+def test_target_with_other_merges(model, units, merge):
+    assert Search(model, units, merge=merge, params=0.5).params == pytest.approx(0.5, rel=0.01)
 
 
 PYRAMID_GROUPS = [dict(name='front', modules=['conv[0-2]']),
@@ -172,7 +173,7 @@ PYRAMID_GROUPS = [dict(name='front', modules=['conv[0-2]']),
 
 @pytest.fixture
 def pyramid():
-    """Many operations in front, many parameters at the end."""
+    """Many MACs in front, many parameters at the end."""
     names = [f'conv{index}' for index in range(6)]
     widths = [3, 32, 32, 32, 64, 64, 64]
 
@@ -184,7 +185,7 @@ def pyramid():
     model = randomise(Toy(forward, pred=nn.Conv2d(64, 2, 1), **{
         name: Block(inputs, outputs, 3, stride=1 + index % 2)
         for index, (name, inputs, outputs) in enumerate(zip(names, widths, widths[1:]))}))
-    return model, find_coupled_channels(model, SHAPE)[0], PYRAMID_GROUPS
+    return model, find_units(model, SHAPE)[0], PYRAMID_GROUPS
 
 
 @pytest.mark.parametrize('target_params, target_flops', [(0.5, 0.5), (0.5, 0.45)])
@@ -194,8 +195,8 @@ def test_both_targets(pyramid, target_params, target_flops):
     assert found.macs == pytest.approx(target_flops, rel=0.01)
 
 
-def test_both_targets_of_yolov4(model, sets):
-    found = Search(model, sets, params=0.4, flops=0.5)
+def test_both_targets_of_yolov4(model, units):
+    found = Search(model, units, params=0.4, flops=0.5)
     assert found.params == pytest.approx(0.4, rel=0.01)
     assert found.macs == pytest.approx(0.5, rel=0.01)
 
@@ -203,12 +204,12 @@ def test_both_targets_of_yolov4(model, sets):
 @pytest.mark.parametrize('params, flops, options', [
     (0.1, 0.95, {}), (0.95, 0.1, {}), (0.95, 0.1, dict(round_to=8))])
 def test_both_targets_that_exclude_each_other(pyramid, params, flops, options):
-    with pytest.raises(PruningError, match=f'{flops:.1%} of the operations cannot be reached'):
+    with pytest.raises(PruningError, match=f'{flops:.1%} of the MACs cannot be reached'):
         Search(*pyramid, params=params, flops=flops, **options)
 
 
 def gains(found, names):
-    """The mean parameters and operations of a channel of some sets, which are of equal sizes."""
+    """The mean parameters and MACs of a channel of some units, which are of equal sizes."""
     shares = [found.gains[name] for name in names]
     return [sum(column) / len(column) for column in zip(*shares)]
 
@@ -221,8 +222,8 @@ SETS_OF_PAIRS = [['conv1.conv', 'conv2.conv'], ['conv3.conv'], ['conv4.conv', 'c
 @pytest.mark.parametrize('target, index', [('params', 0), ('flops', 1)])
 def test_thresholds_minimise_squared_scores(pyramid, target, index):
     """Their squares are as the gains of the groups."""
-    model, sets, _ = pyramid
-    found = Search(model, sets, PAIRS, budget=Budget(**{target: 0.8}, tolerance=0.04))
+    model, units, _ = pyramid
+    found = Search(model, units, PAIRS, budget=Budget(**{target: 0.8}, tolerance=0.04))
     quotients = [found.thresholds[group['name']]**2 / gains(found, names)[index]
                  for group, names in zip(PAIRS, SETS_OF_PAIRS)]
     assert quotients == pytest.approx([quotients[0]] * 3)
@@ -232,8 +233,8 @@ def test_thresholds_minimise_squared_scores(pyramid, target, index):
 @pytest.mark.parametrize('target, index', [('params', 0), ('flops', 1)])
 def test_thresholds_minimise_measured_costs(pyramid, target, index, costs):
     """Their squares are as the gains of the groups, divided by the costs."""
-    model, sets, _ = pyramid
-    found = Search(model, sets, PAIRS, costs, budget=Budget(**{target: 0.8}, tolerance=0.05))
+    model, units, _ = pyramid
+    found = Search(model, units, PAIRS, costs, budget=Budget(**{target: 0.8}, tolerance=0.05))
     quotients = [found.thresholds[group['name']]**2 * costs.get(group['name'], 1.)
                  / gains(found, names)[index] for group, names in zip(PAIRS, SETS_OF_PAIRS)]
     assert quotients == pytest.approx([quotients[0]] * 3)
@@ -241,8 +242,8 @@ def test_thresholds_minimise_measured_costs(pyramid, target, index, costs):
 
 def test_thresholds_for_both_targets_mix_the_gains(pyramid):
     """Their squares are as params**(1 + t) * macs**-t with one t for all groups."""
-    model, sets, _ = pyramid
-    found = Search(model, sets, PAIRS, budget=Budget(params=0.7, flops=0.6, tolerance=0.04))
+    model, units, _ = pyramid
+    found = Search(model, units, PAIRS, budget=Budget(params=0.7, flops=0.6, tolerance=0.04))
     squares = [math.log(found.thresholds[group['name']]**2) for group in PAIRS]
     params, macs = zip(*([math.log(gain) for gain in gains(found, names)]
                          for names in SETS_OF_PAIRS))
@@ -252,16 +253,16 @@ def test_thresholds_for_both_targets_mix_the_gains(pyramid):
         return (squares[first] - squares[second] - of_params) / (of_params - of_macs)
 
     assert exponent(0, 1) == pytest.approx(exponent(0, 2)) == pytest.approx(exponent(1, 2))
-    # neither of parameters alone nor of operations
+    # neither of parameters alone nor of MACs
     assert abs(exponent(0, 1)) > 0.1 and abs(exponent(0, 1) + 1) > 0.1
 
 
 @pytest.mark.parametrize('target', ['params', 'flops'])
 def test_group_with_a_higher_cost_keeps_more(pyramid, target):
-    model, sets, groups = pyramid
+    model, units, groups = pyramid
     front, end = [], []
     for cost in (0.05, 0.3, 1., 3., 20.):
-        found = Search(copy.deepcopy(model), sets, groups, dict(front=cost), **{target: 0.5})
+        found = Search(copy.deepcopy(model), units, groups, dict(front=cost), **{target: 0.5})
         assert getattr(found, dict(params='params', flops='macs')[target]) == pytest.approx(
             0.5, rel=0.01)
         front.append(sum(found.kept[f'conv{index}.conv'] for index in range(3)))
@@ -271,8 +272,8 @@ def test_group_with_a_higher_cost_keeps_more(pyramid, target):
 
 
 def test_only_relative_costs_matter(pyramid):
-    model, sets, groups = pyramid
-    kept = [Search(copy.deepcopy(model), sets, groups, dict(front=cost, end=2 * cost),
+    model, units, groups = pyramid
+    kept = [Search(copy.deepcopy(model), units, groups, dict(front=cost, end=2 * cost),
                    params=0.5).kept for cost in (1e-5, 1., 300.)]
     assert kept[0] == kept[1] == kept[2]
 
@@ -291,48 +292,48 @@ def test_both_targets_with_costs(pyramid):
     assert found.macs == pytest.approx(0.5, rel=0.01)
 
 
-def test_whole_model_as_target(model, sets):
-    found = Search(model, sets, params=1.)
+def test_whole_model_as_target(model, units):
+    found = Search(model, units, params=1.)
     assert 0.99 < found.params <= 1
 
 
 @pytest.mark.parametrize('name', ['params', 'flops'])
-def test_unreachable_target_states_the_least(model, sets, name):
+def test_unreachable_target_states_the_least(model, units, name):
     with pytest.raises(PruningError, match='cannot be reached') as caught:
-        Search(model, sets, min_keep_ratio=0.5, **{name: 0.05})
+        Search(model, units, min_keep_ratio=0.5, **{name: 0.05})
     stated = float(re.search(r'leave ([\d.]+)%', str(caught.value)).group(1)) / 100
     # by hand: every layer at half of its channels
     before = count_complexity(model, SHAPE)
-    remove_channels(model, sets, {
-        coupled.name: torch.arange(coupled.size // 2) for coupled in sets})
+    remove_channels(model, units, {
+        unit.name: torch.arange(unit.size // 2) for unit in units})
     after = count_complexity(model, SHAPE)
     index = ('params', 'flops').index(name)
     assert stated == pytest.approx(after[index] / before[index], abs=1e-3)
 
 
-def test_fixed_groups_stay(model, sets):
+def test_fixed_groups_stay(model, units):
     groups = [dict(GROUPS[0], ratio=0.25), dict(GROUPS[1], threshold=0.3), *GROUPS[2:]]
     values = torch.cat([
         module.weight.detach() for name, module in model.named_modules()
         if isinstance(module, nn.BatchNorm2d) and name.startswith(
             ('backbone.stem', 'backbone.stage1', 'backbone.stage2', 'backbone.stage3'))])
     expected = float(values.sort().values[len(values) // 4 - 1])
-    found = Search(model, sets, groups, params=0.4)
+    found = Search(model, units, groups, params=0.4)
     assert found.thresholds['stride-8'] == pytest.approx(expected, rel=2e-6)
     assert found.thresholds['stride-16'] == 0.3
     assert found.params == pytest.approx(0.4, rel=0.01)
 
 
-def test_nothing_left_to_decide(model, sets):
+def test_nothing_left_to_decide(model, units):
     groups = [dict(group, ratio=0.1) for group in GROUPS]
     with pytest.raises(PruningError, match='nothing is left'):
-        Search(model, sets, groups, params=0.5)
+        Search(model, units, groups, params=0.5)
 
 
-def test_group_without_layers_to_prune(model, sets):
+def test_group_without_layers_to_prune(model, units):
     groups = [*GROUPS, dict(name='loss', modules=['data_preprocessor'])]
     with pytest.raises(PruningError, match="'loss' has no prunable layer"):
-        Search(model, sets, groups, params=0.5)
+        Search(model, units, groups, params=0.5)
 
 
 @pytest.mark.parametrize('target', [1e-9, 0.5, 1, 1.])
@@ -349,36 +350,36 @@ def test_shares_that_cannot_be_asked_for(name, target):
 
 
 @pytest.mark.parametrize('targets', [dict(params=0.5), dict(params=0.83), dict(flops=0.5)])
-def test_equal_scores(model, sets, targets):
+def test_equal_scores(model, units, targets):
     """As at the start of a training: all scale factors are one."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
-    found = Search(model, sets, **targets)
+    found = Search(model, units, **targets)
     assert dict(params=found.params, flops=found.macs).items() >= {
         name: pytest.approx(target, rel=0.01) for name, target in targets.items()}.items()
     # what is not needed is not taken
-    assert any(found.kept[coupled.name] == coupled.size for coupled in sets)
+    assert any(found.kept[unit.name] == unit.size for unit in units)
 
 
 @pytest.mark.parametrize('target', [0.5, 0.9, 1.])
 def test_scores_of_zero(pyramid, target):
     """A quarter of the channels are as good as gone, but not more than the target needs go."""
-    model, sets, groups = pyramid
+    model, units, groups = pyramid
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.weight.data[::4] = 0
-    found = Search(model, sets, groups, params=target)
+    found = Search(model, units, groups, params=target)
     assert found.params == pytest.approx(target, rel=0.01) and found.params <= target
-    gone = sum(coupled.size - found.kept[coupled.name] for coupled in sets)
-    zeros = sum(coupled.size for coupled in sets) / 4
+    gone = sum(unit.size - found.kept[unit.name] for unit in units)
+    zeros = sum(unit.size for unit in units) / 4
     assert gone > zeros if target == 0.5 else gone < zeros
 
 
 @pytest.mark.parametrize('targets', [dict(params=0.5), dict(params=0.77), dict(flops=0.4)])
 def test_multiples_come_near_from_below(pyramid, targets):
-    model, sets, groups = pyramid
-    found = Search(model, sets, groups, round_to=8, **targets)
+    model, units, groups = pyramid
+    found = Search(model, units, groups, round_to=8, **targets)
     assert all(number % 8 == 0 for number in found.kept.values())
     (name, target), = targets.items()
     index = ('params', 'flops').index(name)
@@ -389,7 +390,7 @@ def test_multiples_come_near_from_below(pyramid, targets):
     end = [f'conv{number}.conv' for number in range(3, 6)]
     ratio = (gains(found, front)[index] / gains(found, end)[index])**0.5
     scores = {name: torch.cat([next(iter(item.scores.values())) for item in found.scored
-                               if item.coupled.name in names]).tolist()
+                               if item.unit.name in names]).tolist()
               for name, names in (('front', front), ('end', end))}
     limits = [*scores['end'], *(score / ratio for score in scores['front'])]
     reached = [found.shares(dict(front=limit * ratio * (1 + 1e-9), end=limit * (1 + 1e-9)))[index]
@@ -399,9 +400,9 @@ def test_multiples_come_near_from_below(pyramid, targets):
     assert best > 0.9 * target
 
 
-def test_multiples_or_all(model, sets):
-    found = Search(model, sets, params=0.6, round_to=8)
-    sizes = {coupled.name: coupled.size for coupled in sets}
+def test_multiples_or_all(model, units):
+    found = Search(model, units, params=0.6, round_to=8)
+    sizes = {unit.name: unit.size for unit in units}
     assert all(number % 8 == 0 or number == sizes[name] for name, number in found.kept.items())
     assert any(number < sizes[name] for name, number in found.kept.items())
     assert 0.5 < found.params <= 0.6
@@ -427,15 +428,15 @@ def stepping_toy(low, groups=2):
     model.norm.weight.data[:128] = low
     model.a.bn.weight.data = torch.linspace(0.01, 1, 128)
     model.b.bn.weight.data = torch.linspace(0.011, 1.1, 128)
-    return model, find_coupled_channels(model, (3, 8, 8))[0]
+    return model, find_units(model, (3, 8, 8))[0]
 
 
 STEPPING_GROUPS = [dict(name='body', modules=['[ab]']), dict(name='head', modules=['head', 'norm'])]
 
 
 def search_steps(low, target, groups=STEPPING_GROUPS, norm_groups=2, **options):
-    model, sets = stepping_toy(low, norm_groups)
-    return Search(model, sets, groups, shape=(3, 8, 8), params=target, **options)
+    model, units = stepping_toy(low, norm_groups)
+    return Search(model, units, groups, shape=(3, 8, 8), params=target, **options)
 
 
 def shares_around_the_step(low):
@@ -478,7 +479,7 @@ def test_any_target_with_large_steps(low, target):
 def test_only_large_steps():
     groups, total = STEPPING_GROUPS[1:], 3 * 128 + 128**2 + 4 * 128 + 256 * 129 + 512 + 514
     # a unit of 64 channels: their filters, biases, scales, shifts, and what reads them
-    shares = [1 - units * 64 * (128 + 1 + 2 + 2) / total for units in range(4)]
+    shares = [1 - norm_groups * 64 * (128 + 1 + 2 + 2) / total for norm_groups in range(4)]
     found = search_steps(0.5, shares[2], groups, 4)
     assert found.kept == {'a.conv': 128, 'b.conv': 128, 'head': 128}
     assert found.params == pytest.approx(shares[2])
@@ -498,12 +499,12 @@ def test_tolerance():
     for target, tolerance, met in ((1.02 * share, 0.01, False), (1.02 * share, 0.03, True),
                                    (1.1 * share, 0.03, False), (1.1 * share, 0.1, True)):
         budget = Budget(params=target, tolerance=tolerance)
-        model, sets = stepping_toy(0.5)
+        model, units = stepping_toy(0.5)
         if met:
-            assert Search(model, sets, groups, shape=(3, 8, 8), budget=budget).kept['head'] == 128
+            assert Search(model, units, groups, shape=(3, 8, 8), budget=budget).kept['head'] == 128
         else:
             with pytest.raises(PruningError, match=f'within {tolerance:.0%}'):
-                Search(model, sets, groups, shape=(3, 8, 8), budget=budget)
+                Search(model, units, groups, shape=(3, 8, 8), budget=budget)
 
 
 def test_least_share_may_be_above_the_target_within_the_tolerance():

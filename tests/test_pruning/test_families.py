@@ -9,42 +9,42 @@ from families import FAMILIES, compute_loss, family_config
 from mmdet.models.necks.ssd_neck import L2Norm
 from pruning_samples import randomise, tensors
 
+from mmgcp.nn.forward import eval_mode, run_as_tensors
 from mmgcp.pruning import count_channels
-from mmgcp.pruning.dependency_graph import find_coupled_channels
+from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.pruned_config import make_pruned_config
 from mmgcp.pruning.surgery import remove_channels
 from mmgcp.utils.config import build_detector, load_config
-from mmgcp.utils.forward import eval_mode, run_as_tensors
 
 # What is left alone beside the predictions: the levels that RoIAlign and a flatten read
 LEFT_ALONE = {'faster-rcnn-r50': {f'neck.fpn_convs.{level}.conv' for level in range(4)}}
 
 
-def choose(coupled, generator):
-    """Random channels of a set, at most 60 %: whole units, equally many of each block."""
-    if coupled.blocks is not None:
-        pieces = [(coupled.blocks == number).nonzero().flatten()
-                  for number in range(int(coupled.blocks.max()) + 1)]
-    elif coupled.units is not None:
-        pieces = [torch.arange(int(coupled.units.max()) + 1)]
+def choose(unit, generator):
+    """Random channels of a unit, at most 60 %: whole units, equally many of each block."""
+    if unit.conv_groups is not None:
+        pieces = [(unit.conv_groups == number).nonzero().flatten()
+                  for number in range(int(unit.conv_groups.max()) + 1)]
+    elif unit.norm_groups is not None:
+        pieces = [torch.arange(int(unit.norm_groups.max()) + 1)]
     else:
-        pieces = [torch.arange(coupled.size)]
+        pieces = [torch.arange(unit.size)]
     number = int(torch.randint(0, int(0.6 * len(pieces[0])) + 1, (1, ), generator=generator))
     chosen = torch.cat([piece[torch.randperm(len(piece), generator=generator)[:number]]
                         for piece in pieces])
-    if coupled.units is not None:
-        chosen = torch.isin(coupled.units, chosen).nonzero().flatten()
+    if unit.norm_groups is not None:
+        chosen = torch.isin(unit.norm_groups, chosen).nonzero().flatten()
     return chosen.sort().values
 
 
 @torch.no_grad()
-def zero(model, sets, removed):
+def zero(model, units, removed):
     """Zero the channels where they are made and the weights that read them."""
-    for coupled in sets:
-        gone = set(removed.get(coupled.name, torch.zeros(0)).tolist())
-        for item in coupled.slices:
+    for unit in units:
+        gone = set(removed.get(unit.name, torch.zeros(0)).tolist())
+        for item in unit.slices:
             channels = [channel for channel, root in zip(item.channels.tolist(),
-                                                         item.roots.tolist()) if root in gone]
+                                                         item.unit_index.tolist()) if root in gone]
             owner, _, attribute = item.module.rpartition('.')
             layer = getattr(model.get_submodule(owner), attribute)
             if isinstance(layer, nn.Parameter):
@@ -98,18 +98,18 @@ def test_family(name, tmp_path, l2_norm_in_double):
     for module in original.modules():
         if isinstance(module, L2Norm):
             nn.init.uniform_(module.weight, 15, 25)  # not initialised when it is built
-    sets, skipped = find_coupled_channels(original, (3, size, size))
+    units, skipped = find_units(original, (3, size, size))
     assert {layer for layer, reason in skipped.items()
             if reason != 'its outputs are the predictions'} == LEFT_ALONE.get(name, set())
 
     generator = torch.Generator().manual_seed(1)
-    removed = {coupled.name: choose(coupled, generator) for coupled in sets}
+    removed = {unit.name: choose(unit, generator) for unit in units}
     pruned = copy.deepcopy(original)
-    remove_channels(pruned, sets, removed)
+    remove_channels(pruned, units, removed)
     before, after = (sum(param.numel() for param in model.parameters())
                      for model in (original, pruned))
     assert after < 0.8 * before
-    expected = outputs(zero(original, sets, removed), size)
+    expected = outputs(zero(original, units, removed), size)
     assert max(float(x.abs().max()) for x in expected) > 0.01
     found = outputs(pruned, size)
     assert largest_difference(expected, found) < 1e-9

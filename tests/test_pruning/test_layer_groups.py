@@ -6,8 +6,9 @@ import torch.nn as nn
 from mmengine.config import Config
 from pruning_samples import GROUPS, Block, Toy
 
+from mmgcp.errors import PruningError
 from mmgcp.pruning.layer_groups import assign_groups
-from mmgcp.pruning.structures import LayerGroup, PruningError
+from mmgcp.pruning.units import LayerGroup
 
 
 @pytest.fixture

@@ -10,15 +10,10 @@ from mmyolo.models.layers import CSPLayerWithTwoConv, RepVGGBlock
 from pruning_samples import Block, Toy, choose, difference, randomise, residual_toy, run
 from zeroing import zero
 
+from mmgcp.errors import PruningError
 from mmgcp.pruning.attributes import UnequalCSPLayerWithTwoConv
-from mmgcp.pruning.dependency_graph import find_coupled_channels
-from mmgcp.pruning.masking import (
-    Snapshot,
-    channels_off,
-    check_same_predictions,
-    raw_predictions,
-)
-from mmgcp.pruning.structures import PruningError
+from mmgcp.pruning.graph import find_units
+from mmgcp.pruning.masking import Snapshot, channels_off, check_same_predictions, raw_predictions
 from mmgcp.pruning.surgery import remove_channels
 
 SIZE = (3, 16, 16)
@@ -27,7 +22,7 @@ NAN, INF = float('nan'), float('inf')
 
 def test_channels_off_is_as_without_their_weights():
     model = residual_toy()
-    sets, _ = find_coupled_channels(model, SIZE)
+    units, _ = find_units(model, SIZE)
     removed = {'stem.conv': torch.tensor([1, 5]), 'a1.conv': torch.tensor([0])}
     expected = copy.deepcopy(model)
     with torch.no_grad():
@@ -35,7 +30,7 @@ def test_channels_off_is_as_without_their_weights():
             reader.weight[:, [1, 5]] = 0
         expected.b1.conv.weight[:, 0] = 0
     before = run(model, 16)
-    with channels_off(model, sets, removed):
+    with channels_off(model, units, removed):
         assert difference(run(model, 16), run(expected, 16)) < 1e-12
     assert difference(run(model, 16), before) == 0
     assert difference(run(expected, 16), before) > 0.01
@@ -43,14 +38,14 @@ def test_channels_off_is_as_without_their_weights():
 
 def test_snapshot_takes_everything_back():
     model = residual_toy()
-    sets, _ = find_coupled_channels(model, SIZE)
+    units, _ = find_units(model, SIZE)
     tensors = {name: (value, value.clone()) for name, value in model.state_dict(
         keep_vars=True).items()}
     snapshot = Snapshot(model)
     with torch.no_grad():
         model.a1.bn.running_mean += 1
         model.pred.bias += 1
-    remove_channels(model, sets, choose(sets, 3))
+    remove_channels(model, units, choose(units, 3))
     model.stem.__class__ = type('Other', (Block, ), {})
     assert model.stem.conv.out_channels < 8
     snapshot.restore()
@@ -70,12 +65,12 @@ def test_linear_layers_have_their_channels_last():
     model = randomise(Toy(
         lambda net, x: net.pred(net.f(net.a(x).flatten(2).transpose(1, 2))), a=Block(3, 4),
         f=nn.Linear(4, 6), pred=nn.Linear(6, 2)))
-    sets, _ = find_coupled_channels(model, SIZE)
+    units, _ = find_units(model, SIZE)
     removed = {'f': torch.tensor([0, 4])}
     expected = copy.deepcopy(model)
     with torch.no_grad():
         expected.pred.weight[:, [0, 4]] = 0
-    with channels_off(model, sets, removed):
+    with channels_off(model, units, removed):
         assert difference(run(model, 16), run(expected, 16)) < 1e-12
 
 
@@ -100,7 +95,7 @@ def all_kinds():
 
 def test_channels_off_in_layers_of_all_kinds():
     model = all_kinds()
-    sets, skipped = find_coupled_channels(model, SIZE)
+    units, skipped = find_units(model, SIZE)
     assert list(skipped) == ['pred']
     removed = {'a.conv': [1, 5], 'grouped': [0, 2], 'up': [3]}
     expected = run(zero(model, {
@@ -108,7 +103,7 @@ def test_channels_off_in_layers_of_all_kinds():
         ('grouped', 'in'): [1, 5], ('grouped', 'out'): [0, 2], ('norm', 'out'): [0, 2],
         ('up', 'in'): [0, 2], ('up', 'out'): [3], ('pred', 'in'): [3]}), 16)
     before = run(model, 16)
-    with channels_off(model, sets, {name: torch.tensor(channels)
+    with channels_off(model, units, {name: torch.tensor(channels)
                                     for name, channels in removed.items()}):
         found = run(model, 16)
     assert difference(found, expected) < 1e-12 and difference(found, before) > 1e-3
@@ -118,19 +113,19 @@ def test_channels_off_in_layers_of_all_kinds():
 @pytest.mark.parametrize('kind', KINDS)
 def test_channels_off_is_what_pruning_leads_to(kind):
     model = make_kind(kind)
-    sets, _ = find_coupled_channels(model, SIZE)
-    removed = some_of_each(sets, 0)
-    with channels_off(model, sets, removed):
+    units, _ = find_units(model, SIZE)
+    removed = some_of_each(units, 0)
+    with channels_off(model, units, removed):
         expected = run(model, 16)
-    remove_channels(model, sets, removed)
+    remove_channels(model, units, removed)
     assert difference(run(model, 16), expected) < 1e-9
 
 
 def test_channels_come_back_after_an_error():
     model = residual_toy()
-    sets, _ = find_coupled_channels(model, SIZE)
+    units, _ = find_units(model, SIZE)
     before = run(model, 16)
-    with pytest.raises(KeyError), channels_off(model, sets, {'stem.conv': torch.tensor([1])}):
+    with pytest.raises(KeyError), channels_off(model, units, {'stem.conv': torch.tensor([1])}):
         raise KeyError
     assert difference(run(model, 16), before) == 0.
     assert not any(module._forward_hooks or module._forward_pre_hooks
@@ -157,19 +152,19 @@ def test_snapshot_of_layers_of_all_kinds():
     tensors = {name: (value, value.clone()) for name, value in model.state_dict(
         keep_vars=True).items()}
     attributes, before = attributes_of(model), run(model, 16)
-    sets, skipped = find_coupled_channels(model, SIZE)
+    units, skipped = find_units(model, SIZE)
     assert list(skipped) == ['pred']
     snapshot = Snapshot(model)
-    removed = some_of_each(sets, 2)
+    removed = some_of_each(units, 2)
     removed['csp.main_conv.conv'] = torch.tensor([0, 1, 4])
-    assert set(removed) == {coupled.name for coupled in sets}
+    assert set(removed) == {unit.name for unit in units}
     with torch.no_grad():
         model.rep.rbr_dense.bn.running_mean += 1
         model.rep.rbr_dense.bn.bias += 1
         model.kinds[4].bias.zero_()
         model.kinds[4].bias.requires_grad_(True)
     model.train()
-    remove_channels(model, sets, removed)
+    remove_channels(model, units, removed)
     model.rep.rbr_dense.bn.num_batches_tracked += 1
     assert type(model.csp) is UnequalCSPLayerWithTwoConv
     assert model.rep.in_channels < 6 and model.kinds[1].groups < 6 and model.norm.num_groups < 4

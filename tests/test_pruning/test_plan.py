@@ -8,32 +8,25 @@ import torch
 import torch.nn as nn
 from pruning_samples import Block, Toy, randomise
 
-from mmgcp.pruning import (
-    ChannelSlice,
-    CoupledChannels,
-    PruningError,
-    PruningPlan,
-    SetPlan,
-    prune,
-    validate_plan,
-)
+from mmgcp.errors import PruningError
+from mmgcp.pruning import ChannelSlice, ChannelUnit, PruningPlan, UnitPlan, prune, validate_plan
 
 
-def coupled_set(name, size, *layers, units=None, blocks=None):
-    """A set of convolutions with all of its channels."""
+def make_unit(name, size, *layers, norm_groups=None, conv_groups=None):
+    """A unit of convolutions with all of its channels."""
     every = torch.arange(size)
-    return CoupledChannels(
+    return ChannelUnit(
         name, size, tuple(ChannelSlice(layer, 'out', every, every) for layer in (name, *layers)),
-        None if units is None else torch.tensor(units),
-        None if blocks is None else torch.tensor(blocks))
+        None if norm_groups is None else torch.tensor(norm_groups),
+        None if conv_groups is None else torch.tensor(conv_groups))
 
 
 SETS = [
-    coupled_set('backbone.stem.conv', 4, 'backbone.stem.bn'),
-    coupled_set('neck.norm.conv', 6, units=[0, 0, 1, 1, 2, 2]),
-    coupled_set('neck.grouped.conv', 7, blocks=[0, 0, 0, 1, 1, 1, -1]),
+    make_unit('backbone.stem.conv', 4, 'backbone.stem.bn'),
+    make_unit('neck.norm.conv', 6, norm_groups=[0, 0, 1, 1, 2, 2]),
+    make_unit('neck.grouped.conv', 7, conv_groups=[0, 0, 0, 1, 1, 1, -1]),
     # the first half is of one layer, the second of another
-    CoupledChannels('head.conv', 4, (
+    ChannelUnit('head.conv', 4, (
         ChannelSlice('head.conv', 'out', torch.arange(4), torch.arange(4)),
         ChannelSlice('head.first', 'in', torch.arange(2), torch.tensor([0, 1])),
         ChannelSlice('head.second', 'out', torch.arange(2), torch.tensor([2, 3])))),
@@ -41,17 +34,17 @@ SETS = [
 
 
 def make_plan(**changes):
-    """A plan that fits, but for changes of the sets by name."""
-    sets = [
-        SetPlan('backbone.stem.conv', {'backbone.stem.conv': 'a', 'backbone.stem.bn': 'a'}, 4,
+    """A plan that fits, but for changes of the units by name."""
+    units = [
+        UnitPlan('backbone.stem.conv', {'backbone.stem.conv': 'a', 'backbone.stem.bn': 'a'}, 4,
                 [0, 2]),
-        SetPlan('neck.norm.conv', {'neck.norm.conv': ''}, 6, [2, 3]),
-        SetPlan('neck.grouped.conv', {'neck.grouped.conv': 'b'}, 7, [1, 2, 3, 5, 6]),
-        SetPlan('head.conv', {'head.conv': 'b', 'head.second': 'b'}, 4, [1, 2])]
+        UnitPlan('neck.norm.conv', {'neck.norm.conv': ''}, 6, [2, 3]),
+        UnitPlan('neck.grouped.conv', {'neck.grouped.conv': 'b'}, 7, [1, 2, 3, 5, 6]),
+        UnitPlan('head.conv', {'head.conv': 'b', 'head.second': 'b'}, 4, [1, 2])]
     for number, key in enumerate(('stem', 'norm', 'grouped', 'head')):
         for name, value in changes.get(key, {}).items():
-            setattr(sets[number], name, value)
-    return PruningPlan(sets, {'a': 0.25, 'b': None}, {'pred': 'its outputs are the predictions'},
+            setattr(units[number], name, value)
+    return PruningPlan(units, {'a': 0.25, 'b': None}, {'pred': 'its outputs are the predictions'},
                        dict(ratio=0.5, input_shape=[3, 64, 64]))
 
 
@@ -75,11 +68,11 @@ def test_a_line_for_each_set(tmp_path):
     make_plan().save(tmp_path / 'plan.json')
     text = (tmp_path / 'plan.json').read_text()
     data = json.loads(text)
-    assert list(data) == ['format', 'version', 'thresholds', 'skipped', 'options', 'sets']
+    assert list(data) == ['format', 'version', 'thresholds', 'skipped', 'options', 'units']
     assert (data['format'], data['version']) == ('mmgcp.pruning_plan', 1)
     lines = [line.strip(' ,') for line in text.splitlines() if '"removed"' in line]
-    assert [json.loads(line) for line in lines] == data['sets']
-    assert data['sets'][0] == dict(
+    assert [json.loads(line) for line in lines] == data['units']
+    assert data['units'][0] == dict(
         name='backbone.stem.conv', layers={'backbone.stem.conv': 'a', 'backbone.stem.bn': 'a'},
         size=4, removed=[0, 2])
     assert text.endswith('}\n')
@@ -88,14 +81,14 @@ def test_a_line_for_each_set(tmp_path):
 def test_channels_in_any_order(tmp_path):
     make_plan(stem=dict(removed=[3, 0])).save(tmp_path / 'plan.json')
     plan = PruningPlan.load(tmp_path / 'plan.json')
-    assert plan.sets[0].removed == [0, 3]
+    assert plan.units[0].removed == [0, 3]
 
 
 def test_what_a_plan_need_not_have(tmp_path):
     item = dict(name='a', layers={}, size=2, removed=[])
     (tmp_path / 'plan.json').write_text(json.dumps(
-        dict(format='mmgcp.pruning_plan', version=1, sets=[item], comment='mine')))
-    assert PruningPlan.load(tmp_path / 'plan.json') == PruningPlan([SetPlan('a', {}, 2, [])])
+        dict(format='mmgcp.pruning_plan', version=1, units=[item], comment='mine')))
+    assert PruningPlan.load(tmp_path / 'plan.json') == PruningPlan([UnitPlan('a', {}, 2, [])])
 
 
 def test_missing_file(tmp_path):
@@ -124,9 +117,9 @@ def edited(path, **changes):
 
 def edited_set(path, **changes):
     make_plan().save(path)
-    sets = json.loads(path.read_text())['sets']
-    sets[1] = {key: value for key, value in {**sets[1], **changes}.items() if value is not None}
-    edited(path, sets=sets)
+    units = json.loads(path.read_text())['units']
+    units[1] = {key: value for key, value in {**units[1], **changes}.items() if value is not None}
+    edited(path, units=units)
 
 
 @pytest.mark.parametrize('changes, message', [
@@ -134,10 +127,10 @@ def edited_set(path, **changes):
     (dict(format=None), 'is not a pruning plan'),
     (dict(version=2), r'plan\.json is of version 2; this mmgcp reads version 1'),
     (dict(version=None), 'is of version None'),
-    (dict(sets=None), r'plan\.json has no sets'),
-    (dict(sets=[]), 'has no sets'),
-    (dict(sets={'a': 1}), 'has no sets'),
-    (dict(sets=['a']), r"set 0 of the plan must have \['layers', 'name', 'removed', 'size'\]"),
+    (dict(units=None), r'plan\.json has no units'),
+    (dict(units=[]), 'has no units'),
+    (dict(units={'a': 1}), 'has no units'),
+    (dict(units=['a']), r"set 0 of the plan must have \['layers', 'name', 'removed', 'size'\]"),
 ])
 def test_file_that_is_no_plan(tmp_path, changes, message):
     edited(tmp_path / 'plan.json', **changes)
@@ -156,7 +149,7 @@ def test_list_instead_of_a_plan(tmp_path):
     (dict(note='mine'), 'set 1 of the plan must have'),
     (dict(layers=['neck.norm.conv']), 'set 1 of the plan must have'),
     (dict(name=5), 'set 1 of the plan must have'),
-    (dict(removed='2'), '"removed" of the set \'neck.norm.conv\' must be a list of integers'),
+    (dict(removed='2'), '"removed" of the unit \'neck.norm.conv\' must be a list of integers'),
     (dict(removed=[1, '2']), "set 'neck.norm.conv' must be a list of integers"),
     (dict(removed=[1.5]), "set 'neck.norm.conv' must be a list of integers"),
     (dict(removed=[True]), "set 'neck.norm.conv' must be a list of integers"),
@@ -178,11 +171,11 @@ def test_plan_that_fits():
 
 @pytest.mark.parametrize('changes, message', [
     (dict(stem=dict(name='backbone.stem.cnv')),
-     "names the set 'backbone.stem.cnv', which the model does not have; the closest is "
+     "names the unit 'backbone.stem.cnv', which the model does not have; the closest is "
      "'backbone.stem.conv': is it the architecture that the plan was made for?"),
     (dict(stem=dict(name='xyz')), "'xyz', which the model does not have: is it the arch"),
-    (dict(head=dict(name='neck.grouped.conv')), "names the set 'neck.grouped.conv' twice"),
-    (dict(stem=dict(size=8)), "for the set 'backbone.stem.conv' is for 8 channels, but the model "
+    (dict(head=dict(name='neck.grouped.conv')), "names the unit 'neck.grouped.conv' twice"),
+    (dict(stem=dict(size=8)), "for the unit 'backbone.stem.conv' is for 8 channels, but the model "
                               'has 4'),
     (dict(stem=dict(layers={'backbone.stem.conv': ''})),
      "'backbone.stem.conv' disagrees with the model about the layers that are coupled: "
@@ -210,10 +203,10 @@ def test_plan_that_does_not_fit(changes, message):
         validate_plan(make_plan(**changes), SETS)
 
 
-def test_sets_that_are_missing():
+def test_units_that_are_missing():
     plan = make_plan()
-    plan.sets = plan.sets[:2]
-    with pytest.raises(PruningError, match="lacks 2 of the sets .* such as 'neck.grouped.conv'"):
+    plan.units = plan.units[:2]
+    with pytest.raises(PruningError, match="lacks 2 of the units .* such as 'neck.grouped.conv'"):
         validate_plan(plan, SETS)
 
 
@@ -226,12 +219,12 @@ def model():
 
 
 def plan_for(model):
-    """A plan that removes some of all sets."""
+    """A plan that removes some of all units."""
     groups = [dict(name='all', modules=['a', 'b', 'norm', 'grouped'], ratio=0.)]
     plan = prune(model, groups, dry_run=True, input_shape=(3, 16, 16)).plan
     removed = {'a.conv': [1], 'b': [0, 1], 'norm.1': [2, 4], 'grouped': [1, 2]}
-    assert [item.name for item in plan.sets] == list(removed)
-    for item in plan.sets:
+    assert [item.name for item in plan.units] == list(removed)
+    for item in plan.units:
         item.removed = removed[item.name]
     return plan
 
@@ -248,7 +241,7 @@ def test_plan_is_carried_out(model):
     ('grouped', [0, 1, 2, 3], 'removes all')])
 def test_refused_plan_leaves_the_model_alone(model, name, removed, message):
     plan = plan_for(model)
-    (item, ) = [item for item in plan.sets if item.name == name]
+    (item, ) = [item for item in plan.units if item.name == name]
     item.removed = removed
     state = copy.deepcopy(model.state_dict())
     with pytest.raises(PruningError, match=message):

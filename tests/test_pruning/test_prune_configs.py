@@ -7,12 +7,12 @@ import pytest
 from mmengine.registry import DefaultScope
 from pruning_samples import ROOT
 
-from mmgcp.pruning.importance import Criterion
+from mmgcp.pruning.scores import Criterion
 from mmgcp.registry import TASK_UTILS
 from mmgcp.utils.config import load_config
 
 CRITERIA = dict(bn_scale='BNScale', l1_norm='L1Norm', l2_norm='L2Norm', fpgm='FPGM', apoz='APoZ',
-                taylor='Taylor', fisher='Fisher', random='Random')
+                taylor='Taylor', fisher='GroupFisher', random='Random')
 PAIRS = [(detector, name) for detector in ('yolov4_voc', 'yolov5_s_coco') for name in CRITERIA]
 TOOL = runpy.run_path(str(ROOT / 'tools/prune.py'))
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from pruning_samples import difference, randomise, run
 from zeroing import zero
 
+from mmgcp.nn.layers import find_layer
 from mmgcp.pruning import apply_channel_table, attributes, register_attribute_rule
-from mmgcp.pruning.dependency_graph import find_coupled_channels
-from mmgcp.pruning.layers import find_layer
+from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.masking import channels_off
 from mmgcp.pruning.surgery import remove_channels
 
@@ -35,7 +35,7 @@ class Book:
     def __init__(self):
         self.parents = []
         self.layers = {}  # (name, side) -> channels
-        self.units = []  # channels that a GroupNorm normalises together
+        self.norm_groups = []  # channels that a GroupNorm normalises together
 
     def new(self, number):
         start = len(self.parents)
@@ -84,7 +84,8 @@ class Conv(nn.Module):
                 (f'{name}.conv', 'out')) or book.new(conv.out_channels))
         if isinstance(self.norm, nn.GroupNorm):
             size = len(outputs) // self.norm.num_groups
-            book.units += [outputs[start:start + size] for start in range(0, len(outputs), size)]
+            book.norm_groups += [outputs[start:start + size]
+                                 for start in range(0, len(outputs), size)]
         return book.record(f'{name}.norm', 'out', outputs)
 
 
@@ -187,7 +188,7 @@ class Net(nn.Module):
     Args:
         ops (list[tuple]): Kind of each step, two numbers that choose the maps it reads, and
             two that choose its size.
-        seed (int): Chooses the order of the modules, and so the roots of the sets.
+        seed (int): Chooses the order of the modules, and so the roots of the units.
     """
 
     def __init__(self, ops, seed):
@@ -290,18 +291,18 @@ def rules():
     attributes.SPLITTING_TYPES.remove(Fork)
 
 
-def check_sets(net, coupled_sets, skipped):
-    """Each set has all occurrences of its channels, and nothing else."""
+def check_units(net, units, skipped):
+    """Each unit has all occurrences of its channels, and nothing else."""
     book = net.book
     everywhere = {}  # class -> occurrences
     for (name, side), channels in book.layers.items():
         for index, channel in enumerate(channels):
             everywhere.setdefault(book.find(channel), set()).add((name, side, index))
     seen = set()
-    for coupled in coupled_sets:
-        members = {root: set() for root in range(coupled.size)}
-        for item in coupled.slices:
-            for channel, root in zip(item.channels.tolist(), item.roots.tolist()):
+    for unit in units:
+        members = {root: set() for root in range(unit.size)}
+        for item in unit.slices:
+            for channel, root in zip(item.channels.tolist(), item.unit_index.tolist()):
                 members[root].add((item.module, item.side, channel))
         found = []
         for root, places in members.items():
@@ -309,57 +310,58 @@ def check_sets(net, coupled_sets, skipped):
                         for name, side, index in places}
             assert places == everywhere[kind]
             found.append(kind)
-        assert len(set(found)) == coupled.size and not seen & set(found)
+        assert len(set(found)) == unit.size and not seen & set(found)
         seen |= set(found)
-        check_units(book, coupled, found)
+        check_units(book, unit, found)
     for name, reason in skipped.items():
         assert any(text in reason for text in REASONS), (name, reason)
     convs = {name for name, module in net.named_modules() if isinstance(
         module, (nn.Conv2d, nn.ConvTranspose2d))}
-    assert convs <= set(skipped) | {item.module for coupled in coupled_sets
-                                    for item in coupled.side('out')}
+    assert convs <= set(skipped) | {item.module for unit in units
+                                    for item in unit.side('out')}
 
 
-def check_units(book, coupled, classes):
-    """Units are the smallest that no GroupNorm needs more of."""
-    units = list(range(coupled.size))
-    for members in book.units:
-        roots = [root for root, kind in enumerate(classes)
-                 if kind in {book.find(channel) for channel in members}]
-        joined = {units[root] for root in roots}
-        units = [min(joined) if unit in joined else unit for unit in units]
-    if coupled.units is None:
-        assert units == list(range(coupled.size))
+def check_norm_groups(book, unit, classes):
+    """Channels go together if a GroupNorm needs it, and only then."""
+    norm_groups = list(range(unit.size))
+    for members in book.norm_groups:
+        together = [index for index, kind in enumerate(classes)
+                    if kind in {book.find(channel) for channel in members}]
+        joined = {norm_groups[index] for index in together}
+        norm_groups = [min(joined) if number in joined else number for number in norm_groups]
+    if unit.norm_groups is None:
+        assert norm_groups == list(range(unit.size))
     else:
-        numbers = {unit: number for number, unit in enumerate(dict.fromkeys(units))}
-        assert coupled.units.tolist() == [numbers[unit] for unit in units]
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(norm_groups))}
+        assert unit.norm_groups.tolist() == [numbers[group] for group in norm_groups]
 
 
-def choose_channels(net, coupled_sets, seed):
+def choose_channels(net, units, seed):
     """Random channels by set, so that every layer keeps one, and their classes."""
     generator = random.Random(seed)
     removed, classes = {}, set()
-    for coupled in coupled_sets:
-        channels = set(generator.sample(range(coupled.size), generator.randrange(coupled.size)))
-        if coupled.units is not None:
-            units = coupled.units.tolist()
-            channels = {root for root in range(coupled.size)
-                        if units[root] in {units[other] for other in channels}}
-        if coupled.blocks is not None:
-            blocks = coupled.blocks.tolist()
-            members = [[root for root, block in enumerate(blocks) if block == number]
-                       for number in range(max(blocks) + 1)]
+    for unit in units:
+        channels = set(generator.sample(range(unit.size), generator.randrange(unit.size)))
+        if unit.norm_groups is not None:
+            norm_groups = unit.norm_groups.tolist()
+            channels = {root for root in range(unit.size)
+                        if norm_groups[root] in {norm_groups[other] for other in channels}}
+        if unit.conv_groups is not None:
+            conv_groups = unit.conv_groups.tolist()
+            members = [[root for root, group in enumerate(conv_groups) if group == number]
+                       for number in range(max(conv_groups) + 1)]
             number = generator.randrange(len(members[0]))
-            channels = {root for root in channels if blocks[root] < 0}
-            channels |= {root for block in members for root in generator.sample(block, number)}
-        own = net.book.classes(coupled.name, 'out')
-        (roots, ) = [item for item in coupled.slices
-                     if (item.module, item.side) == (coupled.name, 'out')][:1]
-        chosen = {own[channel] for channel, root in zip(roots.channels.tolist(),
-                                                        roots.roots.tolist()) if root in channels}
+            channels = {root for root in channels if conv_groups[root] < 0}
+            channels |= {root for group in members for root in generator.sample(group, number)}
+        own = net.book.classes(unit.name, 'out')
+        (first, ) = [item for item in unit.slices
+                     if (item.module, item.side) == (unit.name, 'out')][:1]
+        chosen = {own[channel] for channel, index in zip(first.channels.tolist(),
+                                                         first.unit_index.tolist())
+                  if index in channels}
         left = [set(net.book.classes(*layer)) - classes - chosen for layer in net.book.layers]
         if channels and all(left):
-            removed[coupled.name] = torch.tensor(sorted(channels))
+            removed[unit.name] = torch.tensor(sorted(channels))
             classes |= chosen
     return removed, classes
 
@@ -375,17 +377,17 @@ def make(ops, seed):
 
 def check_network(ops, seed):
     net = make(ops, seed)
-    coupled_sets, skipped = find_coupled_channels(net, SIZE)
-    check_sets(net, coupled_sets, skipped)
-    removed, classes = choose_channels(net, coupled_sets, seed)
+    units, skipped = find_units(net, SIZE)
+    check_units(net, units, skipped)
+    removed, classes = choose_channels(net, units, seed)
     gone = {layer: [index for index, channel in enumerate(channels)
                     if net.book.find(channel) in classes]
             for layer, channels in net.book.layers.items()}
     expected = run(zero(net, gone), 8)
     exact = 1e-9 * max(1., *(float(output.abs().max()) for output in expected))
-    with channels_off(net, coupled_sets, removed):
+    with channels_off(net, units, removed):
         assert difference(run(net, 8), expected) < exact
-    remove_channels(net, coupled_sets, removed)
+    remove_channels(net, units, removed)
     assert difference(run(net, 8), expected) < exact
     check_rebuilt(net, make(ops, seed), gone)
     for output in net.double().eval()(torch.rand(2, *SIZE), mode='tensor'):
@@ -420,7 +422,7 @@ def check_rebuilt(net, rebuilt, gone):
 @example(ops=[('cat', 0, 0, 3, 0), ('repeat', 1, 1, 5, 1)], seed=74)
 # Parts of a concatenation of a map with itself
 @example(ops=[('cat', 0, 0, 3, 1), ('fork', 1, 0, 2, 0), ('gate', 2, 0, 2, 1)], seed=1115)
-# A set rooted at a layer that has each of its channels twice
+# A unit rooted at a layer that has each of its channels twice
 @example(ops=[('twice', 0, 0, 5, 1), ('depthwise', 1, 0, 5, 0)], seed=0)
 @example(ops=[('twice', 0, 0, 5, 1), ('depthwise', 1, 0, 5, 0)], seed=1)
 @example(ops=[('repeat', 0, 0, 2, 0), ('add', 1, 0, 4, 1), ('repeat', 1, 1, 2, 1),

@@ -53,7 +53,7 @@ def test_summary(result):
         ['one', '0.5', '4', '->', '3', '75.0%'],
         ['two', '0.45', '14', '->', '9', '64.3%']]
     assert any(line.startswith('parameters') and '(-36.8%)' in line for line in lines)
-    assert any(line.startswith('operations') and '(-38.2%)' in line for line in lines)
+    assert any(line.startswith('MACs') and '(-38.2%)' in line for line in lines)
     assert len(set(lines)) == len(lines)
 
 

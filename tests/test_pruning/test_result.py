@@ -6,7 +6,7 @@ import torch.nn as nn
 from layer_kinds import KINDS, make_kind
 
 from mmgcp.analysis import count_complexity
-from mmgcp.pruning import PruningPlan, PruningResult, SetPlan, count_channels, prune
+from mmgcp.pruning import PruningPlan, PruningResult, UnitPlan, count_channels, prune
 
 SHAPE = (3, 16, 20)
 
@@ -14,8 +14,8 @@ SHAPE = (3, 16, 20)
 @pytest.fixture
 def result():
     plan = PruningPlan(
-        sets=[SetPlan('a.conv', {'a.conv': 'one', 'a.bn': 'one', 'b.conv': 'two'}, 8, [1, 2, 5]),
-              SetPlan('fc', {'fc': ''}, 6, [])],
+        units=[UnitPlan('a.conv', {'a.conv': 'one', 'a.bn': 'one', 'b.conv': 'two'}, 8, [1, 2, 5]),
+              UnitPlan('fc', {'fc': ''}, 6, [])],
         thresholds=dict(one=0.5, two=None), skipped=dict(pred='it is last'),
         options=dict(merge='or'))
     before = {'b.conv': [3, 8], 'a.conv': [3, 8], 'a.bn': [8], 'factor': [8], 'fc': [8, 6],

@@ -6,8 +6,8 @@ import torch
 from pruning_samples import residual_toy
 
 from mmgcp.pruning import BNScale, LayerGroup
-from mmgcp.pruning.dependency_graph import find_coupled_channels
-from mmgcp.pruning.planner import Planner, score_sets
+from mmgcp.pruning.graph import find_units
+from mmgcp.pruning.planner import Planner, score_units
 from mmgcp.pruning.sensitivity import MAX_FACTOR, SHARES, measure_sensitivity
 
 GROUPS = [LayerGroup('stem', ('stem', 'b[12]')), LayerGroup('one', ('a1', )),
@@ -18,8 +18,8 @@ def measure(drop):
     """Measure with a metric of 0.8 that a function of the channels that are off lowers."""
     model = residual_toy().eval()
     state = copy.deepcopy(model.state_dict())
-    sets, _ = find_coupled_channels(model, (3, 16, 16))
-    planner = Planner(score_sets(model, sets, BNScale(), GROUPS, {}))
+    units, _ = find_units(model, (3, 16, 16))
+    planner = Planner(score_units(model, units, BNScale(), GROUPS, {}))
     compensated, steps, off = [], [], {}
 
     def count(name):

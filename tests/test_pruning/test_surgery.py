@@ -21,9 +21,9 @@ from pruning_samples import (
     set_channels,
 )
 
-from mmgcp.pruning.dependency_graph import find_coupled_channels
-from mmgcp.pruning.structures import ChannelSlice, CoupledChannels
+from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.surgery import gather_channels, remove_channels
+from mmgcp.pruning.units import ChannelSlice, ChannelUnit
 
 OPS = st.lists(
     st.tuples(st.sampled_from(['conv', 'add', 'cat', 'repeat', 'pool', 'up']),
@@ -31,33 +31,33 @@ OPS = st.lists(
     min_size=1, max_size=8)
 
 
-def assert_exact(model, coupled_sets, removed, size):
-    expected = run(set_channels(copy.deepcopy(model), coupled_sets, removed), size)
+def assert_exact(model, units, removed, size):
+    expected = run(set_channels(copy.deepcopy(model), units, removed), size)
     before = run(model, size)
-    remove_channels(model, coupled_sets, removed)
+    remove_channels(model, units, removed)
     assert difference(run(model, size), expected) < 1e-9
     return difference(before, expected)
 
 
 @pytest.mark.parametrize('seed', range(4))
-def test_yolov4_equals_the_original_with_channels_at_zero(model, sets, seed):
-    removed = choose(sets, seed, share=0.8)
+def test_yolov4_equals_the_original_with_channels_at_zero(model, units, seed):
+    removed = choose(units, seed, share=0.8)
     # the channels matter: zeroing them is no empty statement
-    assert assert_exact(model, sets, removed, 64) > 1e-3
+    assert assert_exact(model, units, removed, 64) > 1e-3
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(ops=OPS, seed=st.integers(0, 99))
 def test_random_networks(ops, seed):
     model = randomise(RandomNet(ops), seed)
-    coupled_sets, skipped = find_coupled_channels(model, (3, 16, 16))
+    units, skipped = find_units(model, (3, 16, 16))
     assert {name for name in skipped if name.startswith('preds')} == {
         f'preds.{index}' for index in range(len(model.preds))}
-    # every convolution is in a set or has a reason
-    named = {item.module for coupled in coupled_sets for item in coupled.side('out')}
+    # every convolution is in a unit or has a reason
+    named = {item.module for unit in units for item in unit.side('out')}
     assert named | set(skipped) >= {
         name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
-    assert_exact(model, coupled_sets, choose(coupled_sets, seed), 16)
+    assert_exact(model, units, choose(units, seed), 16)
 
 
 @pytest.mark.parametrize('seed', range(3))
@@ -65,9 +65,9 @@ def test_linear_behind_flatten(seed):
     model = randomise(Toy(
         lambda net, x: net.pred(net.hidden(net.b(net.a(x)).flatten(1))),
         a=Block(3, 6), b=Block(6, 4), hidden=nn.Linear(4 * 64, 7), pred=nn.Linear(7, 2)), seed)
-    coupled_sets, _ = find_coupled_channels(model, (3, 8, 8))
+    units, _ = find_units(model, (3, 8, 8))
     removed = {'a.conv': torch.tensor([1, 5]), 'b.conv': torch.tensor([0, 2, 3])}
-    assert assert_exact(model, coupled_sets, removed, 8) > 1e-3
+    assert assert_exact(model, units, removed, 8) > 1e-3
     assert model.hidden.weight.shape == (7, 64)
 
 
@@ -75,14 +75,14 @@ def test_transposed_convolution():
     up = nn.ConvTranspose2d(6, 5, 2, 2)
     model = randomise(Toy(lambda net, x: net.pred(F.leaky_relu(net.bn(net.up(net.a(x))))),
                           a=Block(3, 6), up=up, bn=nn.BatchNorm2d(5), pred=nn.Conv2d(5, 2, 1)))
-    coupled_sets, _ = find_coupled_channels(model, (3, 8, 8))
+    units, _ = find_units(model, (3, 8, 8))
     removed = {'a.conv': torch.tensor([1, 4]), 'up': torch.tensor([0])}
-    assert assert_exact(model, coupled_sets, removed, 8) > 1e-3
+    assert assert_exact(model, units, removed, 8) > 1e-3
     assert (up.in_channels, up.out_channels, *up.weight.shape[:2]) == (4, 4, 4, 4)
 
 
-def test_attributes_tell_the_truth(model, sets):
-    remove_channels(model, sets, choose(sets, 1))
+def test_attributes_tell_the_truth(model, units):
+    remove_channels(model, units, choose(units, 1))
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             assert module.weight.shape[:2] == (module.out_channels, module.in_channels)
@@ -93,13 +93,13 @@ def test_attributes_tell_the_truth(model, sets):
                 for name in ('weight', 'bias', 'running_mean', 'running_var')}
 
 
-def test_keeps_requires_grad_and_mode(model, sets):
+def test_keeps_requires_grad_and_mode(model, units):
     for name, param in model.named_parameters():
         param.requires_grad_('stage2' not in name)
     model.train()
     model.neck.eval()
     modes = {name: module.training for name, module in model.named_modules()}
-    remove_channels(model, sets, choose(sets, 2))
+    remove_channels(model, units, choose(units, 2))
     for name, param in model.named_parameters():
         assert isinstance(param, nn.Parameter)
         assert param.requires_grad == ('stage2' not in name)
@@ -107,9 +107,9 @@ def test_keeps_requires_grad_and_mode(model, sets):
     assert len(set(modes.values())) == 2
 
 
-def test_pruned_yolov4_trains(model, sets):
+def test_pruned_yolov4_trains(model, units):
     before = sum(param.numel() for param in model.parameters())
-    remove_channels(model, sets, choose(sets, 3))
+    remove_channels(model, units, choose(units, 3))
     assert sum(param.numel() for param in model.parameters()) < 0.7 * before
     model.train()
     losses = model(**model.data_preprocessor(batch(), True), mode='loss')
@@ -119,35 +119,35 @@ def test_pruned_yolov4_trains(model, sets):
         assert param.grad.abs().sum() > 0, name
 
 
-def test_no_channels_changes_nothing(model, sets):
+def test_no_channels_changes_nothing(model, units):
     state = copy.deepcopy(model.state_dict())
-    remove_channels(model, sets, {})
+    remove_channels(model, units, {})
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-def piece(module, side, channels, roots):
-    return ChannelSlice(module, side, torch.tensor(channels), torch.tensor(roots))
+def piece(module, side, channels, unit_index):
+    return ChannelSlice(module, side, torch.tensor(channels), torch.tensor(unit_index))
 
 
 def test_gather_channels_by_hand():
-    coupled_sets = [
-        CoupledChannels('a', 3, (piece('a', 'out', [0, 1, 2], [0, 1, 2]),
+    units = [
+        ChannelUnit('a', 3, (piece('a', 'out', [0, 1, 2], [0, 1, 2]),
                                  piece('c', 'in', [4, 5, 6, 7, 8, 9], [0, 1, 2, 0, 1, 2]))),
-        CoupledChannels('b', 2, (piece('b', 'out', [3, 5], [0, 1]),
+        ChannelUnit('b', 2, (piece('b', 'out', [3, 5], [0, 1]),
                                  piece('c', 'in', [2, 3], [0, 1]))),
-        CoupledChannels('d', 2, (piece('d', 'out', [0, 1], [0, 1]), )),
+        ChannelUnit('d', 2, (piece('d', 'out', [0, 1], [0, 1]), )),
     ]
-    found = gather_channels(coupled_sets, {'a': torch.tensor([0, 2]), 'b': torch.tensor([1])})
+    found = gather_channels(units, {'a': torch.tensor([0, 2]), 'b': torch.tensor([1])})
     assert {key: sorted(value.tolist()) for key, value in found.items()} == {
         ('a', 'out'): [0, 2], ('b', 'out'): [5], ('c', 'in'): [3, 4, 6, 7, 9]}
 
 
 def test_residual_chain_by_hand():
     model = residual_toy(3)
-    coupled_sets, _ = find_coupled_channels(model, (3, 16, 16))
+    units, _ = find_units(model, (3, 16, 16))
     weight = model.a2.conv.weight.detach().clone()
     removed = {'stem.conv': torch.tensor([0, 6]), 'a2.conv': torch.tensor([5])}
-    assert_exact(model, coupled_sets, removed, 16)
+    assert_exact(model, units, removed, 16)
     assert torch.equal(model.a2.conv.weight, weight[:5][:, [1, 2, 3, 4, 5, 7]])
 
 
@@ -158,9 +158,9 @@ def test_repeated_concatenation_of_a_concatenation():
         return net.pred(torch.cat((x, x, F.max_pool2d(x, 3, 1, 1)), 1))
 
     model = randomise(Toy(forward, a=Block(3, 4), pred=nn.Conv2d(24, 2, 1)))
-    coupled_sets, skipped = find_coupled_channels(model, (3, 16, 16))
+    units, skipped = find_units(model, (3, 16, 16))
     assert list(skipped) == ['pred']
-    assert assert_exact(model, coupled_sets, {'a.conv': torch.tensor([1])}, 16) > 1e-3
+    assert assert_exact(model, units, {'a.conv': torch.tensor([1])}, 16) > 1e-3
 
 
 class Mixed(nn.Module):
@@ -185,16 +185,16 @@ def test_remove_channels_by_hand():
     model.scale.requires_grad_(False)
     model.norm.eval()
     every = [0, 1, 2, 3], [0, 1, 2, 3]
-    coupled_sets = [
-        CoupledChannels('conv', 4, (
+    units = [
+        ChannelUnit('conv', 4, (
             *(piece(name, 'out', *every) for name in ('conv', 'norm', 'depth', 'scale')),
             # it reads all channels twice, in another order
             piece('grouped', 'in', [0, 1, 2, 3, 4, 5, 6, 7], [3, 2, 1, 0, 0, 1, 2, 3]),
             piece('linear', 'in', [6, 4, 2, 0], [0, 1, 2, 3]))),
-        CoupledChannels('grouped', 4, (piece('grouped', 'out', *every), )),
-        CoupledChannels('linear', 2, (piece('linear', 'out', [0, 1], [0, 1]), ))]
+        ChannelUnit('grouped', 4, (piece('grouped', 'out', *every), )),
+        ChannelUnit('linear', 2, (piece('linear', 'out', [0, 1], [0, 1]), ))]
     removed = {'conv': torch.tensor([0, 1]), 'grouped': torch.tensor([1, 2])}
-    remove_channels(model, coupled_sets, removed)
+    remove_channels(model, units, removed)
     expected = {
         'conv.weight': before['conv.weight'][2:],
         'norm.weight': before['norm.weight'][2:],
@@ -219,10 +219,10 @@ def test_remove_channels_by_hand():
 
 def test_attributes_follow():
     block = RepVGGBlock(4, 6)
-    coupled_sets = [CoupledChannels('0.rbr_dense.conv', 6, tuple(
+    units = [ChannelUnit('0.rbr_dense.conv', 6, tuple(
         piece(f'0.rbr_{branch}.{layer}', 'out', range(6), range(6))
         for branch in ('dense', '1x1') for layer in ('conv', 'bn')))]
-    remove_channels(nn.Sequential(block), coupled_sets, {'0.rbr_dense.conv': torch.tensor([2, 5])})
+    remove_channels(nn.Sequential(block), units, {'0.rbr_dense.conv': torch.tensor([2, 5])})
     assert (block.in_channels, block.out_channels) == (4, 4)
 
 
@@ -236,7 +236,7 @@ def test_parts_of_a_layer(split):
         return net.pred(torch.cat((first, second, net.b(second)), 1))
 
     model = randomise(Toy(forward, a=Block(3, 4), b=Block(2, 2), pred=nn.Conv2d(6, 2, 1)))
-    coupled_sets, skipped = find_coupled_channels(model, (3, 16, 16))
+    units, skipped = find_units(model, (3, 16, 16))
     assert 'split by a module' in skipped['a.conv']
-    assert [coupled.name for coupled in coupled_sets] == ['b.conv']
-    assert assert_exact(model, coupled_sets, {'b.conv': torch.tensor([0])}, 16) > 1e-4
+    assert [unit.name for unit in units] == ['b.conv']
+    assert assert_exact(model, units, {'b.conv': torch.tensor([0])}, 16) > 1e-4

@@ -4,13 +4,7 @@ import torch
 import torch.nn as nn
 from mmyolo.models.layers import CSPLayerWithTwoConv
 
-from mmgcp.pruning.tracing import (
-    Observer,
-    flatten_tensors,
-    from_front,
-    splits_rightly,
-    traceable,
-)
+from mmgcp.pruning.tracing import Observer, flatten_tensors, from_front, splits_rightly, traceable
 
 
 class Watched(nn.Module):

@@ -11,9 +11,9 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmgcp.pruning import PruningError
-from mmgcp.pruning.importance import ThiNet
-from mmgcp.pruning.layer_finetuning import LayerFinetuning
+from mmgcp.errors import PruningError
+from mmgcp.pruning.layerwise import ThiNet
+from mmgcp.pruning.layerwise.finetuning import LayerFinetuning
 from mmgcp.utils.config import build_detector, load_config
 
 TOOL = Path(__file__).parents[2] / 'tools/prune.py'
@@ -73,11 +73,11 @@ def test_interrupted_and_resumed(files, tool, tmp_path, monkeypatch):
 
     update, calls = ThiNet.update, []
 
-    def interrupted(self, model, coupled, *args):
-        calls.append(coupled.name)
+    def interrupted(self, model, unit, *args):
+        calls.append(unit.name)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        update(self, model, coupled, *args)
+        update(self, model, unit, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(ThiNet, 'update', interrupted)
@@ -90,8 +90,8 @@ def test_interrupted_and_resumed(files, tool, tmp_path, monkeypatch):
     code, printed = tool(*common, '--work-dir', tmp_path / 'parts')
     assert code == 0, printed
     plan = json.loads((tmp_path / 'whole/plan.json').read_text())
-    number = sum(bool(item['removed']) for item in plan['sets'])
-    assert f'resuming: 3 of {number} sets of layers have been pruned before' in printed
+    number = sum(bool(item['removed']) for item in plan['units'])
+    assert f'resuming: 3 of {number} channel units have been pruned before' in printed
     assert plan['options']['finetune'] == dict(epochs=1, lr=0.01, every=2)
     assert plan['options']['criterion'] == dict(type='mmgcp.ThiNet', positions=10)
     names = {'pruned.py', 'pruned.pth', 'plan.json', 'report.json', 'report.md', 'channels.png'}

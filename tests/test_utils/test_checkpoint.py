@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 
 import mmgcp  # noqa: F401
-from mmgcp.utils import UserError
+from mmgcp.errors import UserError
 from mmgcp.utils.checkpoint import load_strictly, read_checkpoint
 
 

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from mmgcp.utils import UserError
+from mmgcp.errors import UserError
 from mmgcp.utils.cli import replacing, run_tool
 
 

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 import mmgcp  # noqa: F401
-from mmgcp.utils import UserError
+from mmgcp.errors import UserError
 from mmgcp.utils.config import build_detector, load_config
 
 COCO_CONFIG = (Path(__file__).parents[2] / 'configs' / 'yolov4' /

@@ -5,7 +5,7 @@ from pathlib import Path
 import mmyolo
 import pytest
 
-from mmgcp.utils import UserError
+from mmgcp.errors import UserError
 from mmgcp.utils.mmyolo_tools import load_mmyolo_tool
 
 

@@ -9,9 +9,9 @@ from mmengine.config import DictAction
 
 import mmgcp  # noqa: F401  registers the detectors
 from mmgcp.analysis.plots import plot_score_histograms, plot_sparsity
-from mmgcp.engine.sparsity import select_scale_factors
-from mmgcp.engine.sparsity.channels import Channels
-from mmgcp.utils import UserError
+from mmgcp.errors import UserError
+from mmgcp.sparsity import select_scale_factors
+from mmgcp.sparsity.channels import Channels
 from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.cli import replacing, run_tool
 from mmgcp.utils.config import build_detector, image_size, load_config

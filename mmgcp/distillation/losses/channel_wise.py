@@ -2,8 +2,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmgcp.errors import UserError
 from mmgcp.registry import MODELS
-from mmgcp.utils.errors import UserError
 
 from .feature_loss import AdaptedLoss
 

@@ -6,7 +6,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmgcp.utils.errors import UserError
+from mmgcp.errors import UserError
 
 
 class FeatureLoss(nn.Module):

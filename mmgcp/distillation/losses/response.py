@@ -7,10 +7,9 @@ import torch.nn.functional as F
 from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
 
+from mmgcp.distillation.head_responses import Responses
+from mmgcp.errors import UserError
 from mmgcp.registry import MODELS
-from mmgcp.utils.errors import UserError
-
-from ..head_responses import Responses
 
 BOX_LOSSES = ('iou', 'giou', 'l2')
 

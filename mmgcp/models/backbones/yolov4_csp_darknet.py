@@ -7,9 +7,8 @@ from mmdet.utils import ConfigType, OptMultiConfig
 from mmyolo.models.backbones import BaseBackbone
 from mmyolo.models.utils import make_divisible, make_round
 
+from mmgcp.models.layers import CSPDarknetLayer, DefaultInitMixin
 from mmgcp.registry import MODELS
-
-from ..layers import CSPDarknetLayer, DefaultInitMixin
 
 
 @MODELS.register_module()

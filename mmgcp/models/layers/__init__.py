@@ -1,5 +1,4 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-from .sca import SCAModule
 from .yolov4_bricks import CSPDarknetLayer, DefaultInitMixin, SPPBlock, alternating_convs
 
-__all__ = ['CSPDarknetLayer', 'DefaultInitMixin', 'SCAModule', 'SPPBlock', 'alternating_convs']
+__all__ = ['CSPDarknetLayer', 'DefaultInitMixin', 'SPPBlock', 'alternating_convs']

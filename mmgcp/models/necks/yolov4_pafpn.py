@@ -7,9 +7,8 @@ from mmdet.utils import ConfigType, OptMultiConfig
 from mmyolo.models.necks import BaseYOLONeck
 from mmyolo.models.utils import make_divisible
 
+from mmgcp.models.layers import DefaultInitMixin, SPPBlock, alternating_convs
 from mmgcp.registry import MODELS
-
-from ..layers import DefaultInitMixin, SPPBlock, alternating_convs
 
 
 @MODELS.register_module()

@@ -1,0 +1,243 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""Images and accuracy of a detector, from the data that its own config names."""
+import contextlib
+import copy
+import io
+import logging
+import random
+from contextlib import contextmanager
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
+
+import numpy as np
+import torch
+import torch.nn as nn
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
+from mmengine.registry import EVALUATOR, DefaultScope
+from mmengine.runner import Runner
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mmgcp.errors import UserError
+from mmgcp.nn.forward import eval_mode
+from mmgcp.nn.training_loss import Batch
+from mmgcp.utils.config import drop_collate_scope
+from mmgcp.utils.process_state import hub_info, random_states_kept
+
+# Images that are kept in memory, to be gone through again
+CACHE_BYTES = 256 * 2**20
+
+
+def calibration_batches(cfg: Config, model: nn.Module, num_batches: int,
+                        batch_size: int = 8) -> Iterator[Batch]:
+    """Load batches of training data as the model sees them in training.
+
+    The same batches come at every call; the random states of the process stay as they are.
+
+    Args:
+        cfg (Config): A whole config with ``train_dataloader``.
+        model (nn.Module): The detector. Its data preprocessor is copied and used.
+        num_batches (int): How many batches; there are fewer if the data end before.
+        batch_size (int): At most so many images a batch, and at most as many as the
+            config has. Defaults to 8.
+
+    Yields:
+        Batch: Images (N, C, H, W) on the device and of the precision of the model, and
+        their ground truth.
+
+    Raises:
+        UserError: The config has no training data, or they cannot be loaded.
+    """
+    preprocessor = copy.deepcopy(model.data_preprocessor)
+    with _training_iteration(cfg, 0), _one_sentence('calibration images'):
+        options = _loader_options(cfg, 'train_dataloader')
+        options['batch_size'] = min(options.get('batch_size', 1), batch_size)
+        batches = iter(Runner.build_dataloader(options, seed=0))
+    for number in range(num_batches):
+        with _training_iteration(cfg, number), _one_sentence('calibration images'):
+            batch = next(batches, None)
+            if batch is None:
+                return
+            data = preprocessor(batch, training=True)
+        yield Batch(data['inputs'].to(next(model.parameters())), data['data_samples'])
+
+
+class CalibrationBatches:
+    """Batches of training data that can be gone through several times.
+
+    They are loaded once if they fit into ``CACHE_BYTES``, and else each time.
+
+    Args:
+        cfg, model, num_batches, batch_size: See :func:`calibration_batches`.
+    """
+
+    def __init__(self, cfg: Config, model: nn.Module, num_batches: int, batch_size: int = 8):
+        self._arguments = cfg, model, num_batches, batch_size
+        self._loaded: Optional[List[Batch]] = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._loaded is not None:
+            yield from self._loaded
+            return
+        loaded, size = [], 0
+        for batch in calibration_batches(*self._arguments):
+            size += batch.images.nelement() * batch.images.element_size()
+            if size <= CACHE_BYTES:
+                loaded.append(batch)
+            else:
+                loaded.clear()
+            yield batch
+        if size <= CACHE_BYTES:
+            self._loaded = loaded
+
+    def __len__(self) -> int:
+        """How many were asked for; the data may end before."""
+        return self._arguments[2]
+
+
+class ImagesOf:
+    """The images (N, C, H, W) of batches.
+
+    Args:
+        batches (Iterable[Batch]): The batches.
+    """
+
+    def __init__(self, batches: Iterable[Batch]):
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (batch.images for batch in self.batches)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module,
+             cfg: Config,
+             metric: Optional[str] = None,
+             num_images: Optional[int] = None,
+             progress: Optional[Callable[[int, int], None]] = None) -> Tuple[str, float]:
+    """Measure the accuracy of a detector on the config's validation data.
+
+    Args:
+        model (nn.Module): The detector. The modes of its modules are restored.
+        cfg (Config): A whole config with ``val_dataloader`` and ``val_evaluator``.
+        metric (str, optional): Name of the metric, as ``'coco/bbox_mAP'``. The first whose
+            name contains mAP if not given, or else the first.
+        num_images (int, optional): Only so many images, the first ones of the data set.
+        progress (Callable, optional): Called after each batch with the numbers of batches
+            done and of all batches.
+
+    Returns:
+        tuple[str, float]: Name and value of the metric.
+
+    Raises:
+        UserError: The config has no validation data or evaluator, they cannot be loaded,
+            or there is no such metric.
+    """
+    if num_images is not None and num_images < 1:
+        raise UserError(f'num_images must be at least 1, but is {num_images}')
+    with DefaultScope.overwrite_default_scope(_scope(cfg)):
+        with _one_sentence('validation data'), _silence():
+            loader, evaluator = _build_validation(cfg, num_images)
+            batches = iter(loader)
+        with eval_mode(model):
+            for number in range(len(loader)):
+                with _one_sentence('validation data'):
+                    batch = next(batches)
+                evaluator.process(data_samples=model.val_step(batch), data_batch=batch)
+                if progress is not None:
+                    progress(number + 1, len(loader))
+        with _silence():
+            values = evaluator.evaluate(len(loader.dataset))
+    return _choose_metric(values, metric)
+
+
+def _loader_options(cfg: Config, name: str) -> dict:
+    """A copy of the config of a data loader that works in this process alone."""
+    if not cfg.get(name):
+        raise UserError(f'the config has no {name}')
+    options = copy.deepcopy(cfg[name])
+    options.update(num_workers=0, persistent_workers=False, pin_memory=False, drop_last=False)
+    for key in ('prefetch_factor', 'multiprocessing_context', 'timeout', 'worker_init_fn'):
+        options.pop(key, None)
+    drop_collate_scope(options)
+    return options
+
+
+def _build_validation(cfg: Config, num_images: Optional[int]) -> Tuple[DataLoader, Evaluator]:
+    options = _loader_options(cfg, 'val_dataloader')
+    if not cfg.get('val_evaluator'):
+        raise UserError('the config has no val_evaluator')
+    if num_images is not None:
+        options['dataset']['indices'] = num_images
+    loader = Runner.build_dataloader(options)
+    evaluator = _build_evaluator(copy.deepcopy(cfg.val_evaluator))
+    evaluator.dataset_meta = getattr(loader.dataset, 'metainfo', None)
+    if num_images is not None:
+        _limit_images(evaluator, loader.dataset)
+    return loader, evaluator
+
+
+def _build_evaluator(options: Union[dict, List[dict]]) -> Evaluator:
+    if isinstance(options, dict) and 'metrics' in options:
+        options.setdefault('type', 'Evaluator')
+        return EVALUATOR.build(options)
+    return Evaluator(options)
+
+
+def _limit_images(evaluator: Evaluator, dataset: BaseDataset) -> None:
+    """Keep metrics with an annotation file of their own from counting the other images."""
+    ids = [dataset.get_data_info(index)['img_id'] for index in range(len(dataset))]
+    for metric in evaluator.metrics:
+        if hasattr(metric, 'img_ids'):
+            metric.img_ids = ids
+
+
+def _choose_metric(values: Dict[str, float], metric: Optional[str]) -> Tuple[str, float]:
+    if metric is None:
+        metric = next((name for name in values if 'mAP' in name), next(iter(values), None))
+    if metric not in values:
+        raise UserError(f'there is no metric {metric!r}; there are {", ".join(values)}')
+    return metric, float(values[metric])
+
+
+def _scope(cfg: Config) -> str:
+    return cfg.get('default_scope', 'mmyolo')
+
+
+@contextmanager
+def _one_sentence(what: str) -> Iterator[None]:
+    """Turn whatever goes wrong while data are loaded into a UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f'the {what} cannot be loaded: {error}') from error
+    except Exception as error:  # data sets and transforms are any code
+        reason = ' '.join(str(error).split())
+        raise UserError(
+            f'the {what} cannot be loaded: {type(error).__name__}: {reason}') from error
+
+
+@contextmanager
+def _training_iteration(cfg: Config, number: int) -> Iterator[None]:
+    """Let data loading find what it finds in an iteration of training, always the same."""
+    with DefaultScope.overwrite_default_scope(_scope(cfg)), random_states_kept():
+        random.seed(number)
+        np.random.seed(number)
+        torch.default_generator.manual_seed(number)
+        with hub_info('iter', number):  # batch augmentations ask for it
+            yield
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Swallow what data sets and metrics print, but for warnings."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(max(level, logging.WARNING))
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

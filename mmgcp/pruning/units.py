@@ -1,0 +1,98 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""The data that the steps of pruning hand to each other."""
+from dataclasses import dataclass, fields
+from typing import List, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from mmgcp.errors import PruningError
+
+
+@dataclass(frozen=True)
+class ChannelSlice:
+    """The channels of one layer that belong to a channel unit.
+
+    Attributes:
+        module (str): Name of the module, or of a parameter that is added to or multiplied
+            with the channels.
+        side (str): ``'out'`` for output channels (also of normalisation layers, depthwise
+            convolutions and parameters), ``'in'`` for input channels.
+        channels (Tensor): Indices (K,) of the layer's channels on that side.
+        roots (Tensor): Indices (K,) of the unit's channels that they belong to.
+    """
+    module: str
+    side: str
+    channels: Tensor
+    unit_index: Tensor
+
+    def select(self, mask: Tensor) -> Tensor:
+        """Return the layer's channels that belong to the channels of a mask of the unit."""
+        return self.channels[mask[self.unit_index]]
+
+
+@dataclass(frozen=True)
+class ChannelUnit:
+    """Channels of several layers that can only be removed together.
+
+    Attributes:
+        name (str): Name of the layer whose output channels number the unit.
+        size (int): Number of channels of the unit.
+        slices (Tuple[ChannelSlice]): Where the channels occur.
+        units (Tensor, optional): Number (C, ) of the unit of each channel. Only whole
+            units can be removed: what one group of a GroupNorm normalises.
+        blocks (Tensor, optional): Number (C, ) of the block of each channel. Equally many
+            channels of each block can be removed: the groups of a grouped convolution.
+            Channels with -1 are free.
+    """
+    name: str
+    size: int
+    slices: Tuple[ChannelSlice, ...]
+    norm_groups: Optional[Tensor] = None
+    conv_groups: Optional[Tensor] = None
+
+    def mask(self, channels: Tensor) -> Tensor:
+        """Turn indices of the unit's channels into a boolean mask (C, )."""
+        mask = torch.zeros(self.size, dtype=torch.bool)
+        mask[channels] = True
+        return mask
+
+    def side(self, side: str) -> List[ChannelSlice]:
+        """Return the slices of one side."""
+        return [item for item in self.slices if item.side == side]
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Layers that share one threshold.
+
+    Attributes:
+        name (str): Name of the group.
+        modules (Tuple[str]): Patterns (as of the shell) of module names. A pattern
+            stands for the modules it matches and all modules inside of them.
+        ratio (float, optional): Share of the group's channels below its threshold.
+        threshold (float, optional): Threshold of the group's scores.
+            Without ratio and threshold a budget has to decide.
+    """
+    name: str
+    modules: Tuple[str, ...]
+    ratio: Optional[float] = None
+    threshold: Optional[float] = None
+
+    def __post_init__(self):
+        object.__setattr__(self, 'modules', tuple(self.modules))
+        if self.ratio is not None and self.threshold is not None:
+            raise PruningError(
+                f'layer group {self.name!r} has both a ratio and a threshold; give one of them')
+        if self.ratio is not None and not 0 <= self.ratio < 1:
+            raise PruningError(
+                f'the ratio of layer group {self.name!r} must be in [0, 1), but is {self.ratio}')
+
+
+def make_group(config: dict) -> LayerGroup:
+    """Make a layer group from its config."""
+    unknown = set(config) - {field.name for field in fields(LayerGroup)}
+    if unknown or not {'name', 'modules'} <= set(config):
+        raise PruningError('a layer group has name, modules and perhaps ratio or threshold, but '
+                           f'here it has {sorted(config)}')
+    return LayerGroup(**config)

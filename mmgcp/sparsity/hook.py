@@ -1,0 +1,261 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+import functools
+from typing import List, Optional, Sequence, Set, Union
+
+import torch
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
+from mmengine.utils import is_seq_of
+from torch import Tensor
+
+from mmgcp.compatibility import register_step_post_hook, register_step_pre_hook
+from mmgcp.nn.forward import IMAGE_SHAPE
+from mmgcp.registry import HOOKS, TASK_UTILS
+
+from .channels import Channels
+from .drawing import draw_gamma_histogram
+from .logs import show_histograms, summarize
+from .penalties import add_subgradient, has_skipped, shrink
+from .selection import PRUNABLE, ScaleFactors, check_groups, find_gammas, select_scale_factors
+from .weight_decay import describe_weight_decay, remove_weight_decay
+
+__all__ = ['DynamicSparsityHook', 'draw_gamma_histogram', 'find_gammas']
+
+PENALTIES = ('subgradient', 'proximal')
+WEIGHT_DECAYS = ('remove', 'keep')
+STATE = 'sparsity_schedule'  # its key in checkpoints
+
+
+@HOOKS.register_module()
+class DynamicSparsityHook(Hook):
+    """Press the scale factors of BatchNorm layers to zero while training.
+
+    The loss gets the term ``s * sum(|gamma|)`` of network slimming
+    (https://arxiv.org/abs/1708.06519), whose ``s`` may change with the progress of the
+    training and differ between channels, as in GCP-SAD (https://arxiv.org/abs/2306.01526).
+
+    The penalty acts when the optimizer makes a step: after gradients were unscaled and
+    clipped, once per update if gradients are accumulated, and not at all if the gradient
+    scaler skips the step. It depends on nothing but the scale factors, the progress and
+    perhaps the schedule's state, which is in the checkpoints: all ranks do the same, and a
+    resumed training continues as if it had not been interrupted.
+
+    Beside the loss it logs, every ``log_interval`` iterations and at an epoch's end,
+    ``sparsity_rate`` (s, averaged over the channels), ``sparsity_loss`` (the term above),
+    ``sparsity_near_zero`` (the share of channels whose \\|gamma\\| is below ``near_zero_thr``)
+    and, if there are groups, ``sparsity_near_zero/GROUP``. ``tools/analysis_tools/
+    plot_sparsity.py`` draws them.
+
+    Args:
+        rate (float): The sparsity rate s, typically 1e-4 to 1e-3. Defaults to 1e-3.
+        schedule (dict, optional): How s develops: ``dict(type='constant')``, ``'two_phase'``,
+            ``'linear'``, ``'cosine'``, ``'step'`` or ``'feedback'``, see
+            :mod:`mmgcp.sparsity.schedules`. Defaults to the constant one.
+        modules (str | Sequence[str], optional): Patterns in the manner of fnmatch, such as
+            ``'backbone.*'``. Only BatchNorm layers whose name matches one of them take part.
+            ``'prunable'`` stands for the channels that pruning could remove from the model
+            at hand, which Torch-Pruning finds out. Defaults to None, which means all.
+        exclude (Sequence[str], optional): Patterns of BatchNorm layers that do not take part.
+        near_zero_thr (float): Below it a \\|gamma\\| counts as near zero. Defaults to 1e-2.
+        log_interval (int): Iterations between two logs. Defaults to 50.
+        histogram_interval (int): Epochs between two histograms of gamma, which go to the
+            visualizer; 0 for none. Defaults to 1.
+        penalty (str): ``'subgradient'`` adds ``s * sign(gamma)`` to the gradient before the
+            optimizer's step. ``'proximal'`` makes gamma ``sign(gamma) * max(|gamma| - lr * s,
+            0)`` after it, with the learning rate of gamma's parameter group at that step
+            (ISTA, https://epubs.siam.org/doi/10.1137/080716542, equation 1.5), which leaves
+            exact zeros. Defaults to 'subgradient'.
+        coupled (bool): Penalise channels that can only be removed together, such as those
+            of shortcuts, as one: the term is ``s * sqrt(L) * ||(gamma_1, ..., gamma_L)||``
+            over the L layers that have the channel (group lasso,
+            https://doi.org/10.1111/j.1467-9868.2005.00532.x, equation 2.1). For a channel of
+            one layer that is ``s * |gamma|``. Schedules get the root mean square of the
+            gammas as magnitude. Needs Torch-Pruning. Defaults to False.
+        groups (str | Sequence[dict], optional): Layer groups for the logs, each with its own
+            factor on s: ``dict(name=..., modules=[patterns], rate_factor=1.)``; a pattern
+            stands for the modules that it matches and all modules inside of them. Layers in
+            none have the factor 1 and are called ``other``. ``'auto'`` makes the groups of
+            :func:`mmgcp.pruning.auto_groups`, with the factor 1. A coupled channel has the
+            mean factor of its layers. Defaults to None.
+        weight_decay (str): What to do with the weight decay of the optimizer, which would
+            shrink the scale factors, too: ``'remove'`` it for those that take part, so that
+            only the penalty acts, or ``'keep'`` it. A line of the log says for how many.
+            Only known for torch's own optimizers. Defaults to 'remove'.
+        input_shape (Sequence[int]): Shape (C, H, W) of an image in pixels to run the model
+            with, for 'prunable', ``coupled`` and 'auto'. Defaults to (3, 640, 640).
+
+    Raises:
+        ValueError: If a pattern matches no BatchNorm layer, if none is left, if a layer is in
+            two groups, or if the model cannot be traced.
+    """
+
+    priority = 'NORMAL'
+
+    def __init__(self,
+                 rate: float = 1e-3,
+                 schedule: Optional[dict] = None,
+                 modules: Union[str, Sequence[str], None] = None,
+                 exclude: Optional[Sequence[str]] = None,
+                 near_zero_thr: float = 1e-2,
+                 log_interval: int = 50,
+                 histogram_interval: int = 1,
+                 penalty: str = 'subgradient',
+                 coupled: bool = False,
+                 groups: Union[str, Sequence[dict], None] = None,
+                 weight_decay: str = 'remove',
+                 input_shape: Sequence[int] = IMAGE_SHAPE) -> None:
+        for name, value in dict(rate=rate, near_zero_thr=near_zero_thr,
+                                histogram_interval=histogram_interval).items():
+            if not value >= 0:
+                raise ValueError(f'{name} must not be negative, but got {value}.')
+        if log_interval < 1:
+            raise ValueError(f'log_interval must be at least 1, but got {log_interval}.')
+        patterns = dict(modules=None if modules == PRUNABLE else modules, exclude=exclude)
+        for name, value in patterns.items():
+            if value is not None and (isinstance(value, str) or not is_seq_of(value, str)):
+                raise TypeError(f'{name} must be a sequence of patterns, but got {value!r}.')
+        for name, value, known in (('penalty', penalty, PENALTIES),
+                                   ('weight_decay', weight_decay, WEIGHT_DECAYS)):
+            if value not in known:
+                raise ValueError(f'{name} must be one of {known}, but got {value!r}.')
+        check_groups(groups)
+        self.rate = rate
+        # Our scope, because a bare type would be looked up in the default scope.
+        schedule = schedule or dict(type='constant')
+        self.schedule = TASK_UTILS.build(dict(schedule, _scope_='mmgcp'))
+        self.near_zero_thr = near_zero_thr
+        self.log_interval = log_interval
+        self.histogram_interval = histogram_interval
+        self.penalty = penalty
+        self.weight_decay = weight_decay
+        self._selection = dict(modules=modules, exclude=exclude, coupled=coupled, groups=groups,
+                               input_shape=input_shape)
+        self._scale_factors: Optional[ScaleFactors] = None
+        self._loaded_state: Optional[dict] = None
+        self._handles: list = []
+
+    def before_train(self, runner) -> None:
+        """Find the scale factors and hook into the optimizers' steps."""
+        self._remove_handles()
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._scale_factors = select_scale_factors(model, **self._selection)
+        self._resume_schedule(runner)
+        optimizers = _optimizers(runner.optim_wrapper)
+        gammas = self._scale_factors.gammas
+        remove = self.weight_decay == 'remove'
+        runner.logger.info(describe_weight_decay(optimizers, gammas, remove))
+        chosen = {id(gamma) for gamma in gammas}
+        unowned = set(chosen)
+        for optimizer in optimizers:
+            parameters = {id(p) for group in optimizer.param_groups for p in group['params']}
+            if remove and chosen & parameters:
+                self._handles += remove_weight_decay(optimizer, chosen)
+            self._register_penalty(runner, optimizer, unowned & parameters,
+                                   is_first=unowned == chosen)
+            unowned -= parameters
+
+    def after_train(self, runner) -> None:
+        """Leave the optimizers as they were."""
+        self._remove_handles()
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Log, early enough for the LoggerHook to print it."""
+        if (self.every_n_inner_iters(batch_idx, self.log_interval)
+                or self.end_of_epoch(runner.train_dataloader, batch_idx)):
+            self._log_scalars(runner)
+
+    def after_train_epoch(self, runner) -> None:
+        """Draw the histogram."""
+        if self.histogram_interval and self.every_n_epochs(runner, self.histogram_interval):
+            self._log_histogram(runner)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Save the schedule's state, if it has any."""
+        if hasattr(self.schedule, 'state_dict'):
+            checkpoint[STATE] = dict(
+                type=type(self.schedule).__name__, state=self.schedule.state_dict())
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Keep the schedule's state until it is known whether the training is resumed."""
+        self._loaded_state = checkpoint.get(STATE)
+
+    def _resume_schedule(self, runner) -> None:
+        # From a checkpoint that only gave the weights, training begins at 0.
+        if not hasattr(self.schedule, 'load_state_dict') or runner.iter == 0:
+            return
+        loaded, kind = self._loaded_state, type(self.schedule).__name__
+        if loaded is not None and loaded['type'] == kind:
+            self.schedule.load_state_dict(loaded['state'])
+        else:
+            runner.logger.warning(f'Sparsity: the checkpoint has no state of a {kind}, '
+                                  'which begins anew.')
+
+    def _register_penalty(self, runner, optimizer: torch.optim.Optimizer, owned: Set[int],
+                          is_first: bool) -> None:
+        if self.penalty == 'proximal':
+            shrink = functools.partial(self._shrink, runner, owned)
+            self._handles.append(register_step_post_hook(optimizer, shrink))
+        else:
+            add_penalty = functools.partial(self._add_penalty, runner, owned)
+            self._handles.append(register_step_pre_hook(optimizer, add_penalty))
+        # Once per update, even if several optimizers share the scale factors
+        if owned and is_first and hasattr(self.schedule, 'update'):
+            update = functools.partial(self._update_schedule, runner)
+            self._handles.append(register_step_post_hook(optimizer, update))
+
+    def _remove_handles(self) -> None:
+        # Backwards, as under torch 1.13 each has wrapped those before it
+        for handle in reversed(self._handles):
+            handle.remove()
+        self._handles = []
+
+    def _rates(self, runner, channels: Channels) -> Union[float, Tensor]:
+        magnitudes = channels.magnitudes(channels.values())
+        rates = self.schedule.rates(magnitudes, self.rate, _progress(runner))
+        return rates if channels.rate_factors is None else rates * channels.rate_factors
+
+    def _add_penalty(self, runner, owned: Set[int], optimizer: torch.optim.Optimizer) -> None:
+        channels = self._scale_factors.trained()
+        if channels is not None:
+            add_subgradient(channels, self._rates(runner, channels), owned, optimizer)
+
+    def _shrink(self, runner, owned: Set[int], optimizer: torch.optim.Optimizer) -> None:
+        channels = self._scale_factors.trained()
+        if channels is not None and not has_skipped(optimizer):
+            shrink(channels, self._rates(runner, channels), owned, optimizer)
+
+    def _update_schedule(self, runner, optimizer: torch.optim.Optimizer) -> None:
+        channels = self._scale_factors.trained()
+        if channels is not None and not has_skipped(optimizer):
+            near_zero = channels.values().abs() < self.near_zero_thr
+            self.schedule.update(near_zero.double().mean().item(), _progress(runner))
+
+    def _log_scalars(self, runner) -> None:
+        channels = self._scale_factors.trained()
+        if channels is None:
+            return
+        figures = summarize(channels, self._rates(runner, channels), self.near_zero_thr,
+                            by_group=bool(self._selection['groups']))
+        for name, value in figures.items():
+            runner.message_hub.update_scalar(f'train/{name}', value)
+
+    @master_only
+    def _log_histogram(self, runner) -> None:
+        channels = self._scale_factors.trained()
+        if channels is not None:
+            step = runner.epoch + 1
+            title = f'epoch {step}, iteration {runner.iter}, rate {self.rate:g}'
+            show_histograms(runner.visualizer, channels, self.near_zero_thr, title, step,
+                            by_group=bool(self._selection['groups']))
+
+
+def _progress(runner) -> float:
+    return runner.iter / runner.max_iters
+
+
+def _optimizers(optim_wrapper) -> List[torch.optim.Optimizer]:
+    if isinstance(optim_wrapper, OptimWrapperDict):
+        return [wrapper.optimizer for wrapper in optim_wrapper.values()]
+    return [optim_wrapper.optimizer]
