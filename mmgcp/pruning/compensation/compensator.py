@@ -14,8 +14,6 @@ from mmgcp.pruning.units import ChannelUnit
 from .folding import Values, compensate
 from .norms import adapt_norms
 
-MODES = (True, False, 'fold-means', 'adapt-norms')
-
 
 @dataclass
 class Compensator:
@@ -30,19 +28,12 @@ class Compensator:
             with calibration images, else the former.
         images (Iterable[Tensor], optional): Batches (N, C, H, W) of calibration images.
         shape (Sequence[int]): Shape (C, H, W) of an image that the model runs on.
-
-    Raises:
-        PruningError: There is no such mode.
     """
     model: nn.Module
     units: Sequence[ChannelUnit]
     mode: Union[bool, str]
     images: Optional[Iterable[Tensor]]
     shape: Sequence[int]
-
-    def __post_init__(self):
-        if self.mode not in MODES:
-            raise PruningError(f'compensate must be one of {MODES}, but is {self.mode!r}')
 
     def __call__(self, removed: Dict[str, Tensor]) -> List[str]:
         """Make up for channels.

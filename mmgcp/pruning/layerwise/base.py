@@ -33,6 +33,7 @@ class LayerwiseCriterion(Criterion):
             before :meth:`begin`.
     """
     needs = 'images'
+    trains = True
     folded = False
 
     def __init__(self, allocation_criterion: Optional[dict] = None):
@@ -42,6 +43,10 @@ class LayerwiseCriterion(Criterion):
     def default_allocation(self) -> str:
         """How many channels each unit loses: the same share, or by the scores of another."""
         return 'uniform' if self.allocation_criterion is None else 'global'
+
+    def expect_folding(self, folded: bool) -> None:
+        """Tell whether removed channels are folded between :meth:`score` and :meth:`update`."""
+        self.folded = folded
 
     def skips(self, model: nn.Module, unit: ChannelUnit) -> Optional[str]:
         """Say whether a unit is to be left alone.

@@ -22,10 +22,12 @@ class Criterion:
     Attributes:
         needs (str, optional): What :meth:`prepare` needs besides the model: 'images' for
             batches of training images, 'losses' for such with ground truth, or None.
+        trains (bool): Whether weights are trained before the channels are removed.
         default_allocation (str): How many channels each unit loses if nothing is said: 'global'
             or 'uniform', see :func:`mmgcp.pruning.prune`.
     """
     needs: Optional[str] = None
+    trains = False
     default_allocation = 'global'
 
     def prepare(self, model: nn.Module, units: Sequence[ChannelUnit],

@@ -20,8 +20,7 @@ from mmgcp.pruning import PruningPlan, prune
 from mmgcp.pruning.compensation import compensator
 from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.layerwise import LayerwiseCriterion
-from mmgcp.pruning.layerwise.engine import choose_lowest, order_units
-from mmgcp.pruning.planner import Planner
+from mmgcp.pruning.layerwise.engine import order_units
 from mmgcp.pruning.surgery import gather_channels
 from mmgcp.registry import TASK_UTILS
 
@@ -508,8 +507,7 @@ def test_sensitivity_is_measured_on_the_allocation():
 
 
 def choose(single, unit, scores, allocated, **options):
-    return choose_lowest(Planner([], **options), single, unit, scores,
-                         torch.tensor(allocated)).tolist()
+    return select_lowest(unit, scores, torch.tensor(allocated), Limits(**options)).tolist()
 
 
 def test_choice_in_blocks(single):

@@ -9,9 +9,9 @@ from zeroing import zero
 
 from mmgcp.errors import PruningError
 from mmgcp.pruning import prune
-from mmgcp.pruning.allocation import EqualShares, rank_units, share_ranks
+from mmgcp.pruning.allocate import EqualShares, by_position, positions
 from mmgcp.pruning.graph import find_units
-from mmgcp.pruning.planner import ScoredUnit
+from mmgcp.pruning.scored import ScoredUnit
 from mmgcp.pruning.surgery import gather_channels
 from mmgcp.pruning.units import LayerGroup
 
@@ -116,7 +116,7 @@ def test_budget():
 
 
 def test_channels_without_a_score_stay():
-    (item, ) = rank_units([ScoredUnit(
+    (item, ) = by_position([ScoredUnit(
         make_unit(4), dict(pred=torch.tensor([3., float('nan'), 1., 2.])),
         dict(pred=LayerGroup('all', ('*', ))))], 'or')
     assert item.scores['pred'].isnan().tolist() == [False, True, False, False]
@@ -147,20 +147,21 @@ def test_layerwise_criteria_are_uniform():
 def test_equal_shares_of_blocks_and_parts(single):
     conv_groups = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, -1, -1, -1, -1])
     for unit in (make_unit(12, conv_groups=conv_groups), make_unit(12, range(4), range(4, 8))):
-        scores = EqualShares()(single, unit)['pred']
+        scores = positions(unit, EqualShares()(single, unit)['pred'])
         for start in (0, 4, 8):
             assert sorted(scores[start:start + 4].tolist()) == [0.125, 0.375, 0.625, 0.875]
 
 
 def test_equal_shares_of_units(single):
     norm_groups = torch.tensor([0, 1, 2] * 4)
-    scores = EqualShares()(single, make_unit(12, norm_groups=norm_groups))['pred']
+    unit = make_unit(12, norm_groups=norm_groups)
+    scores = positions(unit, EqualShares()(single, unit)['pred'])
     assert [int(12 * scores[norm_groups == group].mean()) for group in range(3)] == [2, 6, 10]
 
 
-def test_ranks_follow_the_scores():
+def test_positions_follow_the_scores():
     scores = torch.tensor([5., 1., 3., 2., 9., 8.])
-    assert share_ranks(make_unit(6), scores).argsort().tolist() == scores.argsort().tolist()
+    assert positions(make_unit(6), scores).argsort().tolist() == scores.argsort().tolist()
     # the first three apart from the others
-    ranks = share_ranks(make_unit(6, range(3)), scores)
-    assert ranks.tolist() == pytest.approx([5 / 6, 1 / 6, 1 / 2, 1 / 6, 5 / 6, 1 / 2])
+    found = positions(make_unit(6, range(3)), scores)
+    assert found.tolist() == pytest.approx([5 / 6, 1 / 6, 1 / 2, 1 / 6, 5 / 6, 1 / 2])

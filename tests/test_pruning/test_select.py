@@ -10,15 +10,12 @@ from pruning_samples import Block, Toy, randomise
 
 from mmgcp.errors import PruningError
 from mmgcp.pruning import BNScale
+from mmgcp.pruning.allocate import quantile, thresholds_of_groups
 from mmgcp.pruning.graph import find_units
-from mmgcp.pruning.planner import (
-    Planner,
-    ScoredUnit,
-    group_scores,
-    quantile,
-    score_units,
-    thresholds_of_groups,
-)
+from mmgcp.pruning.options import PruneOptions
+from mmgcp.pruning.plan import make_plan
+from mmgcp.pruning.scored import ScoredUnit, group_scores, score_units
+from mmgcp.pruning.select import Limits, Selection
 from mmgcp.pruning.units import ChannelSlice, ChannelUnit, LayerGroup
 
 A = LayerGroup('A', ('a', ))
@@ -38,7 +35,7 @@ def scored_unit(scores, groups, name='set', **constraints):
 
 
 def chosen(item, thresholds, merge='or', min_keep_ratio=0.01, round_to=1):
-    removed = Planner([item], merge, min_keep_ratio, round_to).choose(thresholds)
+    removed = Selection([item], merge, Limits(min_keep_ratio, round_to)).removed(thresholds)
     assert set(removed) <= {item.unit.name} and all(len(value) for value in removed.values())
     return removed[item.unit.name].tolist() if removed else []
 
@@ -213,7 +210,6 @@ def test_no_layer_loses_all_of_the_channels_that_it_has(share, stay):
     unit = ChannelUnit('c', 7, (
         piece('c', *range(7)), piece('a', 0, 1, 2), piece('b', 3, 4, 5, 6)))
     item = ScoredUnit(unit, dict(c=scores), dict(c=A))
-    assert [part.tolist() for part in item.parts] == [[0, 1, 2], [3, 4, 5, 6]]
     assert kept(item, dict(A=1.), min_keep_ratio=share) == stay
     assert kept(item, dict(A=0.45), min_keep_ratio=0.) == [0, 1, 2, 6]
 
@@ -225,7 +221,7 @@ def test_joined_layers_stay_alive():
     units, _ = find_units(model, (3, 8, 8))
     group = LayerGroup('A', ('[abc]', ), threshold=0.15)
     scored = score_units(model, units, BNScale(), [group], {})
-    removed = Planner(scored).choose(dict(A=0.15))['c.conv'].tolist()
+    removed = Selection(scored).removed(dict(A=0.15))['c.conv'].tolist()
     assert len(set(removed) & {4, 5, 6, 7}) == 3
 
 
@@ -311,25 +307,24 @@ def test_minimum_is_rounded_too():
 ])
 def test_wrong_options(options, message):
     with pytest.raises(PruningError, match=message):
-        Planner([], **options)
+        PruneOptions(**options)
 
 
 def test_plan(tmp_path):
     items = [scored_unit(dict(a=[0.9, 0.1]), dict(a=A), 'first'),
              scored_unit(dict(b=[0.9, 0.8], a2=[0.1, 0.2]), dict(b=B, a2=A), 'second'),
              scored_unit(dict(z=[0.1, 0.1], a3=[0.1, 0.1]), dict(a3=A), 'third')]
-    planner, thresholds = Planner(items), dict(A=0.5, B=0.85)
-    plan = planner.plan(thresholds)
+    thresholds = dict(A=0.5, B=0.85)
+    removed = Selection(items).removed(thresholds)
+    plan = make_plan([item.unit for item in items], removed, items)
     assert [(x.name, x.layers, x.size, x.removed) for x in plan.units] == [
         ('first', dict(a='A'), 2, [1]), ('second', dict(b='B', a2='A'), 2, [1]),
         ('third', dict(z='', a3='A'), 2, [])]
-    assert plan.thresholds == thresholds and plan.thresholds is not thresholds
-    for removed in (plan.removed(), planner.choose(thresholds)):
-        assert {name: value.tolist() for name, value in removed.items()} == {
+    for found in (plan.removed(), removed):
+        assert {name: value.tolist() for name, value in found.items()} == {
             'first': [1], 'second': [1]}
     plan.save(tmp_path / 'plan.json')
     saved = json.loads((tmp_path / 'plan.json').read_text())
-    assert saved['thresholds'] == thresholds
     assert saved['units'][1] == dict(name='second', layers=dict(b='B', a2='A'), size=2,
                                     removed=[1])
 
@@ -341,7 +336,7 @@ def test_plan_names_the_groups_of_layers_without_scores():
     for pattern, groups in (('a', ['A', 'A']), ('a.bn', ['', 'A']), ('a.conv', ['A', ''])):
         group = LayerGroup('A', (pattern, ))
         scored = score_units(model, units, BNScale(), [group], {})
-        layers = Planner(scored).plan(dict(A=1e-9)).units[0].layers
+        layers = make_plan(units, {}, scored).units[0].layers
         assert layers == dict(zip(('a.conv', 'a.bn'), groups))
         assert scored[0].group_names() == ([] if pattern == 'a.conv' else ['A'])
 
@@ -398,7 +393,7 @@ def test_row_of_a_set_speaks_for_all_layers():
     def removed(*modules):
         group = LayerGroup('some', modules, threshold=3.5)
         scored = score_units(model, [unit], lambda *_: {'a': every.float()}, [group], {})
-        return Planner(scored).choose(dict(some=3.5))
+        return Selection(scored).removed(dict(some=3.5))
 
     assert removed('a', 'b')['a'].tolist() == [0, 1, 2, 3]  # a BatchNorm makes no channels
     assert removed('a') == {}
@@ -429,7 +424,7 @@ def test_ratio_where_all_scores_are_equal(ratio, merge):
     model, units = units_of(300, 500, 400)
     scored = score_units(model, units, lambda _, unit: {unit.name: torch.ones(unit.size)},
                         groups, {})
-    removed = Planner(scored, merge).choose(thresholds_of_groups(scored, groups))
+    removed = Selection(scored, merge).removed(thresholds_of_groups(scored, groups))
     assert len(removed['0']) + len(removed['1']) == 800 * ratio
     assert len(removed['2']) == 400 * ratio
     assert abs(len(removed['0']) - 300 * ratio) < 40  # from each layer its share
