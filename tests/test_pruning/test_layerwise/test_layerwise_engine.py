@@ -21,6 +21,7 @@ from mmgcp.pruning.compensation import compensator
 from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.layerwise import LayerwiseCriterion
 from mmgcp.pruning.layerwise.engine import order_units
+from mmgcp.pruning.select import Limits, select_lowest
 from mmgcp.pruning.surgery import gather_channels
 from mmgcp.registry import TASK_UTILS
 
@@ -317,9 +318,9 @@ def test_failure_restores_everything(when, monkeypatch, tmp_path):
                 raise KeyboardInterrupt
         options['finetune'] = options_finetune
     elif when == 'save':
-        monkeypatch.setattr('mmgcp.pruning.layerwise.engine.torch.save', fail)
+        monkeypatch.setattr('mmgcp.pruning.layerwise.resume.torch.save', fail)
     else:
-        monkeypatch.setattr('mmgcp.pruning.api.check_same_predictions', fail)
+        monkeypatch.setattr('mmgcp.pruning.apply.check_same_predictions', fail)
     with pytest.raises(RuntimeError if when == 'update' else KeyboardInterrupt):
         run_prune(model, checkpoint_file=tmp_path / 'new' / 'file.pth', **options)
     assert_untouched(model, state)
