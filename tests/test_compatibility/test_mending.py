@@ -38,8 +38,7 @@ def run_python(code, *arguments):
     """Run code in a fresh process and return what it prints."""
     path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
     result = subprocess.run(
-        [sys.executable, '-c', code, *map(str, arguments)], stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, universal_newlines=True,
+        [sys.executable, '-c', code, *map(str, arguments)], capture_output=True, text=True,
         env=dict(os.environ, PYTHONPATH=path, PYTHONWARNINGS='ignore', OMP_NUM_THREADS='1'))
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout

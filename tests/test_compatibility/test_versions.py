@@ -87,6 +87,6 @@ def test_user_sees_our_error_not_mmyolos(tmp_path):
     root = os.path.dirname(os.path.dirname(mmgcp.__file__))
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(tmp_path), root]))
     run = subprocess.run([sys.executable, '-c', 'import mmgcp'], env=environment,
-                         stderr=subprocess.PIPE, universal_newlines=True)
+                         stderr=subprocess.PIPE, text=True)
     assert run.stderr.splitlines()[-1] == (
         'ImportError: mmgcp needs mmcv>=2.0.0,<2.1.0, but mmcv 2.2.0 is installed.')
