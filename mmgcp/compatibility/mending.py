@@ -12,11 +12,11 @@ def mend_openmmlab() -> None:
     * ``torch.load`` reads MMEngine's checkpoints: :func:`allow_mmengine_checkpoints`.
     * SSD heads predict: :func:`let_ssd_predict`.
 
-    The command-line tools call it (``run_tool``), and so do mmgcp's registries when one of
-    its classes is built from a config. MMYOLO's own ``tools/test.py`` and
-    ``tools/train.py --resume`` thus work with every config that has a hook, data set or
-    model of mmgcp. Scripts that have none, or that name classes instead of strings as the
-    ``type``, call it themselves.
+    It is called where it is first needed: by mmgcp's registries when one of its classes is
+    built from a config, when mmgcp reads a checkpoint or builds a detector, and by
+    ``tools/train.py``. MMYOLO's own ``tools/test.py`` and ``tools/train.py --resume`` thus work
+    with every config that has a hook, data set or model of mmgcp. Scripts that use none, or
+    whose configs name classes instead of strings as the ``type``, call it themselves.
 
     What was changed is logged once.
     """

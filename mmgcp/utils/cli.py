@@ -10,7 +10,6 @@ from typing import Any, Callable, Iterator, List, Optional, Union
 
 from mmengine.config import DictAction
 
-from mmgcp.compatibility import mend_openmmlab
 from mmgcp.errors import UserError
 
 TRACEBACK_OPTION = '--traceback'
@@ -47,16 +46,12 @@ def run_tool(main: Callable[[], Any]) -> None:
     including the errors that led to it. Tools that this one starts do so as well. ``--help`` of
     every tool describes it.
 
-    OpenMMLab is mended first; see :func:`mmgcp.compatibility.mend_openmmlab`.
-
     Args:
         main (Callable): The tool's main function.
     """
     _read_traceback_option()
     wants_help = bool(HELP_OPTIONS.intersection(sys.argv[1:]))
     try:
-        if not wants_help:
-            mend_openmmlab()
         main()
     except (UserError, OSError) as error:
         if os.environ.get(TRACEBACK_VARIABLE, '0') not in ('', '0'):
