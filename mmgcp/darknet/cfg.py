@@ -4,11 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List, Sequence, Union
 
-from mmgcp.errors import UserError
-
-
-class DarknetError(UserError):
-    """A Darknet file or a model that cannot be converted; the message says why."""
+from mmgcp.errors import DarknetError
 
 
 def first_line(error: Exception) -> str:

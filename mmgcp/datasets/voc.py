@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
-from mmgcp.errors import UserError
+from mmgcp.errors import VOCError
 
 IMAGE_DIR = 'JPEGImages'
 ANNOTATION_DIR = 'Annotations'
@@ -20,10 +20,6 @@ LAYOUT = (IMAGE_DIR, ANNOTATION_DIR, SPLIT_DIR)
 BOX_KEYS = ('xmin', 'ymin', 'xmax', 'ymax')
 
 PathLike = Union[str, Path]
-
-
-class VOCError(UserError):
-    """A data set that is not in PASCAL VOC's format, said in one sentence."""
 
 
 @dataclass(frozen=True)

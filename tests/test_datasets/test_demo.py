@@ -20,6 +20,7 @@ from mmgcp.datasets.demo import (
     render_image,
     shape_mask,
 )
+from mmgcp.errors import UserError
 
 OPTIONS = DemoOptions(num_train=4, num_val=2, num_test=2, size=128, seed=5)
 
@@ -180,7 +181,7 @@ def test_command_line(tmp_path, capsys):
     main(args)
     output = capsys.readouterr().out
     assert 'Made' in output and 'already complete' in output
-    with pytest.raises(SystemExit, match='other options'):
+    with pytest.raises(FileExistsError, match='other options'):
         main([*args, '--seed', '1'])
-    with pytest.raises(SystemExit, match='size must be'):
+    with pytest.raises(UserError, match='size must be'):
         main([*args, '--size', '1'])

@@ -12,7 +12,7 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from mmgcp.compatibility import _version_number
+from mmgcp.compatibility import version_number
 from mmgcp.sparsity import DynamicSparsityHook
 from mmgcp.sparsity.hook import draw_gamma_histogram, find_gammas
 
@@ -124,7 +124,7 @@ def test_penalty_is_not_clipped(tmp_path):
 @pytest.fixture
 def amp_on_cpu(monkeypatch):
     """Let AmpOptimWrapper work without a GPU, with a real scaler."""
-    if _version_number(torch.__version__) < (2, 4, 0):
+    if version_number(torch.__version__) < (2, 4, 0):
         pytest.skip('torch has no GradScaler or fused SGD for the CPU')
     monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
     monkeypatch.setattr(amp_optimizer_wrapper, 'GradScaler',
