@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 from mmgcp.attention import CPSCA
 from mmgcp.attention.detector import find_blocks
-from mmgcp.attention.modules import InsertedAttention, taken_out
+from mmgcp.attention.modules import InsertedAttention
 from mmgcp.datasets.demo import CLASSES, DemoOptions, make_demo_dataset
 from mmgcp.errors import PruningError
 from mmgcp.nn.training_loss import Batch
@@ -443,27 +443,3 @@ def test_tool(tmp_path, capsys):
     assert list(weights) == list(plain_of(model).state_dict())
     assert sum(value.numel() for value in weights.values()) < 0.9 * sum(
         value.numel() for value in plain_of(model).state_dict().values())
-
-
-@pytest.mark.parametrize('name, base', [
-    ('yolov4_voc_cpsca', str(ROOT / 'configs/yolov4/yolov4_fast_1xb64-50e_voc.py')),
-    ('yolov5_s_coco_cpsca', 'mmyolo::yolov5/yolov5_s-v61_syncbn_fast_8xb16-300e_coco.py')])
-def test_configs(name, base):
-    path = ROOT / f'configs/prune/{name}.py'
-    cfg, base = load_config(str(path)), load_config(base)
-    assert cfg.prune_cfg.criterion == dict(type='mmgcp.CPSCA', fold_scales=True)
-    assert cfg.prune_cfg.target_params == base.get('prune_cfg', {}).get('target_params', 0.5)
-    assert cfg.max_epochs == cfg.train_cfg.max_epochs
-    assert cfg.max_epochs == cfg.default_hooks.param_scheduler.max_epochs
-    assert 'mmgcp' in cfg.custom_imports.imports
-    assert cfg.train_dataloader.collate_fn == dict(type='yolov5_collate')
-    assert f'tools/train.py configs/prune/{name}.py' in path.read_text()
-    parts = ('backbone', 'neck', 'bbox_head.head_module')
-    narrow = {f'model.{part}.widen_factor': 0.125 for part in parts}
-    narrow.update({f'model.{part}.deepen_factor': 0.33 for part in ('backbone', 'neck')})
-    cfg.merge_from_dict(narrow)
-    base.merge_from_dict(narrow)
-    model, plain = build_detector(cfg), build_detector(base)
-    assert type(model) is type(plain) and len(model.sca) > 40
-    with taken_out(model):
-        assert list(model.state_dict()) == list(plain.state_dict())

@@ -1,9 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import copy
-import inspect
 import itertools
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,19 +9,16 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from layer_kinds import make_kind
-from mmengine.config import Config
 from pruning_samples import Block, Toy, difference, randomise, residual_toy, run
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmgcp.errors import PruningError
 from mmgcp.nn.training_loss import Batch
-from mmgcp.pruning import LayerGroup, count_channels, prune
+from mmgcp.pruning import count_channels, prune
 from mmgcp.pruning.compensation.folding import _outputs
 from mmgcp.pruning.folding.statistics import measure_inputs
 from mmgcp.pruning.graph import find_units
-from mmgcp.pruning.layer_groups import assign_groups
 from mmgcp.pruning.layerwise import ThiNet
-from mmgcp.pruning.layerwise.finetuning import LayerFinetuning
 from mmgcp.pruning.layerwise.thinet import (
     Entries,
     contributions,
@@ -32,10 +27,7 @@ from mmgcp.pruning.layerwise.thinet import (
 )
 from mmgcp.pruning.scores import thinet
 from mmgcp.pruning.units import ChannelSlice
-from mmgcp.registry import TASK_UTILS
-from mmgcp.utils.config import build_detector, load_config
 
-ROOT = Path(__file__).parents[3]
 SHAPE = (3, 12, 14)
 
 
@@ -445,43 +437,3 @@ def test_budget_of_yolov4(model):
     assert difference(run(before), run(model)) > 0
     shares = [len(item.removed) / item.size for item in result.plan.units if item.removed]
     assert len(shares) > 2 and max(shares) - min(shares) < 0.15
-
-
-@pytest.mark.parametrize('name', [
-    'prune/yolov4_voc_thinet', 'prune/yolov5_s_coco_thinet', 'thinet/ssd300_voc_thinet'])
-def test_configs(name):
-    """They load and build; all settings are known, and each pattern means a module."""
-    cfg = load_config(str(ROOT / 'configs' / f'{name}.py'))
-    with torch.device('meta'):
-        detector = build_detector(cfg)
-    options = cfg.prune_cfg.to_dict()
-    assert isinstance(TASK_UTILS.build(options['criterion']), ThiNet)
-    if 'finetune' in options:
-        training = LayerFinetuning(cfg, **options.pop('finetune'))
-        assert training.settings['lr'] == pytest.approx(cfg.base_lr * (1 if 'ssd' in name else 0.1))
-    assert set(options) <= set(inspect.signature(prune).parameters)
-    if options['groups'] != 'auto':
-        layers = [key for key, module in detector.named_modules() if isinstance(module, nn.Conv2d)]
-        groups = [LayerGroup(**group) for group in options['groups']]
-        assert len(assign_groups(detector, layers, groups)) >= 10
-
-
-def test_ssd_is_set_up_as_in_the_paper():
-    """Half of conv1_1 to conv4_3; the data are those of mmdet's config for VOC."""
-    cfg = load_config(str(ROOT / 'configs/thinet/ssd300_voc_thinet.py'))
-    usual = load_config('mmdet::pascal_voc/ssd300_voc0712.py')
-    backbone = build_detector(Config(dict(default_scope='mmdet', model=dict(
-        cfg.model.to_dict(), backbone=dict(cfg.model.backbone.to_dict(), init_cfg=None))))).backbone
-    (group, ) = cfg.prune_cfg.groups
-    pruned = [backbone.features[int(name.split('.')[-1])].out_channels for name in group.modules]
-    assert group.ratio == 0.5
-    assert pruned == [64, 64, 128, 128, 256, 256, 256, 512, 512, 512]
-    assert cfg.model.bbox_head == usual.model.bbox_head
-    assert cfg.val_dataloader.dataset.ann_file == usual.val_dataloader.dataset.ann_file
-    assert cfg.val_evaluator.to_dict() == usual.val_evaluator.to_dict()
-    ours, theirs = (config.train_dataloader.dataset for config in (cfg, usual))
-    assert ours.times == 1 and ours.type == theirs.type == 'RepeatDataset'
-    for first, second in zip(ours.dataset.datasets, theirs.dataset.datasets):
-        for key in ('type', 'ann_file', 'data_prefix', 'filter_cfg', 'data_root'):
-            assert first[key] == second[key]
-        assert [step.type for step in first.pipeline] == [step.type for step in second.pipeline]
