@@ -8,7 +8,6 @@ import torch.nn as nn
 from torch import Tensor
 
 from mmgcp.analysis import record_convs
-from mmgcp.attention.aside import without_attention
 from mmgcp.datasets.calibration import ImagesOf
 from mmgcp.errors import PruningError
 from mmgcp.nn.forward import IMAGE_SHAPE, working_shape
@@ -54,7 +53,6 @@ Groups = Union[str, Sequence[Union[LayerGroup, dict]]]
 Compensate = Callable[[Dict[str, Tensor]], List[str]]
 
 
-@without_attention
 def prune(model: nn.Module,
           groups: Groups = 'auto',
           ratio: Optional[float] = None,

@@ -5,31 +5,31 @@ from typing import Dict, List
 
 from mmengine.config import Config
 
-from mmgcp.attention import plain_model_config
 from mmgcp.utils.config import drop_collate_scope
 
 from .detector import ChannelTable
 
-# Filled in by MMEngine with the folder of the config file
+# MMEngine fills in the folder of the config file
 CHECKPOINT = '{{ fileDirname }}/pruned.pth'
 
 
 def make_pruned_config(cfg: Config, package: str, changed_channels: ChannelTable) -> Config:
     """Make the config of a pruned detector from that of the original.
 
-    It is complete, with every base merged, and everything under ``model`` stays where
-    it was, so that children of it override the same places.
+    It is complete, with all bases merged. Everything under ``model`` stays where it was, so that
+    configs that inherit from it can override the same settings.
 
     Args:
-        cfg (Config): The original's config.
-        package (str): Package of the detector's class, as ``'mmyolo'``.
-        changed_channels (dict[str, list[int]]): Channels left in the pruned layers.
+        cfg (Config): The config of the original.
+        package (str): Package of the detector's class, for example ``'mmyolo'``.
+        changed_channels (dict[str, list[int]]): The channels left in each pruned layer: [in, out],
+            or [features] for layers with one count.
 
     Returns:
-        Config: The config, which loads ``pruned.pth`` from beside itself.
+        Config: The config. It loads ``pruned.pth`` from its own folder.
     """
     content: Dict = copy.deepcopy(cfg.to_dict())
-    model = plain_model_config(content.pop('model'))
+    model = content.pop('model')
     if model['type'].split('.')[-1] == 'PrunedDetector':  # pruned before
         changed_channels = {**model['channels'], **changed_channels}
     else:
@@ -50,7 +50,7 @@ def make_pruned_config(cfg: Config, package: str, changed_channels: ChannelTable
 
 
 def _drop_pretrained(content) -> None:
-    """Remove the initialisations from a checkpoint, which has the original's channels."""
+    """Remove initialisations from pretrained checkpoints, which have the original channels."""
     if isinstance(content, dict):
         init_cfg = content.get('init_cfg')
         if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':

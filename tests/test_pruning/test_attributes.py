@@ -33,7 +33,7 @@ def rules(monkeypatch):
 def prune(model, removed, size=SIZE):
     units, _ = find_units(model, size)
     remove_channels(model, units, {name: torch.tensor(channels)
-                                          for name, channels in removed.items()})
+                                   for name, channels in removed.items()})
     return model
 
 
@@ -89,7 +89,7 @@ def test_rep_vgg(options):
 def test_grouped_rep_vgg():
     model = rep_vgg(groups=2)
     units, _ = find_units(model, SIZE)
-    assert units[0].blocks.tolist() == [0, 0, 0, 1, 1, 1]
+    assert units[0].conv_groups.tolist() == [0, 0, 0, 1, 1, 1]
     gone = {**TIED, **SECOND, ('first.rbr_identity', 'out'): [1, 4]}
     expected = run(zero(model, gone), 16)
     prune(model, {'a.conv': [1, 4], 'second.rbr_dense.conv': [0, 7]})

@@ -312,7 +312,7 @@ def check_units(net, units, skipped):
             found.append(kind)
         assert len(set(found)) == unit.size and not seen & set(found)
         seen |= set(found)
-        check_units(book, unit, found)
+        check_norm_groups(book, unit, found)
     for name, reason in skipped.items():
         assert any(text in reason for text in REASONS), (name, reason)
     convs = {name for name, module in net.named_modules() if isinstance(
