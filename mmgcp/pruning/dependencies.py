@@ -14,7 +14,7 @@ from torch import Tensor
 from torch_pruning import DependencyGraph
 from torch_pruning._helpers import _HybridIndex as Index
 from torch_pruning.dependency import Node
-from torch_pruning.dependency.index_mapping import _FlattenIndexMapping
+from torch_pruning.dependency.index_mapping import _FlattenIndexMapping, _GQAIndexMapping
 from torch_pruning.ops import OPTYPE
 
 from mmgcp.errors import PruningError
@@ -42,8 +42,10 @@ class ChannelGraph(DependencyGraph):
       it themselves, and the observer has recorded it for concatenations.
     - Of a channel that belongs to several channels of the unit it keeps one pair only, so that
       the others seem independent. Here all pairs are kept.
-    - It follows a wrongly understood reshape forever. Here there are limits.
-    - See :class:`OrderedFlattening`.
+    - It follows a reshape that it misunderstands forever. Here there are limits.
+    - It takes each expand in five dimensions for the repeated heads of a transformer, and fails
+      or loses the channels. Here an expand keeps the channels as they are.
+    - On the way back through a flatten it shuffles them, see :class:`OrderedFlattening`.
 
     Args:
         model (nn.Module): A detector; see :func:`mmgcp.nn.forward.run_as_tensors`.
@@ -74,10 +76,7 @@ class ChannelGraph(DependencyGraph):
                 model, random_image(model, input_shape), forward_fn=forward, verbose=False)
         for node in self.module2node.values():
             for dependency in node.dependencies:
-                dependency.index_mapping = [
-                    OrderedFlattening(mapping._stride, mapping.reverse)
-                    if isinstance(mapping, _FlattenIndexMapping) else mapping
-                    for mapping in dependency.index_mapping]
+                dependency.index_mapping = list(map(_repaired, dependency.index_mapping))
 
     @property
     def nodes(self) -> List[Node]:
@@ -206,6 +205,13 @@ class OrderedFlattening(_FlattenIndexMapping):
         if len(indices) * self._stride > MAX_CHANNELS:
             raise PruningError(ENDLESS)
         return super().__call__(indices)
+
+
+def _repaired(mapping):
+    """What to use in place of one of Torch-Pruning's mappings of channels, None for identity."""
+    if isinstance(mapping, _FlattenIndexMapping):
+        return OrderedFlattening(mapping._stride, mapping.reverse)
+    return None if isinstance(mapping, _GQAIndexMapping) else mapping
 
 
 def _map(dependency, indices: List[Index]) -> List[Index]:

@@ -240,6 +240,16 @@ def test_works_without_gradients_enabled():
     assert len(found) == 3
 
 
+def test_modules_for_training_only():
+    class Helper(nn.Conv2d):
+        training_only = 'call remove_helpers(model)'
+
+    model = Toy(lambda net, x: net.b(net.a(x)), a=Block(3, 4), b=Helper(4, 2, 1))
+    with pytest.raises(PruningError, match=r'b \(Helper\) is only for training .* '
+                                           r'before it is pruned: call remove_helpers\(model\)'):
+        find_units(model, SIZE)
+
+
 def test_max_pool_and_upsample_keep_the_channels():
     model = randomise(Toy(
         lambda net, x: net.pred(F.interpolate(F.max_pool2d(net.a(x), 2), scale_factor=2)),
@@ -270,7 +280,7 @@ except PruningError as error:
 
 
 class Parametric(nn.Module):
-    """A parameter and what is done with it."""
+    """A parameter and a function that uses it."""
 
     def __init__(self, shape, combine):
         super().__init__()
@@ -374,7 +384,7 @@ def csp(identity=False):
 
 
 def test_split_of_a_csp_layer():
-    """The second half has more readers than the first, and fewer channels afterwards."""
+    """The second half has more readers than the first, and keeps fewer channels."""
     found, skipped = by_name(csp())
     assert list(skipped) == ['pred']
     unit = found['csp.main_conv.conv']
@@ -418,7 +428,7 @@ A_AND_Z = {**block('a', [1, 4]), ('z.conv', 'in'): [1, 4]}
     lambda net, x, _: torch.max(x, 1 - x),
 ], ids=range(15))
 def test_what_leaves_channels_by_themselves(inner):
-    """``1 - x`` turns channels of zeros into ones, which nobody reads any more."""
+    """``1 - x`` turns channels of zeros into ones, which no layer reads any more."""
     assert_exact(chain(inner), {'a.conv': [1, 4]}, A_AND_Z)
 
 
@@ -470,7 +480,7 @@ def test_channel_attention():
 
 
 def test_shared_convolution():
-    """As in the heads of RetinaNet and RTMDet: one filter, a norm for each level."""
+    """As in the heads of RetinaNet and RTMDet: one convolution, a norm for each level."""
     def forward(net, x):
         first, second = net.a(x), net.b(F.max_pool2d(x, 2))
         return [net.pred(F.relu(norm(net.shared(x)))) for norm, x in
@@ -559,7 +569,7 @@ def test_concatenation_of_concatenations_with_themselves():
 
 
 def test_layer_that_has_each_channel_twice():
-    """It is fine as long as the unit is rooted at the layer with each channel once."""
+    """This works as long as the unit is followed from the layer with each channel once."""
     def forward(net, x):
         first = net.a(x)
         return net.pred(torch.cat((first, first), 1) + net.d(x))
@@ -687,7 +697,7 @@ LEFT_ALONE = dict(
 
 @pytest.mark.parametrize('name', LEFT_ALONE)
 def test_what_is_left_alone(name):
-    """With a reason; and the layers around it are pruned."""
+    """It gets a reason, and the layers around it are pruned."""
     inner, layers, layers_left, reason = LEFT_ALONE[name]
     model = randomise(chain(inner, **layers))
     found, skipped = by_name(model)
@@ -701,7 +711,7 @@ def test_what_is_left_alone(name):
 
 
 def test_units_that_contradict_each_other():
-    """Nothing is made of a unit that has channels which a layer does not have."""
+    """A unit with channels that a layer does not have is left alone."""
     class Weighted(nn.Module):
         def __init__(self):
             super().__init__()
@@ -718,8 +728,8 @@ def test_units_that_contradict_each_other():
 
 
 def test_units_that_share_channels():
-    """No network is known of which Torch-Pruning makes such units, since it is told the
-    channels of concatenations."""
+    """No network is known that leads to such units, now that the channels of concatenations
+    are recorded."""
     def make(name, *channels):
         return ChannelUnit(name, 2, tuple(
             ChannelSlice(layer, side, torch.tensor(indices), torch.arange(2))
