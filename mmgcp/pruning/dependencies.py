@@ -28,7 +28,7 @@ from .tracing import Observer, flatten_tensors, from_front
 MAX_STEPS = 2000
 MAX_CHANNELS = 1_000_000
 
-# Layer and side -> pairs (channel of the layer, position in the unit), each once, in order
+# Layer and side -> pairs (channel of the layer, index in the unit), each once, in order
 Reached = Dict[Tuple[str, str], Dict[Tuple[int, int], None]]
 ENDLESS = 'Torch-Pruning finds no end of what is coupled with it'
 
@@ -40,8 +40,8 @@ class ChannelGraph(DependencyGraph):
 
     - Torch-Pruning guesses how many channels slices and concatenations return. Here slices say
       it themselves, and the observer has recorded it for concatenations.
-    - Of a channel that belongs to several channels of the unit it keeps one pair only, so that
-      the others seem independent. Here all pairs are kept.
+    - Where a layer's channel belongs to several channels of the unit, it keeps only one of
+      these, so that the others seem independent. Here all are kept.
     - It follows a reshape that it misunderstands forever. Here there are limits.
     - It takes each expand in five dimensions for the repeated heads of a transformer, and fails
       or loses the channels. Here an expand keeps the channels as they are.
@@ -84,7 +84,7 @@ class ChannelGraph(DependencyGraph):
         return list(self.module2node.values())
 
     def get_out_channels(self, module_or_node) -> Optional[int]:
-        """Return the number of channels that a node returns, None if it depends on its inputs."""
+        """Return how many channels a node returns; None if that depends on its inputs."""
         node = self._node(module_or_node)
         if node.type == OPTYPE.SLICE:
             return _sliced_channels(node)
@@ -93,7 +93,7 @@ class ChannelGraph(DependencyGraph):
         return super().get_out_channels(node)
 
     def get_in_channels(self, module_or_node) -> Optional[int]:
-        """Return the number of channels that a node reads, None if it depends on its inputs."""
+        """Return how many channels a node reads; None if that depends on its inputs."""
         node = self._node(module_or_node)
         if node.type == OPTYPE.CONCAT:
             return self.observer.concatenated.get(node.grad_fn)
@@ -148,17 +148,17 @@ class ChannelGraph(DependencyGraph):
 
         Args:
             layer (nn.Module): A convolution or linear layer.
-            channels (Sequence[int]): The output channels. They get positions in this order.
+            channels (Sequence[int]): The output channels, in the order of the unit.
 
         Returns:
             dict: By layer and side (``'in'`` or ``'out'``), the pairs of a channel of that layer
-            and the position that it belongs to, in the order in which they are reached.
+            and the index in the unit that it belongs to, in the order in which they are reached.
 
         Raises:
             PruningError: A limit has been exceeded; what is coupled seems to have no end.
         """
         removal = self.get_pruner_of_module(layer).prune_out_channels
-        indices = [Index(channel, position) for position, channel in enumerate(channels)]
+        indices = [Index(channel, number) for number, channel in enumerate(channels)]
         steps = [(self.module2node[layer], removal, indices)]
         pending = list(steps)
         done = {steps[0][:2]: [indices]}  # node and what is removed of it -> their indices
@@ -186,7 +186,7 @@ class ChannelGraph(DependencyGraph):
             if self.has_weights(node):
                 side = 'out' if self.is_out_channel_pruning_fn(removal) else 'in'
                 pairs = reached.setdefault((self.name_of(node.module), side), {})
-                pairs.update(dict.fromkeys(map(tuple, indices)))
+                pairs.update(dict.fromkeys(indices))
         return reached
 
 
@@ -198,9 +198,9 @@ class OrderedFlattening(_FlattenIndexMapping):
     """
 
     def __call__(self, indices: List[Index]) -> List[Index]:
-        """Map pairs of a channel and its position in the unit."""
+        """Map pairs of a channel and its index in the unit."""
         if self.reverse:
-            return list(dict.fromkeys(index._replace(idx=index.idx // self._stride)
+            return list(dict.fromkeys(Index(index.idx // self._stride, index.root_idx)
                                       for index in indices))
         if len(indices) * self._stride > MAX_CHANNELS:
             raise PruningError(ENDLESS)

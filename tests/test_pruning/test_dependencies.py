@@ -31,7 +31,7 @@ def num_outputs(layer):
 
 
 def repaired(model, name, size=SIZE):
-    """Pairs of a channel and its position in the unit, by layer and side."""
+    """Pairs of a channel and its index in the unit, by layer and side."""
     layer = model.get_submodule(name)
     with traceable(model) as modes:
         reached = ChannelGraph(model, size, modes).follow(layer, range(num_outputs(layer)))
@@ -77,8 +77,8 @@ def test_concatenation_of_concatenations():
                                                      for channel in range(12)])
 
 
-def test_channel_of_several_positions():
-    """Torch-Pruning keeps one position only, so that the channels 0 and 2 of ``d``, which are
+def test_channel_with_several_indices_in_the_unit():
+    """Torch-Pruning keeps only one of them, so that the channels 0 and 2 of ``d``, which are
     both added to channel 0 of ``a``, seem to be independent."""
     def forward(net, x):
         first = net.a(x)
@@ -105,8 +105,8 @@ def test_order_behind_a_flatten():
     model = Toy(lambda net, x: net.pred(net.a(x).flatten(1) + net.d(x.mean((2, 3)))),
                 d=nn.Linear(3, 16), a=conv(3, 4), pred=nn.Linear(16, 1))
     assert unrepaired(model, 'd', (3, 2, 2))['a', 'out'][1] == (3, 14)
-    assert repaired(model, 'd', (3, 2, 2))['a', 'out'] == [(position // 4, position)
-                                                           for position in range(16)]
+    assert repaired(model, 'd', (3, 2, 2))['a', 'out'] == [(number // 4, number)
+                                                           for number in range(16)]
 
 
 def attended(net, x):
