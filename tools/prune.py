@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import mmgcp
+from mmgcp.attention import attention_aside, plain_config
 from mmgcp.datasets.calibration import CalibrationBatches, ImagesOf, evaluate
 from mmgcp.errors import PruningError, UserError
 from mmgcp.pruning import prune
@@ -163,7 +164,7 @@ def main() -> None:
     name = osp.splitext(osp.basename(args.config))[0]
     folder = Path(args.work_dir or osp.join('work_dirs', f'{name}-pruned'))
     unfinished = folder / 'unfinished.pth'  # of a run layer by layer that was interrupted
-    with progress_bar() as progress:
+    with progress_bar() as progress, attention_aside(model, put_back=args.dry_run):
         if options.get('finetune') is not None:
             options['finetune'] = make_finetuning(cfg, options['finetune'], progress)
         result = prune(model, progress=progress, checkpoint_file=unfinished, **options)
@@ -176,7 +177,7 @@ def main() -> None:
         return
 
     meta = dict(dataset_meta=meta.get('dataset_meta', {}), mmgcp_version=mmgcp.__version__)
-    names = write_outputs(result, cfg, package, meta, folder)
+    names = write_outputs(result, plain_config(cfg), package, meta, folder)
     if 'only_counts' in result.plan.options and unfinished.exists():
         unfinished.unlink()
     print(f'written to {folder}: {", ".join(names)}')

@@ -5,7 +5,6 @@ from typing import Dict, List
 
 from mmengine.config import Config
 
-from mmgcp.attention import plain_model_config
 from mmgcp.utils.config import drop_collate_scope
 
 from .detector import PRUNED_DETECTOR, ChannelTable, drop_pretrained, read_channel_table
@@ -30,7 +29,7 @@ def make_pruned_config(cfg: Config, package: str, changed_channels: ChannelTable
         Config: The config, which loads the ``pruned.pth`` beside it.
     """
     content: Dict = copy.deepcopy(cfg.to_dict())
-    model = plain_model_config(content.pop('model'))
+    model = content.pop('model')
     original = model['type']
     if original.split('.')[-1] == PRUNED_DETECTOR.split('.')[-1]:
         original = model['detector']

@@ -8,6 +8,7 @@ from mmengine.utils import is_seq_of
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmgcp.attention import attention_aside
 from mmgcp.errors import PruningError, UserError
 from mmgcp.nn.forward import IMAGE_SHAPE, working_shape
 from mmgcp.nn.layers import find_layer
@@ -165,7 +166,7 @@ def _trace(model: nn.Module, input_shape: Sequence[int]) -> Dict[int, Tensor]:
         of; -1 for those that cannot be pruned.
     """
     try:
-        with _same_randomness():
+        with _same_randomness(), attention_aside(model, put_back=True):
             units, _ = find_units(model, working_shape(model, input_shape))
     except PruningError as error:
         raise PruningError("modules='prunable' and coupled=True look at the model as pruning "

@@ -11,7 +11,7 @@ import torch.nn as nn
 from mmengine.config import Config
 from pruning_samples import ROOT
 
-from mmgcp.attention.modules import taken_out
+from mmgcp.attention import attention_aside
 from mmgcp.pruning import LayerGroup, prune
 from mmgcp.pruning.layer_groups import assign_groups
 from mmgcp.pruning.layerwise.finetuning import LayerFinetuning
@@ -118,7 +118,7 @@ def test_attention(base, tmp_path):
     cfg.merge_from_dict(narrow)
     model, plain = build_detector(cfg), build_detector(base)
     assert type(model) is type(plain) and len(model.sca) > 40
-    with taken_out(model):
+    with attention_aside(model, put_back=True):
         assert list(model.state_dict()) == list(plain.state_dict())
 
 

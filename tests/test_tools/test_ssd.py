@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from mmengine.registry import DefaultScope
 
-from mmgcp.attention.modules import find_attention
+from mmgcp.attention import find_attention
 from mmgcp.datasets.demo import CLASSES
 from mmgcp.registry import MODELS
 from mmgcp.sparsity.selection import select_scale_factors

@@ -5,7 +5,7 @@ custom_imports = dict(imports=['mmgcp'], allow_failed_imports=False)
 # ========================Frequently modified parameters======================
 baseline = dict(
     config='mmyolo::ppyoloe/ppyoloe_plus_s_fast_8xb8-80e_coco.py',
-    checkpoint='https://download.openmmlab.com/mmyolo/v0/ppyoloe/ppyoloe_plus_s_fast_8xb8-80e_coco/ppyoloe_plus_s_fast_8xb8-80e_coco_20230101_154052-9fee7619.pth')  # noqa
+    checkpoint='https://download.openmmlab.com/mmyolo/v0/ppyoloe/ppyoloe_plus_s_fast_8xb8-80e_coco/ppyoloe_plus_s_fast_8xb8-80e_coco_20230101_154052-9fee7619.pth')
 max_epochs = 20
 
 # ===============================Unmodified in most cases====================

@@ -5,7 +5,7 @@ custom_imports = dict(imports=['mmgcp'], allow_failed_imports=False)
 # ========================Frequently modified parameters======================
 baseline = dict(
     config='mmyolo::yolov5/yolov5_s-v61_syncbn_fast_8xb16-300e_coco.py',
-    checkpoint='https://download.openmmlab.com/mmyolo/v0/yolov5/yolov5_s-v61_syncbn_fast_8xb16-300e_coco/yolov5_s-v61_syncbn_fast_8xb16-300e_coco_20220918_084700-86e02187.pth')  # noqa
+    checkpoint='https://download.openmmlab.com/mmyolo/v0/yolov5/yolov5_s-v61_syncbn_fast_8xb16-300e_coco/yolov5_s-v61_syncbn_fast_8xb16-300e_coco_20220918_084700-86e02187.pth')
 max_epochs = 50
 
 # ===============================Unmodified in most cases====================

@@ -5,7 +5,7 @@ custom_imports = dict(imports=['mmgcp'], allow_failed_imports=False)
 # ========================Frequently modified parameters======================
 baseline = dict(
     config='mmyolo::yolov7/yolov7_tiny_syncbn_fast_8x16b-300e_coco.py',
-    checkpoint='https://download.openmmlab.com/mmyolo/v0/yolov7/yolov7_tiny_syncbn_fast_8x16b-300e_coco/yolov7_tiny_syncbn_fast_8x16b-300e_coco_20221126_102719-0ee5bbdf.pth')  # noqa
+    checkpoint='https://download.openmmlab.com/mmyolo/v0/yolov7/yolov7_tiny_syncbn_fast_8x16b-300e_coco/yolov7_tiny_syncbn_fast_8x16b-300e_coco_20221126_102719-0ee5bbdf.pth')
 max_epochs = 50
 
 # ===============================Unmodified in most cases====================

@@ -5,7 +5,7 @@ custom_imports = dict(imports=['mmgcp'], allow_failed_imports=False)
 # ========================Frequently modified parameters======================
 baseline = dict(
     config='mmyolo::yolov8/yolov8_s_syncbn_fast_8xb16-500e_coco.py',
-    checkpoint='https://download.openmmlab.com/mmyolo/v0/yolov8/yolov8_s_syncbn_fast_8xb16-500e_coco/yolov8_s_syncbn_fast_8xb16-500e_coco_20230117_180101-5aa5f0f1.pth')  # noqa
+    checkpoint='https://download.openmmlab.com/mmyolo/v0/yolov8/yolov8_s_syncbn_fast_8xb16-500e_coco/yolov8_s_syncbn_fast_8xb16-500e_coco_20230117_180101-5aa5f0f1.pth')
 max_epochs = 50
 
 # ===============================Unmodified in most cases====================

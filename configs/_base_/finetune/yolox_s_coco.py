@@ -5,7 +5,7 @@ custom_imports = dict(imports=['mmgcp'], allow_failed_imports=False)
 # ========================Frequently modified parameters======================
 baseline = dict(
     config='mmyolo::yolox/yolox_s_fast_8xb8-300e_coco.py',
-    checkpoint='https://download.openmmlab.com/mmyolo/v0/yolox/yolox_s_fast_8xb8-300e_coco/yolox_s_fast_8xb8-300e_coco_20230213_142600-2b224d8b.pth')  # noqa
+    checkpoint='https://download.openmmlab.com/mmyolo/v0/yolox/yolox_s_fast_8xb8-300e_coco/yolox_s_fast_8xb8-300e_coco_20230213_142600-2b224d8b.pth')
 max_epochs = 50
 
 # ===============================Unmodified in most cases====================
