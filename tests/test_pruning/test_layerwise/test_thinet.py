@@ -81,11 +81,11 @@ def draw_all(output, is_linear):
 def explicit(model, unit, images):
     """All contributions (S, C), from outputs with a single channel on."""
     columns = []
-    for root in range(-1, unit.size):
+    for index in range(-1, unit.size):
         outputs, handles = [], []
         for item in unit.side('in'):
             layer = model.get_submodule(item.module)
-            off = item.channels[item.unit_index != root]
+            off = item.channels[item.unit_index != index]
             alone = copy.deepcopy(layer)
             if layer.bias is not None:
                 alone.bias.zero_()
@@ -149,14 +149,14 @@ def check_contributions(layer, inputs, item, dim):
     for means in (None, mean):
         found = contributions(layer, inputs, item, 4, entries, means)
         without = layer(torch.zeros_like(inputs))
-        for root in range(4):
-            mine = item.channels[item.unit_index == root]
+        for index in range(4):
+            mine = item.channels[item.unit_index == index]
             alone = torch.zeros_like(inputs)
             alone.index_copy_(dim, mine, inputs.index_select(dim, mine))
             expected = layer(alone) - without
             if means is not None:
                 constant = torch.zeros(8).double()
-                constant[mine] = means[item.unit_index == root]
+                constant[mine] = means[item.unit_index == index]
                 shape = [1] * expected.dim()
                 shape[dim] = -1
                 expected = expected - _outputs(layer, constant).mean(1).view(shape)
@@ -166,7 +166,7 @@ def check_contributions(layer, inputs, item, dim):
             else:
                 expected = expected[tuple(entries)]
             assert expected.abs().max() > 1e-2
-            assert torch.allclose(found[:, root], expected, rtol=0, atol=1e-12)
+            assert torch.allclose(found[:, index], expected, rtol=0, atol=1e-12)
 
 
 def test_input_of_two_channels_counts_half():

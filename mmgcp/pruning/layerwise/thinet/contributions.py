@@ -114,13 +114,14 @@ def _patches(layer: nn.Module, inputs: Tensor, entries: Entries) -> Tensor:
 
 
 def _patches_of_transposed(layer: nn.Module, inputs: Tensor, entries: Entries) -> Tensor:
-    (y, in_column), (x, in_row) = (_sources(layer, axis, inputs.shape[2 + axis], targets)
-                                   for axis, targets in enumerate((entries.rows, entries.columns)))
+    y, has_row = _reaching_inputs(layer, 0, inputs.shape[2], entries.rows)
+    x, has_column = _reaching_inputs(layer, 1, inputs.shape[3], entries.columns)
     patches = inputs[entries.images[:, None, None], :, y[:, :, None], x[:, None]]
-    return patches * (in_column[:, :, None] & in_row[:, None])[..., None]
+    return patches * (has_row[:, :, None] & has_column[:, None])[..., None]
 
 
-def _sources(layer: nn.Module, axis: int, size: int, targets: Tensor) -> Tuple[Tensor, Tensor]:
+def _reaching_inputs(layer: nn.Module, axis: int, size: int,
+                     targets: Tensor) -> Tuple[Tensor, Tensor]:
     """Find the inputs of a transposed convolution that reach outputs, along an axis.
 
     Returns:
