@@ -27,7 +27,8 @@ from mmgcp.nn.training_loss import Batch, loss_mode
 from mmgcp.pruning import ChannelSlice, ChannelUnit
 from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.scores import GroupFisher, Taylor
-from mmgcp.pruning.scores.channel_gates import ChannelGates, squared_gradients
+from mmgcp.pruning.scores.channel_gates import ChannelGates
+from mmgcp.pruning.scores.gradients import squared_gradients
 from mmgcp.registry import TASK_UTILS
 from mmgcp.utils.config import build_detector
 
