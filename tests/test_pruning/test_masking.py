@@ -11,9 +11,10 @@ from pruning_samples import Block, Toy, choose, difference, randomise, residual_
 from zeroing import zero
 
 from mmgcp.errors import PruningError
+from mmgcp.nn.temporarily import Snapshot
 from mmgcp.pruning.attributes import UnequalCSPLayerWithTwoConv
 from mmgcp.pruning.graph import find_units
-from mmgcp.pruning.masking import Snapshot, channels_off, check_same_predictions, raw_predictions
+from mmgcp.pruning.masking import channels_off, check_same_predictions, raw_predictions
 from mmgcp.pruning.surgery import remove_channels
 
 SIZE = (3, 16, 16)

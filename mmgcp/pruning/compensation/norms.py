@@ -1,65 +1,66 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Least squares compensation: each BatchNorm makes of its new inputs what comes next to the old.
+"""Least squares compensation: BatchNorms estimate their original outputs from their new inputs.
 
-Without some channels a layer's outputs have another mean, a smaller variance, and are not
-the same as before but for a factor. Were only the means mended, the variances would shrink from
+Without some channels, the inputs of a BatchNorm have another mean and a smaller variance, and
+are not just shifted and scaled. If only the means were corrected, variances would shrink from
 layer to layer, as in a network between two others (variance collapse, `REPAIR (arXiv 2211.08403)
-<https://arxiv.org/abs/2211.08403>`_). So the statistics of each BatchNorm become those of
-its new inputs, as in `EagleEye (arXiv 2007.02491) <https://arxiv.org/abs/2007.02491>`_, and its
-scale is multiplied by the correlation of new and old inputs, which makes its outputs the least
-squares estimates of the old ones from the new inputs, channel by channel. Where nothing has
-changed, the correlation is 1 and the BatchNorm stays what it was. A BatchNorm's eps is added to
-all variances, so that what has nearly vanished is not blown up.
+<https://arxiv.org/abs/2211.08403>`_). So the running statistics of each BatchNorm become those
+of its new inputs, as in `EagleEye (arXiv 2007.02491) <https://arxiv.org/abs/2007.02491>`_, and
+its scale is multiplied by the correlation of new and original inputs. Its outputs are then the
+least squares estimates of the original ones from the new inputs, channel by channel. Where
+nothing has changed, the correlation is 1 and the BatchNorm stays as it was. The eps of the
+BatchNorm is added to all variances, so that inputs that have nearly vanished are not blown up.
 """
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Dict, Iterable, List, Optional
 
 import torch
 import torch.nn as nn
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
 
-from mmgcp.nn.forward import eval_mode, run_as_tensors
-from mmgcp.nn.hooks import hooked
+from mmgcp.nn.forward import run_as_tensors
+from mmgcp.nn.hooks import on_inputs
+from mmgcp.nn.temporarily import eval_mode, values_kept
 
-# Values of a channel in a batch, at random places, that correlations are estimated from
+# Number of values of a channel in a batch, at random positions, to estimate correlations from
 NUM_SAMPLES = 1024
 TINY = 1e-12
 
 
 @torch.no_grad()
 def adapt_norms(model: nn.Module, reference: nn.Module, images: Iterable[Tensor]) -> None:
-    """Let the BatchNorms of a changed model emit what comes next to those of the original.
+    """Adapt the BatchNorms of a changed model to those of the original.
 
-    Both models run side by side, and in the changed one each BatchNorm is adapted to the
-    batch before it computes, so that those behind it see inputs as they will be. What all
-    batches have in common is put into their statistics, scales and shifts at the end. The
-    memory that it takes does not depend on the number of batches.
+    Both models run side by side. In the changed one, each BatchNorm is adapted to the batch
+    before it computes, so that later ones see the inputs that they will have in the end.
+    Afterwards the statistics of all batches determine its running statistics, scale and shift.
+    Memory does not grow with the number of batches.
 
-    A BatchNorm without running statistics, or that runs several times for an image, as in
-    heads that share it, is left alone; one without scales gets the statistics alone.
+    A BatchNorm without running statistics or that runs several times for an image, as in
+    heads that share it, is left alone; in one without a scale only the running statistics
+    change.
 
     Args:
         model (nn.Module): The model, with channels off. Its BatchNorms change in place.
-        reference (nn.Module): A copy of the model as it was, which stays as it is.
-        images (Iterable[Tensor]): Batches (N, C, H, W). They are gone through once.
+        reference (nn.Module): A copy of the original model, which is not changed.
+        images (Iterable[Tensor]): Batches (N, C, H, W), iterated over once.
     """
     originals = _find_norms(reference)
-    pairs = [_Pair(norm, originals[name]) for name, norm in _find_norms(model).items()]
-    handles = [handle for pair in pairs for handle in pair.watch()]
+    pairs = {name: _Pair(norm, originals[name]) for name, norm in _find_norms(model).items()}
+    tensors = [tensor for pair in pairs.values() for tensor in pair.tensors()]
     like = next(model.parameters())
-    with hooked(handles), eval_mode(model), eval_mode(reference):
+    with on_inputs(reference, {name: pair.see_original for name, pair in pairs.items()}), \
+            on_inputs(model, {name: pair.adapt_to_batch for name, pair in pairs.items()}), \
+            eval_mode(reference), eval_mode(model):
         for number, batch in enumerate(images):
-            batch = batch.to(like)
-            for pair in pairs:
+            for pair in pairs.values():
                 pair.begin(number)
+            batch = batch.to(like)
             run_as_tensors(reference, batch)
-            with ExitStack() as kept:
-                for pair in pairs:
-                    kept.enter_context(pair.kept())
+            with values_kept(tensors):
                 run_as_tensors(model, batch)
-    for pair in pairs:
+    for pair in pairs.values():
         pair.adapt_to_all()
 
 
@@ -70,12 +71,12 @@ def _find_norms(model: nn.Module) -> Dict[str, _BatchNorm]:
 
 @dataclass(frozen=True)
 class _Moments:
-    """Of the values of C channels in both models, the old one first.
+    """Moments of C channels in both models, those of the original first.
 
     Attributes:
         mean, var (Tensor): Means and variances (2, C) of all values.
         sample_var (Tensor): Variances (2, C) of the samples.
-        sample_cov (Tensor): Their covariances (C, ).
+        sample_cov (Tensor): Covariances (C, ) of the samples.
         count (int): Number of values of a channel.
     """
     mean: Tensor
@@ -85,7 +86,7 @@ class _Moments:
     count: int
 
     def __add__(self, other: '_Moments') -> '_Moments':
-        """Average moments; variances are those within the batches."""
+        """Average moments; variances remain those within batches."""
         count = self.count + other.count
         return _Moments(*((self.count * mine + other.count * theirs) / count for mine, theirs in (
             (self.mean, other.mean), (self.var, other.var), (self.sample_var, other.sample_var),
@@ -93,22 +94,28 @@ class _Moments:
 
     @property
     def correlation(self) -> Tensor:
-        """Correlations (C, ) of old and new values, 0 where they are negative."""
+        """Correlations (C, ) of original and new values, 0 where they are negative."""
         product = self.sample_var.prod(0).sqrt()
         return ((self.sample_cov + TINY) / (product + TINY)).clamp(0, 1)
 
 
 @dataclass
-class _Look:
-    """What is remembered of the inputs of a BatchNorm for a batch."""
+class _Inputs:
+    """What is remembered of the inputs of a BatchNorm for a batch, in double precision.
+
+    Attributes:
+        mean, var (Tensor): Means and variances (C, ).
+        samples (Tensor): Values (S, C) at random positions.
+        count (int): Number of values of a channel.
+    """
     mean: Tensor
     var: Tensor
     samples: Tensor
     count: int
 
     @classmethod
-    def at(cls, inputs: Tensor, seed: int) -> '_Look':
-        """Look at inputs (N, C, ...); the same places are sampled in both models."""
+    def of(cls, inputs: Tensor, seed: int) -> '_Inputs':
+        """Summarise inputs (N, C, ...), with samples at the same positions for the same seed."""
         values = inputs.movedim(1, -1)
         if values.dtype in (torch.float16, torch.bfloat16):
             values = values.float()
@@ -130,32 +137,30 @@ class _Pair:
     Attributes:
         norm (_BatchNorm): That of the changed model.
         original (_BatchNorm): That of the reference.
-        total (_Moments): Of all batches.
-        looks (List[_Look]): At the inputs of the original, for this batch.
-        seed (int): Of the samples' places in this batch.
+        total (_Moments, optional): Moments of the inputs in all batches.
+        originals (list[_Inputs]): Inputs of the original in this batch.
+        seed (int): Seed of the positions of the samples in this batch.
     """
     norm: _BatchNorm
     original: _BatchNorm
     total: Optional[_Moments] = None
-    looks: List[_Look] = field(default_factory=list)
+    originals: List[_Inputs] = field(default_factory=list)
     seed: int = 0
 
-    def watch(self) -> Tuple:
-        return (self.original.register_forward_pre_hook(self._look),
-                self.norm.register_forward_pre_hook(self._adapt_to_batch))
-
     def begin(self, number: int) -> None:
-        """Begin with another batch."""
-        self.looks, self.seed = [], number
+        """Begin another batch."""
+        self.originals, self.seed = [], number
 
-    def _look(self, _: nn.Module, args: Tuple) -> None:
-        self.looks.append(_Look.at(args[0], self.seed))
+    def see_original(self, inputs: Tensor) -> None:
+        """Remember inputs of the original BatchNorm."""
+        self.originals.append(_Inputs.of(inputs, self.seed))
 
-    def _adapt_to_batch(self, _: nn.Module, args: Tuple) -> None:
-        if len(self.looks) != 1:
+    def adapt_to_batch(self, inputs: Tensor) -> None:
+        """Adapt the BatchNorm to its inputs and add their moments to the total."""
+        if len(self.originals) != 1:
             return
-        (old, ), new = self.looks, _Look.at(args[0], self.seed)
-        centred = [look.samples - look.samples.mean(0) for look in (old, new)]
+        (old, ), new = self.originals, _Inputs.of(inputs, self.seed)
+        centred = [item.samples - item.samples.mean(0) for item in (old, new)]
         moments = _Moments(
             torch.stack((old.mean, new.mean)), torch.stack((old.var, new.var)),
             torch.stack([samples.square().mean(0) for samples in centred]),
@@ -163,30 +168,20 @@ class _Pair:
         self.total = moments if self.total is None else self.total + moments
         self._adapt_to(moments)
 
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Take changes of the BatchNorm back at the end."""
-        saved = [(tensor, tensor.detach().clone()) for tensor in self._tensors()]
-        try:
-            yield
-        finally:
-            for tensor, value in saved:
-                tensor.copy_(value)
-
-    def _tensors(self) -> List[Tensor]:
-        norm = self.norm
-        return [norm.running_mean, norm.running_var, *norm.parameters()]
-
     def adapt_to_all(self) -> None:
         """Adapt the BatchNorm to all batches."""
         if self.total is not None:
             self._adapt_to(self.total)
 
+    def tensors(self) -> List[Tensor]:
+        """List the tensors that adapting changes."""
+        return [self.norm.running_mean, self.norm.running_var, *self.norm.parameters()]
+
     def _adapt_to(self, moments: _Moments) -> None:
         norm, eps, correlation = self.norm, self.norm.eps, moments.correlation
         mean, var = self.original.running_mean.double(), self.original.running_var.double() + eps
         ratio = (moments.var[1] + eps) / (moments.var[0] + eps)
-        offset = moments.mean[0] - mean  # of these images from those of training
+        offset = moments.mean[0] - mean  # between these images and those of training
         norm.running_mean.copy_(moments.mean[1] - offset * ratio.sqrt())
         norm.running_var.copy_((var * ratio - eps).clamp(min=0))
         if norm.affine:
