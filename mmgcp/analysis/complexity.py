@@ -38,7 +38,7 @@ class ConvStatistics:
         return self.weights * self.positions
 
     def pruned(self, fewer_in: int, fewer_out: int) -> 'ConvStatistics':
-        """Return the statistics with fewer channels, and groups if it is a depthwise convolution."""
+        """Return the statistics with fewer channels; depthwise convolutions lose groups as well."""
         if 1 < self.groups == self.in_channels == self.out_channels:
             left = self.out_channels - fewer_out
             return replace(self, in_channels=left, out_channels=left, groups=left)

@@ -27,8 +27,8 @@ def test_channels_off_is_as_without_their_weights():
     removed = {'stem.conv': torch.tensor([1, 5]), 'a1.conv': torch.tensor([0])}
     expected = copy.deepcopy(model)
     with torch.no_grad():
-        for reader in (expected.a1.conv, expected.a2.conv, expected.pred):
-            reader.weight[:, [1, 5]] = 0
+        for consumer in (expected.a1.conv, expected.a2.conv, expected.pred):
+            consumer.weight[:, [1, 5]] = 0
         expected.b1.conv.weight[:, 0] = 0
     before = run(model, 16)
     with channels_off(model, units, removed):

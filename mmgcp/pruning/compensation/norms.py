@@ -12,7 +12,7 @@ nothing has changed, the correlation is 1 and the BatchNorm stays as it was. The
 BatchNorm is added to all variances, so that inputs that have nearly vanished are not blown up.
 """
 from dataclasses import dataclass, field
-from typing import Dict, Iterable, List, Optional
+from typing import Dict, Iterable, List, NamedTuple, Optional
 
 import torch
 import torch.nn as nn
@@ -69,38 +69,7 @@ def _find_norms(model: nn.Module) -> Dict[str, _BatchNorm]:
             if isinstance(module, _BatchNorm) and module.running_mean is not None}
 
 
-@dataclass(frozen=True)
-class _Moments:
-    """Moments of C channels in both models, those of the original first.
-
-    Attributes:
-        mean, var (Tensor): Means and variances (2, C) of all values.
-        sample_var (Tensor): Variances (2, C) of the samples.
-        sample_cov (Tensor): Covariances (C, ) of the samples.
-        count (int): Number of values of a channel.
-    """
-    mean: Tensor
-    var: Tensor
-    sample_var: Tensor
-    sample_cov: Tensor
-    count: int
-
-    def __add__(self, other: '_Moments') -> '_Moments':
-        """Average moments; variances remain those within batches."""
-        count = self.count + other.count
-        return _Moments(*((self.count * mine + other.count * theirs) / count for mine, theirs in (
-            (self.mean, other.mean), (self.var, other.var), (self.sample_var, other.sample_var),
-            (self.sample_cov, other.sample_cov))), count)
-
-    @property
-    def correlation(self) -> Tensor:
-        """Correlations (C, ) of original and new values, 0 where they are negative."""
-        product = self.sample_var.prod(0).sqrt()
-        return ((self.sample_cov + TINY) / (product + TINY)).clamp(0, 1)
-
-
-@dataclass
-class _Inputs:
+class _Inputs(NamedTuple):
     """What is remembered of the inputs of a BatchNorm for a batch, in double precision.
 
     Attributes:
@@ -113,21 +82,31 @@ class _Inputs:
     samples: Tensor
     count: int
 
-    @classmethod
-    def of(cls, inputs: Tensor, seed: int) -> '_Inputs':
-        """Summarise inputs (N, C, ...), with samples at the same positions for the same seed."""
-        values = inputs.movedim(1, -1)
-        if values.dtype in (torch.float16, torch.bfloat16):
-            values = values.float()
-        var, mean = torch.var_mean(values, list(range(values.dim() - 1)), unbiased=False)
-        count = values[..., 0].numel()
-        generator = torch.Generator().manual_seed(seed)
-        if count <= NUM_SAMPLES:
-            samples = values.flatten(0, -2)
-        else:
-            samples = values[tuple(torch.randint(size, (NUM_SAMPLES, ), generator=generator)
-                                   for size in values.shape[:-1])]
-        return cls(mean.double(), var.double(), samples.double(), count)
+
+def _summarise(inputs: Tensor, seed: int) -> _Inputs:
+    """Summarise inputs (N, C, ...), with samples at the same positions for the same seed."""
+    values = inputs.movedim(1, -1)
+    if values.dtype in (torch.float16, torch.bfloat16):
+        values = values.float()
+    var, mean = torch.var_mean(values, list(range(values.dim() - 1)), unbiased=False)
+    count = values[..., 0].numel()
+    generator = torch.Generator().manual_seed(seed)
+    if count <= NUM_SAMPLES:
+        samples = values.flatten(0, -2)
+    else:
+        samples = values[tuple(torch.randint(size, (NUM_SAMPLES, ), generator=generator)
+                               for size in values.shape[:-1])]
+    return _Inputs(mean.double(), var.double(), samples.double(), count)
+
+
+def _moments(old: _Inputs, new: _Inputs) -> Tensor:
+    """Stack the moments (7, C) that a BatchNorm is adapted by.
+
+    These are both means, both variances, and of the samples both variances and the covariance.
+    """
+    x, y = (item.samples - item.samples.mean(0) for item in (old, new))
+    return torch.stack((old.mean, new.mean, old.var, new.var,
+                        x.square().mean(0), y.square().mean(0), (x * y).mean(0)))
 
 
 @dataclass
@@ -137,15 +116,17 @@ class _Pair:
     Attributes:
         norm (_BatchNorm): That of the changed model.
         original (_BatchNorm): That of the reference.
-        total (_Moments, optional): Moments of the inputs in all batches.
         originals (list[_Inputs]): Inputs of the original in this batch.
         seed (int): Seed of the positions of the samples in this batch.
+        total (Tensor, optional): Mean of the moments (7, C) of all batches.
+        count (int): Number of values of a channel in all batches.
     """
     norm: _BatchNorm
     original: _BatchNorm
-    total: Optional[_Moments] = None
     originals: List[_Inputs] = field(default_factory=list)
     seed: int = 0
+    total: Optional[Tensor] = None
+    count: int = 0
 
     def begin(self, number: int) -> None:
         """Begin another batch."""
@@ -153,19 +134,17 @@ class _Pair:
 
     def see_original(self, inputs: Tensor) -> None:
         """Remember inputs of the original BatchNorm."""
-        self.originals.append(_Inputs.of(inputs, self.seed))
+        self.originals.append(_summarise(inputs, self.seed))
 
     def adapt_to_batch(self, inputs: Tensor) -> None:
         """Adapt the BatchNorm to its inputs and add their moments to the total."""
         if len(self.originals) != 1:
             return
-        (old, ), new = self.originals, _Inputs.of(inputs, self.seed)
-        centred = [item.samples - item.samples.mean(0) for item in (old, new)]
-        moments = _Moments(
-            torch.stack((old.mean, new.mean)), torch.stack((old.var, new.var)),
-            torch.stack([samples.square().mean(0) for samples in centred]),
-            (centred[0] * centred[1]).mean(0), old.count)
-        self.total = moments if self.total is None else self.total + moments
+        old, = self.originals
+        moments, count = _moments(old, _summarise(inputs, self.seed)), self.count + old.count
+        self.total = moments if self.total is None else (
+            self.count * self.total + old.count * moments) / count
+        self.count = count
         self._adapt_to(moments)
 
     def adapt_to_all(self) -> None:
@@ -177,14 +156,17 @@ class _Pair:
         """List the tensors that adapting changes."""
         return [self.norm.running_mean, self.norm.running_var, *self.norm.parameters()]
 
-    def _adapt_to(self, moments: _Moments) -> None:
-        norm, eps, correlation = self.norm, self.norm.eps, moments.correlation
+    def _adapt_to(self, moments: Tensor) -> None:
+        norm, eps = self.norm, self.norm.eps
+        old_mean, new_mean, old_var, new_var, old_sample_var, new_sample_var, cov = moments
         mean, var = self.original.running_mean.double(), self.original.running_var.double() + eps
-        ratio = (moments.var[1] + eps) / (moments.var[0] + eps)
-        offset = moments.mean[0] - mean  # between these images and those of training
-        norm.running_mean.copy_(moments.mean[1] - offset * ratio.sqrt())
+        ratio = (new_var + eps) / (old_var + eps)
+        offset = old_mean - mean  # between these images and those of training
+        norm.running_mean.copy_(new_mean - offset * ratio.sqrt())
         norm.running_var.copy_((var * ratio - eps).clamp(min=0))
         if norm.affine:
+            deviations = (old_sample_var * new_sample_var).sqrt()
+            correlation = ((cov + TINY) / (deviations + TINY)).clamp(0, 1)
             weight = self.original.weight.double()
             norm.weight.copy_(weight * correlation)
             norm.bias.copy_(self.original.bias.double()

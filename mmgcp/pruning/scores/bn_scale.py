@@ -42,16 +42,9 @@ class BNScale(Criterion):
         self.without_norm = without_norm
 
     def __call__(self, model: nn.Module, unit: ChannelUnit) -> Dict[str, Tensor]:
-        """Score the channels of a channel unit.
+        """Return scores (C, ) by name of the layer, NaN for channels that it does not have.
 
-        Args:
-            model (nn.Module): The model.
-            unit (ChannelUnit): The unit, with C channels.
-
-        Returns:
-            dict[str, Tensor]: Scores (C, ) by name of the layer: of each normalisation layer
-            in the unit and, for channels without scale factors, of the layers with weights.
-            NaN for channels that the layer does not have.
+        Layers with weights only score channels without scale factors.
         """
         scores = {}
         scaled = torch.zeros(unit.size, dtype=torch.bool)

@@ -56,14 +56,7 @@ class FilterCriterion(Criterion):
         self._gains: Dict[str, Tensor] = {}
 
     def measure(self, filters: Tensor) -> Tensor:
-        """Measure the filters of a layer.
-
-        Args:
-            filters (Tensor): Filters (C, K) in double precision.
-
-        Returns:
-            Tensor: Values (C, ), not negative.
-        """
+        """Return nonnegative values (C, ) of filters (C, K) in double precision."""
         raise NotImplementedError
 
     def prepare(self, model: nn.Module, units: Sequence[ChannelUnit],
@@ -74,16 +67,7 @@ class FilterCriterion(Criterion):
                                               for item in unit.side('out')})
 
     def __call__(self, model: nn.Module, unit: ChannelUnit) -> Dict[str, Tensor]:
-        """Score the channels of a channel unit.
-
-        Args:
-            model (nn.Module): The model.
-            unit (ChannelUnit): The unit, with C channels.
-
-        Returns:
-            dict[str, Tensor]: Scores (C, ) by name of the layer that produces the channels, NaN
-            for channels that it does not produce.
-        """
+        """Return scores (C, ) by name of the layer, NaN for channels that it does not produce."""
         scores = {}
         for item in unit.side('out'):
             layer = find_layer(model, item.module)
@@ -152,13 +136,7 @@ class FPGM(FilterCriterion):
 def _norm_gains(model: nn.Module, names: Iterable[str]) -> Dict[str, Tensor]:
     """Return the factors (C, ) that BatchNorms multiply the outputs of layers by.
 
-    Args:
-        model (nn.Module): A detector, which runs once on noise.
-        names (Iterable[str]): Names of layers.
-
-    Returns:
-        dict[str, Tensor]: |scale| / sqrt(running variance + eps) (C, ) by name of the layers
-        that BatchNorms follow, the mean over the BatchNorms if there are several.
+    Layers that no BatchNorm follows are left out; several BatchNorms are averaged.
     """
     layers = [name for name in names if isinstance(find_layer(model, name), WEIGHT_TYPES)]
     gains = {name: [_gain(norm) for norm in map(model.get_submodule, norms)
