@@ -1,9 +1,9 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """What certain input channels of a model's layers carry, over any number of images."""
 from collections import Counter
-from dataclasses import dataclass, field
-from functools import reduce
-from typing import Dict, Iterable, List, Set, Tuple
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Dict, Iterable, Set, Tuple
 
 import torch
 import torch.nn as nn
@@ -11,8 +11,8 @@ from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
 
 from mmgcp.errors import PruningError
+from mmgcp.nn.calls import Calls, recording_calls
 from mmgcp.nn.forward import ShortRuns, eval_mode
-from mmgcp.nn.hooks import hooked, maker_of, set_maker
 from mmgcp.nn.layers import WEIGHT_TYPES, is_depthwise
 
 Norms = Tuple[_BatchNorm, ...]
@@ -63,20 +63,6 @@ class ChannelStatistics:
 InputStatistics = Dict[str, Dict[Norms, ChannelStatistics]]
 
 
-@dataclass
-class _Call:
-    """One call of a layer.
-
-    Attributes:
-        name (str): Name of the layer.
-        inputs (ChannelStatistics): Of the input channels.
-        norms (List): The BatchNorms that read the output.
-    """
-    name: str
-    inputs: ChannelStatistics
-    norms: List[_BatchNorm] = field(default_factory=list)
-
-
 @torch.no_grad()
 def measure_inputs(model: nn.Module, channels: Dict[str, Tensor],
                    images: Iterable[Tensor]) -> InputStatistics:
@@ -101,52 +87,34 @@ def measure_inputs(model: nn.Module, channels: Dict[str, Tensor],
         PruningError: There are no images.
     """
     runs = ShortRuns(model)
-    calls: List[_Call] = []
-    foreign: Set[_BatchNorm] = set()  # that also normalise something else
-
-    def look(name):
-        def hook(layer, args, output):
-            calls.append(_Call(name, _input_statistics(layer, args[0], channels[name])))
-            set_maker(output, calls[-1])
-            runs.seen()
-        return hook
-
-    def find_call(norm, args):
-        call = maker_of(args[0])
-        if call is None:
-            foreign.add(norm)
-        else:
-            call.norms.append(norm)
-            runs.seen()
-
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm):
-            handles.append(module.register_forward_pre_hook(find_call))
-        elif name in channels and isinstance(module, WEIGHT_TYPES) and not is_depthwise(module):
-            handles.append(module.register_forward_hook(look(name)))
-    measured: InputStatistics = {}
     like, number = next(model.parameters()), 0
-    with hooked(handles), eval_mode(model):
+    looks = {name: partial(_input_statistics, module, channels[name])
+             for name, module in model.named_modules()
+             if name in channels and isinstance(module, WEIGHT_TYPES) and not is_depthwise(module)}
+    measured: InputStatistics = {}
+    with recording_calls(model, looks, runs.seen) as calls, eval_mode(model):
         for number, batch in enumerate(images, 1):
             runs(batch.to(like))
-            _add_calls(measured, calls)
+            _add_calls(model, measured, calls)
     if not number:
         raise PruningError('there are no images to calibrate with')
-    return _without_shared_norms(measured, foreign)
+    return _without_shared_norms(measured, set(map(model.get_submodule, calls.foreign)))
 
 
-def _input_statistics(layer: nn.Module, inputs: Tensor, channels: Tensor) -> ChannelStatistics:
+def _input_statistics(layer: nn.Module, channels: Tensor, inputs: Tensor,
+                      output: Tensor) -> ChannelStatistics:
     dim = -1 if isinstance(layer, nn.Linear) else -3
     return ChannelStatistics.of(inputs.index_select(dim, channels.to(inputs.device)), dim)
 
 
-def _add_calls(measured: InputStatistics, calls: List[_Call]) -> None:
+def _add_calls(model: nn.Module, measured: InputStatistics, calls: Calls) -> None:
     """Add the calls of one run to what was measured before, and forget them."""
-    for call in calls:
-        entries, norms = measured.setdefault(call.name, {}), tuple(call.norms)
-        entries[norms] = entries[norms] + call.inputs if norms in entries else call.inputs
-    calls.clear()
+    for name, found in calls.items():
+        for call in found:
+            entries = measured.setdefault(name, {})
+            norms = tuple(map(model.get_submodule, call.norms))
+            entries[norms] = entries[norms] + call.note if norms in entries else call.note
+        found.clear()
 
 
 def _without_shared_norms(measured: InputStatistics, foreign: Set[_BatchNorm]) -> InputStatistics:

@@ -1,6 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """What criteria have in common that look at the filters of the layers alone."""
-from typing import Dict, Iterable, List, Optional, Sequence
+from typing import Dict, Iterable, Optional, Sequence
 
 import torch
 import torch.nn as nn
@@ -8,8 +8,7 @@ from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
 
 from mmgcp.errors import PruningError
-from mmgcp.nn.forward import IMAGE_SHAPE, run_with_hooks, working_shape
-from mmgcp.nn.hooks import maker_of, set_maker
+from mmgcp.nn.calls import following_norms
 from mmgcp.nn.layers import WEIGHT_TYPES, find_layer, is_depthwise
 from mmgcp.nn.training_loss import Batch
 from mmgcp.pruning.units import ChannelUnit
@@ -127,24 +126,11 @@ def norm_gains(model: nn.Module, names: Iterable[str]) -> Dict[str, Tensor]:
         dict[str, Tensor]: |scale| / sqrt(running variance + eps) (C, ) by name of those layers
         whose output a BatchNorm takes as it is, the mean of them if there are several.
     """
-    followers: Dict[str, List[_BatchNorm]] = {}
-
-    def mark(name):
-        return lambda layer, args, output: set_maker(output, name)
-
-    def find(norm, args):
-        name = maker_of(args[0])
-        if name is not None and norm.running_var is not None:
-            followers.setdefault(name, []).append(norm)
-
-    layers = {name: find_layer(model, name) for name in names}
-    handles = [layer.register_forward_hook(mark(name)) for name, layer in layers.items()
-               if isinstance(layer, WEIGHT_TYPES)]
-    handles += [module.register_forward_pre_hook(find) for module in model.modules()
-                if isinstance(module, _BatchNorm)]
-    run_with_hooks(model, working_shape(model, IMAGE_SHAPE), handles)
-    return {name: torch.stack([_gain(norm) for norm in norms]).mean(0)
-            for name, norms in followers.items()}
+    layers = [name for name in names if isinstance(find_layer(model, name), WEIGHT_TYPES)]
+    gains = {name: [_gain(norm) for norm in map(model.get_submodule, norms)
+                    if norm.running_var is not None]
+             for name, norms in following_norms(model, layers).items()}
+    return {name: torch.stack(found).mean(0) for name, found in gains.items() if found}
 
 
 def _gain(norm: _BatchNorm) -> Tensor:

@@ -10,8 +10,10 @@ import torch.nn as nn
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
 
+from mmgcp.nn.calls import producer_of as maker_of
+from mmgcp.nn.calls import set_producer as set_maker
 from mmgcp.nn.forward import ShortRuns, run_as_tensors
-from mmgcp.nn.hooks import hooked, maker_of, set_maker
+from mmgcp.nn.hooks import hooked
 
 Outputs = Dict[str, List[Tensor]]
 
