@@ -80,11 +80,11 @@ def check_selection(modules: Any, exclude: Any, groups: Any) -> None:
     for name, value in dict(modules=modules, exclude=exclude).items():
         if value is None or (name == 'modules' and value == PRUNABLE):
             continue
-        if not is_seq_of(value, str):
+        if not _is_list_of(str, value):
             raise UserError(f'{name} must be a sequence of patterns, but got {value!r}')
     if groups is None or groups == 'auto':
         return
-    if not is_seq_of(groups, dict):
+    if not _is_list_of(dict, groups):
         raise UserError(f"groups must be 'auto' or a sequence of dicts, but got {groups!r}")
     for group in groups:
         _check_group(group)
@@ -96,7 +96,7 @@ def _check_group(group: dict) -> None:
         raise UserError("a group must have the keys 'name' and 'modules' and may have "
                         f"'rate_factor', but got {sorted(keys)}")
     name = group['name']
-    if not is_seq_of(group['modules'], str):
+    if not _is_list_of(str, group['modules']):
         raise UserError(f'modules of the group {name!r} must be a sequence of patterns, '
                         f'but got {group["modules"]!r}')
     if not group.get('rate_factor', 1) >= 0:
@@ -105,6 +105,10 @@ def _check_group(group: dict) -> None:
     if name == OTHER:
         raise UserError(f'a group must not have the name {OTHER!r}, which stands for the '
                         'layers of no group')
+
+
+def _is_list_of(kind: type, values: Any) -> bool:
+    return not isinstance(values, str) and is_seq_of(values, kind)
 
 
 def _find_layers(model: nn.Module, modules: Optional[Sequence[str]],
