@@ -315,18 +315,24 @@ def test_resumed_training_is_bit_for_bit_the_same(tmp_path):
 def test_nothing_is_left_behind(tmp_path):
     runner = make_runner(tmp_path, dict(rate=0.01))
     hook = next(h for h in runner.hooks if isinstance(h, DynamicSparsityHook))
-    calls = []
-    hook._add_penalty = lambda runner, owned, optimizer: calls.append(optimizer)
+    gamma = runner.model.bn1.weight
+
+    def change_by_a_step():
+        before = gamma.detach().clone()
+        gamma.grad = torch.zeros_like(gamma)
+        runner.optim_wrapper.optimizer.step()
+        return gamma.detach() - before
+
     runner.train()
-    runner.optim_wrapper.optimizer.step()
-    assert len(calls) == 1
-    # Beginning twice without an end, as after an error, must not count twice.
+    assert not change_by_a_step().any()
+    # Starting twice without an end, as after an error, must not count twice.
     for _ in range(2):
         hook.before_train(runner)
-    runner.optim_wrapper.optimizer.step()
+    penalty = 0.1 * 0.01 * gamma.detach().sign()
+    assert penalty.any()
+    torch.testing.assert_close(change_by_a_step(), -penalty)
     hook.after_train(runner)
-    runner.optim_wrapper.optimizer.step()
-    assert len(calls) == 2
+    assert not change_by_a_step().any()
 
 
 def test_logs(tmp_path):
