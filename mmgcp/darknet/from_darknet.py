@@ -16,7 +16,8 @@ from mmgcp.utils.config import build_detector
 
 from .base_network import changed_channels, find_widen_factor
 from .cfg import DarknetError, Section
-from .layers import BN_EPS, STAGE_BLOCKS, channel_table, count_blocks, match_layers
+from .layers import BN_EPS, STAGE_BLOCKS
+from .matching import channel_table, count_blocks, match_layers
 from .weights import Header, read_weights
 
 BASE_CONFIG = 'mmyolo::yolov5/yolov5_s-v61_syncbn_fast_8xb16-300e_coco.py'

@@ -13,15 +13,8 @@ from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.config import build_detector
 
 from .cfg import DarknetError, Section, first_line
-from .layers import (
-    BN_EPS,
-    NUM_STAGES,
-    SPP_KERNELS,
-    Layer,
-    channel_table,
-    conv_channels,
-    yolov4_layers,
-)
+from .layers import BN_EPS, NUM_STAGES, SPP_KERNELS, Layer, yolov4_layers
+from .matching import channel_table, conv_channels
 
 # Options of yolov4.cfg that a detector does not have
 _NET_OPTIONS = dict(

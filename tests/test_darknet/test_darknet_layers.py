@@ -15,7 +15,7 @@ from mmgcp.darknet import (
     parse_cfg,
     yolov4_layers,
 )
-from mmgcp.darknet.layers import sources
+from mmgcp.darknet.matching import sources
 
 
 @pytest.fixture
