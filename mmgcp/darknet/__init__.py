@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""YOLOv4 from and to the files of Darknet (cfg, weights, names)."""
+"""Conversion of YOLOv4 from and to the files of Darknet (cfg, weights, names)."""
 from .cfg import DarknetError, Section, first_line, format_cfg, parse_cfg, read_cfg
 from .files import check_file, check_folder
 from .from_darknet import checkpoint, complete_config, is_pruned, load_parameters, model_config
