@@ -15,6 +15,7 @@ from mmgcp.pruning.auto_groups import auto_groups
 from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.layer_groups import assign_groups
 from mmgcp.pruning.units import LayerGroup
+from mmgcp.utils.process_state import random_states_kept
 
 from .channels import OTHER, LayerScales, ScaleFactors
 
@@ -186,4 +187,4 @@ def _assign(model: nn.Module, layers: Sequence[str], groups: Groups,
 def _random_state_kept():
     """Keep a run of the model from changing what training draws at random afterwards."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    return torch.random.fork_rng(devices=devices)
+    return random_states_kept(devices)
