@@ -99,15 +99,15 @@ ROWS = dict(a=[0.9, 0.1, 0.9, 0.1], b=[0.9, 0.1, 0.1, 0.9], c=[0.9, 0.1, 0.9, 0.
 
 
 def test_or_keeps_what_any_layer_keeps():
-    item = scored_unit(dict(ROWS, d=[0.1, 0.1, 0.1, 0.1]), {layer: A for layer in ROWS})
+    item = scored_unit(dict(ROWS, d=[0.1, 0.1, 0.1, 0.1]), dict.fromkeys(ROWS, A))
     assert chosen(item, dict(A=0.5), 'or') == [1]
 
 
 def test_majority_keeps_what_more_than_half_keep():
     # votes: 4, 1, 2 (a tie), 1
-    item = scored_unit(ROWS, {layer: A for layer in ROWS})
+    item = scored_unit(ROWS, dict.fromkeys(ROWS, A))
     assert chosen(item, dict(A=0.5), 'majority') == [1, 2, 3]
-    three = scored_unit({layer: ROWS[layer] for layer in 'abc'}, {layer: A for layer in 'abc'})
+    three = scored_unit({layer: ROWS[layer] for layer in 'abc'}, dict.fromkeys('abc', A))
     assert chosen(three, dict(A=0.5), 'majority') == [1, 3]
 
 
@@ -116,7 +116,7 @@ def test_majority_keeps_what_more_than_half_keep():
     ('mean', {0.2: [], 0.4: [1, 3], 0.6: [1, 2, 3]}),
     ('sum', {0.6: [], 1.3: [1, 3], 2.1: [1, 2, 3]})])
 def test_mean_and_sum(merge, expected):
-    item = scored_unit(ROWS, {layer: A for layer in ROWS})
+    item = scored_unit(ROWS, dict.fromkeys(ROWS, A))
     assert {limit: chosen(item, dict(A=limit), merge) for limit in expected} == expected
 
 

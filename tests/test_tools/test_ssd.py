@@ -59,7 +59,7 @@ def test_attention_finds_its_places_in_a_detector_for_large_images(tmp_path):
 
 def test_sparse_training_finds_its_groups_in_a_detector_for_large_images(tmp_path):
     model = build(small_model(tmp_path))
-    factors = select_scale_factors(model, modules='prunable', unit=True, groups='auto')
+    factors = select_scale_factors(model, modules='prunable', coupled=True, groups='auto')
     assert {'backbone-8', 'bottom-up-64'} <= {layer.group for layer in factors.layers}
 
 
