@@ -1,0 +1,49 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""What the documentation says that can be compared with the code."""
+import re
+from pathlib import Path
+
+import pytest
+
+from mmgcp.pruning.options import PruneOptions
+from mmgcp.pruning.scores import criterion_names
+from mmgcp.registry import TASK_UTILS
+from mmgcp.utils.options import options_table
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / 'README.md', ROOT / 'CHANGELOG.md', ROOT / 'CONTRIBUTING.md',
+         *sorted((ROOT / 'docs').glob('*.md'))]
+DESIGN = (ROOT / 'docs' / 'design.md').read_text()
+
+
+def test_table_of_options():
+    text = (ROOT / 'docs' / 'pruning.md').read_text()
+    (table, ) = re.findall(r'<!-- options: .* -->\n(.*?)\n<!-- end of options -->', text, re.S)
+    assert table == options_table(PruneOptions)
+
+
+def test_table_of_criteria():
+    text = (ROOT / 'docs' / 'criteria.md').read_text()
+    named = set(re.findall(r'^\| `(\w+)` \|', text, re.M))
+    ours = {name for name in criterion_names()
+            if TASK_UTILS.get(name).__module__.startswith('mmgcp.')}  # tests register others
+    assert ours - {'EqualShares'} == named
+
+
+@pytest.mark.parametrize('page', PAGES, ids=[page.name for page in PAGES])
+def test_links_to_files(page):
+    for target in re.findall(r'\]\(([^)#:]+?)(?:#[^)]*)?\)', page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize('title, most', [
+    ('The path of one channel', 20), ('The path of one sparsity step', 6),
+    ('The path of one distilling step', 7)])
+def test_paths_through_the_code(title, most):
+    """Each file exists and comes once."""
+    section = DESIGN.split(f'## {title}\n')[1].split('\n## ')[0]
+    files = re.findall(r'^\| \d+ \| `([^`]+)` \|', section, re.M)
+    assert 3 < len(files) <= most and len(set(files)) == len(files)
+    assert all((ROOT / name).is_file() for name in files)
+    numbers = [int(number) for number in re.findall(r'^\| (\d+) \|', section, re.M)]
+    assert numbers == list(range(1, len(files) + 1))
