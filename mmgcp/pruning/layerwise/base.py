@@ -45,30 +45,22 @@ class LayerwiseCriterion(Criterion):
         return 'uniform' if self.allocation_criterion is None else 'global'
 
     def expect_folding(self, folded: bool) -> None:
-        """Tell whether removed channels are folded between :meth:`score` and :meth:`update`."""
+        """Set :attr:`folded`."""
         self.folded = folded
 
     def skips(self, model: nn.Module, unit: ChannelUnit) -> Optional[str]:
-        """Tell why a unit must not be pruned.
-
-        Args:
-            model (nn.Module): The model with all of its channels.
-            unit (ChannelUnit): The unit.
-
-        Returns:
-            str | None: The reason, or None if its channels may be removed.
-        """
+        """Return why a unit of a model must not be pruned, or None if it may be."""
         return None
 
     def begin(self, model: nn.Module, units: Sequence[ChannelUnit],
               batches: Iterable[Batch], progress: Progress) -> None:
-        """Prepare for pruning. Called once, with all channels of the model still there.
+        """Prepare for pruning. Called once, while the model still has all of its channels.
 
         Args:
             model (nn.Module): The model.
             units (Sequence[ChannelUnit]): The units that will be pruned, in order.
             batches (Iterable[Batch]): Training batches. Can be iterated any number of times.
-            progress (Callable): Called with the name of a stage, the number of steps done,
+            progress (Callable): Called with the name of a stage, the number of finished steps
                 and the number of all steps of the stage.
         """
 
@@ -103,8 +95,8 @@ class LayerwiseCriterion(Criterion):
                batches: Iterable[Batch]) -> None:
         """Adapt the weights in place to the removal of channels.
 
-        Since :meth:`score` was called for the unit, nothing in the model has changed but for
-        the removed channels, which are switched off, and for the means that were folded.
+        Since :meth:`score` was called for the unit, the removed channels have been switched off
+        and perhaps their means folded; nothing else in the model has changed.
 
         Args:
             model (nn.Module): The model.

@@ -10,20 +10,17 @@ import torch.nn as nn
 from torch import Tensor
 
 from mmgcp.errors import PruningError
-from mmgcp.nn.temporarily import requiring_grad, values_kept
+from mmgcp.nn.temporarily import only_values_change, requiring_grad, values_kept
 from mmgcp.nn.training_loss import Batch, loss_mode
 from mmgcp.pruning.layerwise.base import LayerwiseCriterion
-from mmgcp.pruning.layerwise.consumers import find_consumers
+from mmgcp.pruning.layerwise.consumers import ConsumerKernels, find_consumers
 from mmgcp.pruning.scores.base import Progress
 from mmgcp.pruning.units import ChannelUnit
 
-from .attached import Auxiliary, attach, watch_consumers
-from .consumer_kernels import ConsumerKernels
+from .attached import Auxiliary, attach, train_jointly, watch_consumers
 from .joint_loss import JointLoss
-from .joint_training import train_jointly
 from .priors import number_of_classes
 from .reconstructor import Reconstructor
-from .rounds import score_in_rounds
 from .settings import AuxiliarySettings
 
 
@@ -45,8 +42,9 @@ class AuxiliaryCriterion(LayerwiseCriterion):
 
     With several ``rounds``, each round selects an equal share of the channels: those with the
     highest scores get their kernels back, these are fitted, and the remaining channels are
-    scored anew by what is still missing. Channels of earlier rounds have higher scores. DCP
-    selects one channel in a round, which takes too long for wide layers; LCP selects all at once.
+    scored anew by what is still missing. Channels of earlier rounds have higher scores. In the
+    papers, DCP selects one channel in a round, which takes too long for wide layers, and LCP all
+    channels at once.
 
     If the means of removed channels are folded into their consumers (the default of
     :func:`mmgcp.pruning.prune`), constants that outputs lack are no error for the scores.
@@ -72,21 +70,14 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         self._reconstructor: Optional[Reconstructor] = None
 
     def make_network(self, channels: int, num_classes: int) -> nn.Module:
-        """Make an auxiliary network, with a method ``loss(feature, targets)``.
+        """Make an auxiliary network for a feature map (N, channels, H, W).
 
-        Args:
-            channels (int): Number of channels of the feature map (N, C, H, W) that it reads.
-            num_classes (int): Number of classes.
+        It has a method ``loss(feature, targets)``.
         """
         raise NotImplementedError
 
     def find_targets(self, model: nn.Module, batch: Batch) -> Any:
-        """Find what the auxiliary networks have to predict for a batch.
-
-        Args:
-            model (nn.Module): The original detector.
-            batch (Batch): The batch.
-        """
+        """Find what the auxiliary networks have to predict for a batch of the original model."""
         raise NotImplementedError
 
     def skips(self, model: nn.Module, unit: ChannelUnit) -> Optional[str]:
@@ -98,7 +89,7 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         """Attach auxiliary networks, train them together with the detector, and copy it.
 
         The detector's trainable weights change, unless ``joint_lr`` is 0; the statistics of its
-        normalisation do not. See :meth:`LayerwiseCriterion.begin` for the arguments.
+        normalisation do not.
 
         Raises:
             PruningError: There are no batches, the detector's head does not tell what is
@@ -122,17 +113,14 @@ class AuxiliaryCriterion(LayerwiseCriterion):
 
     def score(self, model: nn.Module, unit: ChannelUnit,
               batches: Iterable[Batch]) -> Tensor:
-        """Score the C channels of a unit, without changing the model.
-
-        Returns:
-            Tensor: Scores (C, ); see :func:`score_in_rounds`.
+        """Return the scores (C, ) of :meth:`JointLoss.score`, without changing the model.
 
         Raises:
             PruningError: The scores are not finite.
         """
         with self.joint_loss(model, unit, batches) as loss, values_kept(loss.kernels.weights):
             loss.reconstructor.forget()
-            scores = score_in_rounds(loss, centred=self.folded)
+            scores = loss.score(centred=self.folded)
         if not bool(scores.isfinite().all()):
             raise PruningError(f'the scores of {unit.name} are not finite: has the training '
                                'diverged? Try a lower lr, or relative=True')
@@ -143,10 +131,8 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         """Fit the kernels that read the remaining channels of a unit; nothing else changes.
 
         The inputs and original outputs of the consumers are still known from :meth:`score`: the
-        removed channels, which are now off, are the only difference.
-
-        If this does not lower the mean loss of the batches, it is taken back with a warning.
-        See :meth:`LayerwiseCriterion.update` for the arguments.
+        removed channels, which are now off, are the only difference. If fitting does not lower
+        the mean loss of the batches, it is taken back with a warning.
         """
         with self.joint_loss(model, unit, batches) as loss:
             values, before = loss.kernels.copy(), loss.mean()
@@ -177,10 +163,10 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         auxiliary = self.auxiliaries.get(unit.name)
         if auxiliary is not None:
             auxiliary.network.to(next(model.parameters()))
-        with loss_mode(model), requiring_grad(model, kernels.weights):
+        find_targets = (lambda *_: None) if auxiliary is None else self.find_targets
+        with only_values_change(model), loss_mode(model), requiring_grad(model, kernels.weights):
             yield JointLoss(model, unit, batches, kernels, self._reconstructor,
-                            self.reconstruction_weight, auxiliary, self.find_targets,
-                            self.settings)
+                            self.reconstruction_weight, auxiliary, find_targets, self.settings)
 
     def state_dict(self) -> dict:
         """Return the networks and the weights of the original detector as plain data."""

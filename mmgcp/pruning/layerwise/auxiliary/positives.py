@@ -11,12 +11,7 @@ from mmgcp.nn.training_loss import Batch
 
 
 class GroundTruth(NamedTuple):
-    """The objects of an image.
-
-    Attributes:
-        boxes (Tensor): Boxes (G, 4) as (x1, y1, x2, y2) in pixels of the batch.
-        labels (Tensor): Class indices (G, ).
-    """
+    """The G objects of an image: boxes (x1, y1, x2, y2) in pixels of the batch, and classes."""
     boxes: Tensor
     labels: Tensor
 
@@ -45,43 +40,29 @@ class Positives:
 def read_ground_truth(batch: Batch) -> List[GroundTruth]:
     """Read the objects of each image, without boxes that have no area.
 
-    Args:
-        batch (Batch): Its data samples are a list of MMDetection's data samples, or a dictionary
-            of MMYOLO's with ``bboxes_labels`` (M, 6): image, class and box.
-
-    Returns:
-        list[GroundTruth]: The objects, image by image.
+    The data samples of the batch are a list of MMDetection's, or a dictionary of MMYOLO's with
+    ``bboxes_labels`` (M, 6): image, class and box.
     """
     samples = batch.data_samples
     if isinstance(samples, dict):
         rows = samples['bboxes_labels']
-        truths = [rows[rows[:, 0] == number] for number in range(len(batch.images))]
-        truths = [GroundTruth(rows[:, 2:6], rows[:, 1].long()) for rows in truths]
+        images = [rows[rows[:, 0] == number] for number in range(len(batch.images))]
+        truths = [(rows[:, 2:6], rows[:, 1].long()) for rows in images]
     else:
-        truths = [GroundTruth(get_box_tensor(sample.gt_instances.bboxes),
-                              sample.gt_instances.labels) for sample in samples]
-    return [_with_area(truth) for truth in truths]
-
-
-def _with_area(truth: GroundTruth) -> GroundTruth:
-    keep = (truth.boxes[:, 2:] > truth.boxes[:, :2]).all(1)
-    return GroundTruth(truth.boxes[keep], truth.labels[keep])
+        truths = [(get_box_tensor(sample.gt_instances.bboxes), sample.gt_instances.labels)
+                  for sample in samples]
+    have_area = [(boxes[:, 2:] > boxes[:, :2]).all(1) for boxes, _ in truths]
+    return [GroundTruth(boxes[keep], labels[keep])
+            for (boxes, labels), keep in zip(truths, have_area)]
 
 
 def match(priors: Tensor, boxes: Tensor, threshold: float) -> Tensor:
-    """Match prior boxes with objects by their intersection over union (IoU).
+    """Match prior boxes (P, 4) with boxes (G, 4) of objects by intersection over union (IoU).
 
     A prior box matches the object that it overlaps most, if their IoU reaches the threshold. An
     object that is matched by none of them is matched by the prior box that overlaps it most, as in
-    SSD (`arXiv 1512.02325 <https://arxiv.org/abs/1512.02325>`_, section 2.2).
-
-    Args:
-        priors (Tensor): Prior boxes (P, 4).
-        boxes (Tensor): Boxes (G, 4) of the objects.
-        threshold (float): The least IoU.
-
-    Returns:
-        Tensor: Pairs (K, 2) of the indices of an object and a prior box, ascending.
+    SSD (`arXiv 1512.02325 <https://arxiv.org/abs/1512.02325>`_, section 2.2). Return pairs (K, 2)
+    of the indices of an object and a prior box, ascending.
     """
     if not len(boxes):
         return boxes.new_zeros(0, 2, dtype=torch.long)
@@ -104,17 +85,10 @@ def thin_out(rows: Tensor, number: int) -> Tensor:
 
 def find_positives(priors: Tensor, batch: Batch, threshold: float = 0.5,
                    max_positives: int = 64) -> Positives:
-    """Find the prior boxes of a batch that match objects; see :func:`match`.
+    """Find the prior boxes (P, 4), the same for all images, that match objects; see :func:`match`.
 
-    Args:
-        priors (Tensor): Prior boxes (P, 4), the same for all images.
-        batch (Batch): The images and their ground truth.
-        threshold (float): The least IoU. Defaults to 0.5.
-        max_positives (int): Largest number of matches in an image. If there are more, they are
-            thinned out evenly over its objects and levels. Defaults to 64.
-
-    Returns:
-        Positives: The matches, image by image.
+    If more than ``max_positives`` match in an image, they are thinned out evenly over its objects
+    and levels.
     """
     parts = []
     for number, truth in enumerate(read_ground_truth(batch)):

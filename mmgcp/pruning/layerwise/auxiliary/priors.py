@@ -12,14 +12,7 @@ from mmgcp.errors import PruningError
 def dense_head(model: nn.Module) -> nn.Module:
     """Return the head of a detector that has prior boxes or points.
 
-    Args:
-        model (nn.Module): A single-stage or two-stage detector.
-
-    Returns:
-        nn.Module: The dense head; of a two-stage detector, the one that proposes regions.
-
-    Raises:
-        PruningError: There is no such head.
+    Of a two-stage detector, this is the one that proposes regions.
     """
     for name in ('bbox_head', 'rpn_head'):
         head = getattr(model, name, None)
@@ -30,14 +23,7 @@ def dense_head(model: nn.Module) -> nn.Module:
 
 
 def number_of_classes(model: nn.Module) -> int:
-    """Return the number of classes that a detector distinguishes, without the background.
-
-    Args:
-        model (nn.Module): A single-stage or two-stage detector.
-
-    Raises:
-        PruningError: Its head does not have this number.
-    """
+    """Return the number of classes that a detector distinguishes, without the background."""
     head = getattr(getattr(model, 'roi_head', model), 'bbox_head', None)
     head = head[0] if isinstance(head, nn.ModuleList) else head
     if not hasattr(head, 'num_classes'):
@@ -50,25 +36,18 @@ class PriorBoxes:
     """The prior boxes of a detector for images of any size.
 
     Anchors are taken as they are, from the first level to the last. For heads with points they
-    are squares around the points, whose sides are multiples of the level's stride.
-
-    Args:
-        point_scales (Sequence[float]): These multiples. Defaults to (2, 4, 8).
+    are squares around the points, whose sides are ``point_scales`` times the level's stride.
     """
 
     def __init__(self, point_scales: Sequence[float] = (2, 4, 8)):
-        self.point_scales = tuple(point_scales)
+        self._point_scales = tuple(point_scales)
         self._last: Tuple[tuple, Tensor] = ((), torch.empty(0, 4))
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Return the prior boxes (P, 4) as (x1, y1, x2, y2) in pixels.
+        """Return the prior boxes (P, 4) as (x1, y1, x2, y2) in pixels for images (N, C, H, W).
 
-        Args:
-            model (nn.Module): The detector. It is run if the last images had another size.
-            images (Tensor): Images (N, C, H, W).
-
-        Raises:
-            PruningError: The head has no priors, or not for as many feature maps as it gets.
+        The detector runs if the last images had another size. Raises a PruningError if its head
+        has no priors, or not for as many feature maps as it gets.
         """
         key = (id(model), images.shape[-2:], images.device)
         if self._last[0] != key:
@@ -85,10 +64,7 @@ class PriorBoxes:
         levels = generator.grid_priors(sizes, dtype=torch.float32, device=images.device)
         if levels[0].shape[1] == 4:
             return torch.cat(levels)
-        return torch.cat([_squares(points, scale * max(stride))
-                          for points, stride in zip(levels, generator.strides)
-                          for scale in self.point_scales])
-
-
-def _squares(centres: Tensor, side: float) -> Tensor:
-    return torch.cat((centres - side / 2, centres + side / 2), 1)
+        halves = [(points, scale * max(stride) / 2)
+                  for points, stride in zip(levels, generator.strides)
+                  for scale in self._point_scales]
+        return torch.cat([torch.cat((points - half, points + half), 1) for points, half in halves])

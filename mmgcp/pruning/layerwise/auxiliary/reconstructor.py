@@ -1,7 +1,8 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """What the consumers of a channel unit emit, compared with what they emitted originally."""
 import copy
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
+from dataclasses import dataclass
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -15,18 +16,38 @@ from mmgcp.nn.training_loss import Batch, loss_mode
 from mmgcp.pruning.layerwise.consumers import find_consumers
 from mmgcp.pruning.units import ChannelUnit
 
-from .attached import Outputs
+from .attached import FindTargets, Outputs
 from .settings import AuxiliarySettings
-from .view import View
 
-# The targets of an auxiliary network for a batch, found with the original model
-FindTargets = Callable[[nn.Module, Batch], Any]
+
+@dataclass(frozen=True)
+class View:
+    """All of a batch that stays the same while the kernels of a unit's consumers are fitted.
+
+    Attributes:
+        expected (dict[str, list[Tensor]]): The consumers' outputs in the original model.
+        inputs (dict[str, list[Tensor]], optional): The consumers' inputs. None if they depend
+            on the kernels, because one consumer reads what another one computes.
+        images (Tensor, optional): The images (N, C, H, W) in the latter case.
+        targets (Any): The targets of the unit's auxiliary network; None without one.
+    """
+    expected: Outputs
+    inputs: Optional[Outputs]
+    images: Optional[Tensor]
+    targets: Any
+
+    @property
+    def size(self) -> int:
+        """The memory in bytes that the tensors take, without the targets."""
+        tensors = [item for outputs in (self.expected, self.inputs or {})
+                   for items in outputs.values() for item in items]
+        if self.images is not None:
+            tensors.append(self.images)
+        return sum(item.nelement() * item.element_size() for item in tensors)
 
 
 class Reconstructor:
-    """Compares outputs of consumers with those in the original model.
-
-    It owns a copy of the original model, and views of the batches for the current unit.
+    """Compares outputs of consumers with those in the original model, of which it owns a copy.
 
     Args:
         norms (Mapping[str, list[str]]): By name of each consumer of any unit, for each of its
@@ -56,11 +77,9 @@ class Reconstructor:
         return dict(norms=dict(self._norms), weights=dict(self._weights))
 
     def original(self, model: nn.Module) -> nn.Module:
-        """Return the copy of the original model.
+        """Return the copy of the original model, without hooks.
 
-        Args:
-            model (nn.Module): The model in its current state: the same layers, perhaps with
-                other weights, and with hooks, which the copy does not have.
+        It is made of the model in its current state, which has the same layers.
         """
         if self._original is None:
             self._original = copy.deepcopy(model).requires_grad_(False)
@@ -72,11 +91,7 @@ class Reconstructor:
         return self._original
 
     def consumers(self, model: nn.Module, unit: ChannelUnit) -> List[str]:
-        """Return the names of a unit's consumers that run.
-
-        Raises:
-            PruningError: There are none.
-        """
+        """Return the names of a unit's consumers that run; PruningError if there are none."""
         names = [name for name in find_consumers(model, unit) if self._norms[name]]
         if not names:
             raise PruningError(f'no layer that runs reads the channels of {unit.name}')
@@ -84,18 +99,10 @@ class Reconstructor:
 
     def views(self, model: nn.Module, unit: ChannelUnit, batches: Iterable[Batch],
               find_targets: FindTargets) -> Iterator[View]:
-        """Look at batches, as far as possible from memory; see :meth:`forget`.
+        """Yield a view of each batch, from memory if it has been kept; see :meth:`forget`.
 
-        Args:
-            model (nn.Module): The model in its current state, in
-                :func:`mmgcp.nn.training_loss.loss_mode`. Of its parameters, those that are
-                fitted require gradients, and no others.
-            unit (ChannelUnit): The unit.
-            batches (Iterable[Batch]): Training batches.
-            find_targets (Callable): Finds the targets of the unit's auxiliary network.
-
-        Yields:
-            View: What there is to know of each batch.
+        The model is in :func:`mmgcp.nn.training_loss.loss_mode`; of its parameters only those
+        that are fitted require gradients.
         """
         for number, batch in enumerate(batches):
             view = self._views.get((unit.name, number))
@@ -107,21 +114,14 @@ class Reconstructor:
             yield view
 
     def forget(self) -> None:
-        """Forget all views: the model before the consumers of a unit is going to change."""
+        """Forget all views, because the model before the consumers of a unit has changed."""
         self._views.clear()
 
     def outputs(self, model: nn.Module, view: View) -> Outputs:
-        """Compute what the consumers emit, with their current kernels.
+        """Compute what the consumers emit for a batch with their current kernels.
 
         What was folded into the running mean of a BatchNorm counts as a part of the output
         that it reads.
-
-        Args:
-            model (nn.Module): The model in its current state.
-            view (View): A view of a batch.
-
-        Returns:
-            dict[str, list[Tensor]]: The outputs of each consumer, call by call.
         """
         if view.inputs is None:
             found = self._record(model, view.images, view.expected)
@@ -133,16 +133,10 @@ class Reconstructor:
                 for name, outputs in found.items()}
 
     def error(self, outputs: Outputs, view: View, centred: bool) -> Tensor:
-        """Compute how much the consumers' outputs differ from the original ones.
+        """Sum up the mean squared errors of all consumers' outputs over consumers and calls.
 
-        Args:
-            outputs (dict[str, list[Tensor]]): What :meth:`outputs` returned.
-            view (View): The view of the batch.
-            centred (bool): Whether constants that output channels lack over the whole batch
-                do not count, as they can be folded.
-
-        Returns:
-            Tensor: The mean squared errors of all consumers and calls, summed up.
+        With ``centred``, constants that output channels lack over the whole batch do not count,
+        as they can be folded.
         """
         errors = []
         for name, items in view.expected.items():
@@ -158,6 +152,7 @@ class Reconstructor:
 
     def _look(self, model: nn.Module, unit: ChannelUnit, batch: Batch,
               find_targets: FindTargets) -> View:
+        """Run the original model and the current one on a batch."""
         original, names = self.original(model), self.consumers(model, unit)
         with loss_mode(original), torch.no_grad():
             targets = find_targets(original, batch)

@@ -26,16 +26,10 @@ from .gram import least_squares_factors, removal_ranks
 
 
 class _Sampled(NamedTuple):
-    """What :meth:`ThiNet.score` has found out about a unit.
-
-    Attributes:
-        unit (str): Name of the unit.
-        gram (Tensor): Gram matrix (C, C) of the channels' contributions.
-        means (Means, optional): Mean inputs of the unit's consumers, if they are folded.
-    """
+    """What has been found out about a unit when it was scored."""
     unit: str
-    gram: Tensor
-    means: Optional[Means]
+    gram: Tensor  # (C, C), of the channels' contributions
+    means: Optional[Means]  # of the consumers' inputs, if they are folded
 
 
 @TASK_UTILS.register_module()
@@ -102,12 +96,16 @@ class ThiNet(LayerwiseCriterion):
     def score(self, model: nn.Module, unit: ChannelUnit,
               batches: Iterable[Batch]) -> Tensor:
         """Return the ranks (C, ) of a unit's channels in the order of removal, from zero."""
-        means = None
+        means, absorbed = None, {}
         if self.folded and unit.side('in'):
-            means = _mean_inputs(model, unit, batches)
-        # a layer without BatchNorm and bias cannot absorb a constant
-        absorbed = {name: entries for name, entries in (means or {}).items()
-                    if all(entries) or find_layer(model, name).bias is not None}
+            measured = measure_inputs(
+                model, {item.module: item.channels for item in unit.side('in')},
+                (batch.images for batch in batches))
+            means = {name: {norms: statistics.mean for norms, statistics in entries.items()}
+                     for name, entries in measured.items()}
+            # a layer without BatchNorm and bias cannot absorb a constant
+            absorbed = {name: entries for name, entries in means.items()
+                        if all(entries) or find_layer(model, name).bias is not None}
         gram = self.sample(model, unit, batches, absorbed)
         self._sampled = _Sampled(unit.name, gram, means)
         return removal_ranks(gram, unit.norm_groups)
@@ -149,18 +147,9 @@ class ThiNet(LayerwiseCriterion):
                means: Optional[Means] = None) -> Tensor:
         """Sum up the products of the channels' contributions to random entries.
 
-        Args:
-            model (nn.Module): The model. It does not change.
-            unit (ChannelUnit): The unit, of size C.
-            batches (Iterable[Batch]): Training batches. The memory that it takes does not grow
-                with their number.
-            means (dict, optional): Mean inputs that are folded, by consumer.
-
-        Returns:
-            Tensor: The Gram matrix (C, C) in double precision, on the CPU.
-
-        Raises:
-            PruningError: There are no batches.
+        The memory that it takes does not grow with the number of batches. Return the Gram matrix
+        (C, C) in double precision, on the CPU. The mean inputs, by consumer, are those that are
+        folded.
         """
         like = next(model.parameters())
         gram = torch.zeros(unit.size, unit.size, dtype=torch.double, device=like.device)
@@ -168,11 +157,12 @@ class ThiNet(LayerwiseCriterion):
         number, runs = 0, ShortRuns(model)
 
         def look(name, slices, inputs, output):
-            layer = model.get_submodule(name)
+            layer, folded = model.get_submodule(name), list((means or {}).get(name, {}).values())
+            # the mean over the BatchNorms that read the consumer
+            mean = torch.stack(folded).mean(0).to(like) if folded else None
             for item in slices:
                 entries = draw_entries(layer, output, self.positions, self._off.get(name),
                                        generator)
-                mean = _overall((means or {}).get(name, {}), like)
                 found = contributions(layer, inputs, item, unit.size, entries, mean).double()
                 gram.addmm_(found.t(), found)
             runs.seen()
@@ -187,32 +177,18 @@ class ThiNet(LayerwiseCriterion):
         return gram.cpu()
 
 
-def _mean_inputs(model: nn.Module, unit: ChannelUnit, batches: Iterable[Batch]) -> Means:
-    measured = measure_inputs(model, {item.module: item.channels for item in unit.side('in')},
-                              (batch.images for batch in batches))
-    return {name: {norms: statistics.mean for norms, statistics in entries.items()}
-            for name, entries in measured.items()}
-
-
-def _overall(means: Dict[Norms, Tensor], like: Tensor) -> Optional[Tensor]:
-    """Average the mean inputs (K, ) of a consumer over its BatchNorms."""
-    return torch.stack(list(means.values())).mean(0).to(like) if means else None
-
-
 @torch.no_grad()
 def _scale_inputs(layer: nn.Module, item: ChannelSlice, factors: Tensor,
                   means: Dict[Norms, Tensor]) -> None:
-    """Multiply the kernels of a unit's channels by factors (C, ) and fold what means lose."""
-    scales = _input_factors(layer, item, factors)
-    lost = {norms: (1 - scales[item.channels]).to(mean) * mean for norms, mean in means.items()}
-    fold_constants(layer, item.channels, lost, False)
-    layer.weight.mul_(spread_inputs(layer, scales).to(layer.weight))
+    """Multiply the kernels of a unit's channels by factors (C, ) and fold what means lose.
 
-
-def _input_factors(layer: nn.Module, item: ChannelSlice, factors: Tensor) -> Tensor:
-    """Return a factor (I, ) for each input of a layer: the mean of those of its unit's channels."""
+    Inputs that belong to several channels of the unit get the mean of their factors.
+    """
     size = num_channels(layer, 'in')
     counts = torch.zeros(size).index_add(0, item.channels, torch.ones(len(item.channels)))
     sums = torch.zeros(size, dtype=factors.dtype).index_add(
         0, item.channels, factors[item.unit_index] - 1)
-    return 1 + sums / counts.clamp(min=1)
+    scales = 1 + sums / counts.clamp(min=1)
+    lost = {norms: (1 - scales[item.channels]).to(mean) * mean for norms, mean in means.items()}
+    fold_constants(layer, item.channels, lost, False)
+    layer.weight.mul_(spread_inputs(layer, scales).to(layer.weight))

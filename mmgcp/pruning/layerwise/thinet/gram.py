@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Choosing channels and factors from the products of the channels' contributions."""
+"""Choosing channels and factors by the Gram matrix (C, C) of the channels' contributions."""
 from typing import Optional
 
 import torch
@@ -11,16 +11,10 @@ LEAST_EIGENVALUE = 1e-8
 
 
 def removal_ranks(gram: Tensor, norm_groups: Optional[Tensor] = None) -> Tensor:
-    """Remove channels greedily, in the order of ThiNet's algorithm 1.
+    """Return the ranks (C, ) of channels in the order of removal of ThiNet's algorithm 1.
 
-    Args:
-        gram (Tensor): Gram matrix (C, C) of the channels' contributions.
-        norm_groups (Tensor, optional): Index (C, ) of the norm group of each channel; norm
-            groups are removed as a whole.
-
-    Returns:
-        Tensor: Rank (C, ) of each channel or of its norm group in the order of removal, from
-        zero.
+    Ranks start from zero. Channels with the same index (C, ) of the norm group are removed
+    together and have the same rank.
     """
     numbers = torch.arange(len(gram)) if norm_groups is None else norm_groups
     members = F.one_hot(numbers).to(gram)
@@ -36,18 +30,11 @@ def removal_ranks(gram: Tensor, norm_groups: Optional[Tensor] = None) -> Tensor:
 
 
 def least_squares_factors(gram: Tensor, removed: Tensor) -> Tensor:
-    """Find the factors of the remaining channels that best replace the removed ones.
+    """Return the factors (C, ) with which the other channels replace the removed ones (K, ) best.
 
     With contributions X, they minimise ``||X @ 1 - X_kept @ w||`` (equation 7 of ThiNet). The
-    system is solved for w - 1, without the directions in which the samples do not vary (whose
-    eigenvalue is less than ``LEAST_EIGENVALUE`` times the largest one): there, w remains 1.
-
-    Args:
-        gram (Tensor): Gram matrix (C, C) of X.
-        removed (Tensor): Indices (K, ) of the removed channels.
-
-    Returns:
-        Tensor: The factors (C, ) in double precision; 1 for removed channels.
+    system is solved for w - 1 and only in directions in which the samples vary (whose eigenvalue
+    is not noise): in the others, w remains 1. Removed channels have the factor 1.
     """
     gone = torch.zeros(len(gram), dtype=torch.bool)
     gone[removed] = True
