@@ -45,15 +45,9 @@ class ConsumerKernels:
 
     @torch.no_grad()
     def restore_channels(self, values: Sequence[Tensor], channels: Tensor) -> None:
-        """Set the kernels of some of the channels, given as a mask (C, ), to earlier values."""
+        """Set only the kernels of some of the channels, given as a mask (C, )."""
         self.restore([torch.where(others, weight, value) for weight, value, others in zip(
             self.weights, values, self.masks(~channels))])
-
-    @torch.no_grad()
-    def clear(self) -> None:
-        """Set the kernels of all channels of the unit to zero."""
-        masks = self.masks(torch.zeros(self._size, dtype=torch.bool))
-        self.restore([weight * mask for weight, mask in zip(self.weights, masks)])
 
     def masks(self, selected: Tensor) -> List[Tensor]:
         """Return a mask of each weight that leaves out the channels that are not selected (C, ).

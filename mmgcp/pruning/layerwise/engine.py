@@ -2,7 +2,7 @@
 """Pruning one channel unit after the other, in the order in which the model computes them."""
 import math
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Dict, List, Optional, Sequence
 
 import torch.nn as nn
@@ -109,31 +109,24 @@ def order_units(model: nn.Module, units: Sequence[ChannelUnit],
         first.get(item.module, math.inf) for item in unit.side('out')))
 
 
+@dataclass
 class LayerByLayer:
     """Prunes units of a task; the channels are switched off meanwhile, but not removed.
 
     At the end the BatchNorms are adapted to the model as it was before the first unit, unless
     there is fine-tuning, which leaves them in a better state.
-
-    Attributes:
-        removed (dict[str, Tensor]): The channels (K, ) of each finished unit, by its name.
-        uncompensated (list[str]): Layers that could not absorb what removed channels emit.
     """
-
-    def __init__(self, task: PruningTask, criterion: LayerwiseCriterion,
-                 compensator: Compensator):
-        self._model = task.model
-        self._options = task.options
-        self._limits = Limits(task.options.min_keep_ratio, task.options.round_to)
-        self._criterion = criterion
-        self._compensator = compensator
-        self.removed: Dict[str, Tensor] = {}
-        self.uncompensated: List[str] = []
+    task: PruningTask
+    criterion: LayerwiseCriterion
+    compensator: Compensator
+    removed: Dict[str, Tensor] = field(default_factory=dict)  # (K, ) of each finished unit
+    uncompensated: List[str] = field(default_factory=list)  # layers that could not absorb all
 
     def __call__(self, units: Sequence[ChannelUnit], allocated: Dict[str, Tensor],
                  unfinished: Unfinished) -> None:
         """Prune units in order: of each as many channels as were allocated, by its name."""
-        progress, finetune = self._options.progress, self._options.finetune
+        model, finetune = self.task.model, self.task.options.finetune
+        progress = self.task.options.progress
         with ExitStack() as off:
             reference = self._begin(units, unfinished, off)
             for number, unit in enumerate(units):
@@ -142,57 +135,56 @@ class LayerByLayer:
                 progress('pruning layers', number, len(units))
                 self._prune(unit, allocated[unit.name], off)
                 if finetune is not None:
-                    with only_values_change(self._model):
-                        finetune(self._model, number + 1)
-                unfinished.save(model=self._model.state_dict(), removed=self.removed,
+                    with only_values_change(model):
+                        finetune(model, number + 1)
+                unfinished.save(model=model.state_dict(), removed=self.removed,
                                 uncompensated=self.uncompensated,
-                                criterion=self._criterion.state_dict(),
+                                criterion=self.criterion.state_dict(),
                                 reference=reference and reference.state_dict())
             progress('pruning layers', len(units), len(units))
-        self._compensator.adapt(self.removed, reference)
+        self.compensator.adapt(self.removed, reference)
 
     def _begin(self, units: Sequence[ChannelUnit], unfinished: Unfinished,
                off: ExitStack) -> Optional[nn.Module]:
-        """Begin with the first unit, or resume after the last one; return the reference, if any.
+        """Begin with the first unit, or resume after the last one that was finished.
 
-        The reference is the copy of the model that the BatchNorms are adapted to.
+        Return the copy of the model that the BatchNorms are adapted to, if they are.
         """
-        state = unfinished.load()
+        model, options, state = self.task.model, self.task.options, unfinished.load()
         if state is None:
-            self._criterion.begin(self._model, units, self._options.batches,
-                                  self._options.progress)
-        trains = self._options.finetune is not None
-        reference = None if trains else self._compensator.reference()
-        if state is None:
-            return reference
-        if reference is not None:
-            reference.load_state_dict(state['reference'])
-        self._model.load_state_dict(state['model'])
-        self._criterion.load_state_dict(state['criterion'])
-        self.removed, self.uncompensated = state['removed'], state['uncompensated']
-        self._options.progress('resuming', len(self.removed), len(units))
-        off.enter_context(channels_off(self._model, units, self.removed))
+            self.criterion.begin(model, units, options.batches, options.progress)
+        reference = self.compensator.reference() if options.finetune is None else None
+        if state is not None:
+            if reference is not None:
+                reference.load_state_dict(state['reference'])
+            model.load_state_dict(state['model'])
+            self.criterion.load_state_dict(state['criterion'])
+            self.removed, self.uncompensated = state['removed'], state['uncompensated']
+            options.progress('resuming', len(self.removed), len(units))
+            off.enter_context(channels_off(model, units, self.removed))
         return reference
 
     def _prune(self, unit: ChannelUnit, allocated: Tensor, off: ExitStack) -> None:
         """Choose channels of a unit, fold their means, switch them off and adapt the weights."""
-        scores = self._criterion.score(self._model, unit, self._options.batches)
-        chosen = select_lowest(unit, scores, allocated, self._limits)
+        model, options = self.task.model, self.task.options
+        scores = self.criterion.score(model, unit, options.batches)
+        chosen = select_lowest(unit, scores, allocated,
+                               Limits(options.min_keep_ratio, options.round_to))
         self.removed[unit.name] = chosen
         if len(chosen):
-            self.uncompensated += self._compensator.fold(
+            self.uncompensated += self.compensator.fold(
                 {unit.name: chosen}, self._known_means(unit, chosen))
-            off.enter_context(channels_off(self._model, [unit], self.removed))
-            self._criterion.update(self._model, unit, chosen, self._options.batches)
+            off.enter_context(channels_off(model, [unit], self.removed))
+            self.criterion.update(model, unit, chosen, options.batches)
 
     def _known_means(self, unit: ChannelUnit, chosen: Tensor) -> Optional[Values]:
-        """Return the means of chosen channels (K, ), if they have been measured for the scores.
+        """Return the means (K, ) of chosen channels that scoring has measured, if it has.
 
-        They count only if they have been measured on the images of the compensation.
+        They count only if it was on the images of the compensation.
         """
-        images, means = self._compensator.images, self._criterion.mean_inputs(unit)
+        images, means = self.compensator.images, self.criterion.mean_inputs(unit)
         if means is None or not (isinstance(images, ImagesOf)
-                                 and images.batches is self._options.batches):
+                                 and images.batches is self.task.options.batches):
             return None
         mask = unit.mask(chosen)
         known = {item.module: {norms: mean[mask[item.unit_index].to(mean.device)]

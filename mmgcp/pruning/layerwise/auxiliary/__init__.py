@@ -1,10 +1,8 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 from .criterion import AuxiliaryCriterion
-from .networks import LocalizationNetwork, PresenceNetwork
-from .positives import Positives, find_positives, read_ground_truth
-from .priors import PriorBoxes, number_of_classes
+from .targets import Positives, PriorBoxes, find_positives, number_of_classes, read_ground_truth
 
 __all__ = [
-    'AuxiliaryCriterion', 'LocalizationNetwork', 'Positives', 'PresenceNetwork', 'PriorBoxes',
-    'find_positives', 'number_of_classes', 'read_ground_truth'
+    'AuxiliaryCriterion', 'Positives', 'PriorBoxes', 'find_positives', 'number_of_classes',
+    'read_ground_truth'
 ]

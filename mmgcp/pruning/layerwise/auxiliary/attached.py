@@ -21,7 +21,6 @@ from mmgcp.pruning.units import ChannelUnit
 
 from .settings import AuxiliarySettings
 
-STAGE = 'auxiliary networks'
 LARGEST_NORM = 10.  # of gradients
 
 # Name of a layer -> its outputs, call by call
@@ -32,17 +31,10 @@ FindTargets = Callable[[nn.Module, Batch], Any]
 
 @dataclass
 class Auxiliary:
-    """An auxiliary network and the output that it reads. Nothing of it becomes part of the model.
-
-    Attributes:
-        layer (str): Name of the layer.
-        call (int): Which of the layer's calls in a forward pass, counted from 0.
-        channels (int): Number of channels of the output.
-        network (nn.Module): The network.
-    """
+    """An auxiliary network, which is no part of the model, and the output that it reads."""
     layer: str
-    call: int
-    channels: int
+    call: int  # which of the layer's calls in a forward pass, counted from 0
+    channels: int  # of the output
     network: nn.Module
 
     def loss(self, outputs: Outputs, targets: Any) -> Tensor:
@@ -108,7 +100,7 @@ def train_jointly(model: nn.Module, auxiliaries: Mapping[str, Auxiliary],
         params = [param for param in model.parameters() if param.requires_grad]
         groups.append(dict(params=params, lr=settings.joint_lr))
     optimizer = torch.optim.SGD(groups, settings.aux_lr, settings.momentum) if groups else None
-    progress(STAGE, 0, settings.aux_epochs)
+    progress('auxiliary networks', 0, settings.aux_epochs)
     with only_values_change(model), loss_mode(model):
         for epoch in range(settings.aux_epochs if groups else 0):
             for batch in batches:
@@ -121,7 +113,7 @@ def train_jointly(model: nn.Module, auxiliaries: Mapping[str, Auxiliary],
                 if loss.requires_grad:  # networks alone learn nothing from images without objects
                     loss.backward()
                     clipped_step(optimizer)
-            progress(STAGE, epoch + 1, settings.aux_epochs)
+            progress('auxiliary networks', epoch + 1, settings.aux_epochs)
     for network in networks:
         network.eval().requires_grad_(False)
 

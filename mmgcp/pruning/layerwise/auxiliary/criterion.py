@@ -19,9 +19,9 @@ from mmgcp.pruning.units import ChannelUnit
 
 from .attached import Auxiliary, attach, train_jointly, watch_consumers
 from .joint_loss import JointLoss
-from .priors import number_of_classes
 from .reconstructor import Reconstructor
 from .settings import AuxiliarySettings
+from .targets import number_of_classes
 
 
 class AuxiliaryCriterion(LayerwiseCriterion):
@@ -89,11 +89,8 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         """Attach auxiliary networks, train them together with the detector, and copy it.
 
         The detector's trainable weights change, unless ``joint_lr`` is 0; the statistics of its
-        normalisation do not.
-
-        Raises:
-            PruningError: There are no batches, the detector's head does not tell what is
-                needed, or the training diverges.
+        normalisation do not. Raises a PruningError if there are no batches, if the detector's
+        head does not tell what is needed, or if the training diverges.
         """
         first = next(iter(batches), None)
         if first is None:
@@ -111,13 +108,8 @@ class AuxiliaryCriterion(LayerwiseCriterion):
                               self.settings)
         self._reconstructor = Reconstructor.of(model, calls, self.settings)
 
-    def score(self, model: nn.Module, unit: ChannelUnit,
-              batches: Iterable[Batch]) -> Tensor:
-        """Return the scores (C, ) of :meth:`JointLoss.score`, without changing the model.
-
-        Raises:
-            PruningError: The scores are not finite.
-        """
+    def score(self, model: nn.Module, unit: ChannelUnit, batches: Iterable[Batch]) -> Tensor:
+        """Return the scores (C, ) of :meth:`JointLoss.score`; PruningError if not finite."""
         with self.joint_loss(model, unit, batches) as loss, values_kept(loss.kernels.weights):
             loss.reconstructor.forget()
             scores = loss.score(centred=self.folded)
@@ -144,18 +136,14 @@ class AuxiliaryCriterion(LayerwiseCriterion):
             if self.settings.epochs:
                 warnings.warn(f'fitting the layers that read {unit.name} did not lower their '
                               f'loss ({before:.3g} before, {after:.3g} after) and is taken '
-                              'back: try a lower lr, or relative=True')
+                              'back: try a lower lr, or relative=True', stacklevel=2)
 
     @contextmanager
     def joint_loss(self, model: nn.Module, unit: ChannelUnit,
                    batches: Iterable[Batch]) -> Iterator[JointLoss]:
-        """Prepare a model for computing the joint loss of a unit, and restore it at the end.
+        """Yield the joint loss of a unit, for which the model is prepared, and restored at the end.
 
-        Yields:
-            JointLoss: The loss, for use in this context.
-
-        Raises:
-            PruningError: :meth:`begin` has not been called, or no consumer of the unit runs.
+        Raises a PruningError if pruning has not begun, or if no consumer of the unit runs.
         """
         if self._reconstructor is None:
             raise PruningError('the criterion has not begun: call begin or load_state_dict')

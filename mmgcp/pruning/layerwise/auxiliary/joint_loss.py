@@ -50,12 +50,13 @@ class JointLoss:
 
     def mean_gradients(self, centred: bool) -> List[Tensor]:
         """Compute the gradient of the mean loss for each weight of the kernels."""
-        total, number = [torch.zeros_like(weight) for weight in self.kernels.weights], 0
-        for number, view in enumerate(self._views(), 1):
-            loss = self._loss(view, centred)
-            for sums, gradient in zip(total, torch.autograd.grad(loss, self.kernels.weights)):
-                sums += gradient
-        return [sums / max(number, 1) for sums in total]
+        weights, count = self.kernels.weights, 0
+        total = [torch.zeros_like(weight) for weight in weights]
+        for view in self._views():
+            count += 1
+            for sums, grad in zip(total, torch.autograd.grad(self._loss(view, centred), weights)):
+                sums += grad
+        return [sums / max(count, 1) for sums in total]
 
     def minimise(self, selected: Tensor, epochs: int, centred: bool) -> None:
         """Fit the kernels by SGD, except those of channels of the unit not selected (C, )."""
@@ -77,17 +78,16 @@ class JointLoss:
         gradients, and fits their kernels. A generalisation of algorithm 2 of DCP, which selects
         one channel in a round. The weights of the kernels change.
 
-        Returns:
-            Tensor: Scores (C, ) in double precision. With one round, the squared norms of the
-            gradients. With several, the integer part is the number of rounds left after the one
-            that selects the channel, and the fractional part, at most 1/2, its share of the
-            largest norm in the last round in which it was scored.
+        The scores (C, ) are in double precision. With one round, they are the squared norms of
+        the gradients. With several, the integer part is the number of rounds left after the one
+        that selects the channel, and the fractional part, at most 1/2, its share of the largest
+        norm in the last round in which it was scored.
         """
         kernels, rounds = self.kernels, self.settings.rounds
         selected = torch.zeros(self.unit.size, dtype=torch.bool)
         scores = torch.zeros(self.unit.size, dtype=torch.double)
         values = kernels.copy()
-        kernels.clear()
+        kernels.restore_channels([torch.zeros_like(value) for value in values], ~selected)
         for rounds_left in range(rounds, 0, -1):
             others = (~selected).nonzero().flatten()
             if not len(others):

@@ -24,17 +24,13 @@ from .settings import AuxiliarySettings
 class View:
     """All of a batch that stays the same while the kernels of a unit's consumers are fitted.
 
-    Attributes:
-        expected (dict[str, list[Tensor]]): The consumers' outputs in the original model.
-        inputs (dict[str, list[Tensor]], optional): The consumers' inputs. None if they depend
-            on the kernels, because one consumer reads what another one computes.
-        images (Tensor, optional): The images (N, C, H, W) in the latter case.
-        targets (Any): The targets of the unit's auxiliary network; None without one.
+    The inputs depend on the kernels if one consumer reads what another one computes. Then the
+    images (N, C, H, W) are there instead of them.
     """
-    expected: Outputs
-    inputs: Optional[Outputs]
+    expected: Outputs  # of the consumers in the original model
+    inputs: Optional[Outputs]  # what the consumers read
     images: Optional[Tensor]
-    targets: Any
+    targets: Any  # of the unit's auxiliary network; None without one
 
     @property
     def size(self) -> int:
@@ -49,11 +45,8 @@ class View:
 class Reconstructor:
     """Compares outputs of consumers with those in the original model, of which it owns a copy.
 
-    Args:
-        norms (Mapping[str, list[str]]): By name of each consumer of any unit, for each of its
-            calls in a forward pass: name of the BatchNorm that reads its output, or ``''``.
-        weights (Mapping[str, Tensor]): The ``state_dict`` of the original model.
-        settings (AuxiliarySettings): The memory for views, and whether errors are relative.
+    ``norms`` are the names of the BatchNorms that read the consumers' outputs (``''`` if none
+    does), by name of the consumer and call by call; ``weights`` those of the original model.
     """
 
     def __init__(self, norms: Mapping[str, List[str]], weights: Mapping[str, Tensor],

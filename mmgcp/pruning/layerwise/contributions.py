@@ -12,19 +12,11 @@ from mmgcp.pruning.units import ChannelSlice
 
 
 class Entries(NamedTuple):
-    """S entries of the output of a convolution, transposed convolution or linear layer.
-
-    Attributes:
-        images (Tensor): Indices (S, ) in dimension 0.
-        outputs (Tensor): Output channels (S, ).
-        rows (Tensor): Rows (S, ) of a feature map; of a linear layer the index in all
-            dimensions between the first and the last one.
-        columns (Tensor): Columns (S, ), 0 of a linear layer.
-    """
+    """The indices (S, ) of S entries of the output of a convolution or linear layer."""
     images: Tensor
-    outputs: Tensor
-    rows: Tensor
-    columns: Tensor
+    outputs: Tensor  # channels
+    rows: Tensor  # of a linear layer the index in all dimensions between the first and the last
+    columns: Tensor  # zeros of a linear layer
 
 
 def draw_entries(layer: nn.Module, output: Tensor, number: int, removed: Optional[Tensor],
@@ -50,20 +42,11 @@ def draw_entries(layer: nn.Module, output: Tensor, number: int, removed: Optiona
 
 def contributions(layer: nn.Module, inputs: Tensor, item: ChannelSlice, size: int,
                   entries: Entries, mean: Optional[Tensor] = None) -> Tensor:
-    """Compute what the channels of a unit contribute to entries of a consumer's output.
+    """Return the contributions (S, C) of a unit's channels to entries of a consumer's output.
 
-    Args:
-        layer (nn.Module): The consumer.
-        inputs (Tensor): Its input, (N, I, H, W) or (N, ..., I) of a linear layer.
-        item (ChannelSlice): Which K of its input channels belong to which channels of the unit.
-            An input that belongs to several of them counts in equal parts.
-        size (int): Number C of channels of the unit.
-        entries (Entries): The S entries.
-        mean (Tensor, optional): Means (K, ) of the inputs. What they contribute far from the
-            border is subtracted, as it is folded.
-
-    Returns:
-        Tensor: The contributions (S, C).
+    The inputs are (N, I, H, W), or (N, ..., I) of a linear layer, of which the slice belongs to
+    the unit; an input that belongs to several of its channels counts in equal parts. What means
+    (K, ) of the slice contribute far from the border is subtracted, as it is folded.
     """
     channels = item.channels.to(inputs.device)
     if isinstance(layer, nn.Linear):
