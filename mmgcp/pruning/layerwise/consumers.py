@@ -63,10 +63,10 @@ class ConsumerKernels:
         return masks
 
     def norms(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return the squared Frobenius norms (C, ) of the kernels of each channel.
+        """Return the squared Frobenius norms (C, ) of each channel's kernels over all layers.
 
-        They are sums over all layers, in double precision on the CPU. Instead of the weights they
-        are those of tensors with the same shapes, such as their gradients.
+        The tensors have the shapes of the weights, such as their gradients. The result is in
+        double precision on the CPU.
         """
         total = torch.zeros(self._size, dtype=torch.double)
         for layer, slices, tensor in zip(self._layers, self._slices, tensors):

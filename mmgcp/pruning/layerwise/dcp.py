@@ -5,11 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmgcp.nn.training_loss import Batch
-from mmgcp.pruning.layerwise.auxiliary import (
-    AuxiliaryCriterion,
-    number_of_classes,
-    read_ground_truth,
-)
+from mmgcp.pruning.layerwise.auxiliary import AuxiliaryCriterion
+from mmgcp.pruning.layerwise.auxiliary.targets import number_of_classes, read_ground_truth
 from mmgcp.registry import TASK_UTILS
 
 
@@ -31,10 +28,7 @@ class PresenceNetwork(nn.Module):
         return self.classifier(F.relu(self.bn(feature)).mean((2, 3)))
 
     def loss(self, feature: Tensor, presence: Tensor) -> Tensor:
-        """Return the mean binary cross-entropy over images and classes.
-
-        ``presence`` is 1 for each class (N, num_classes) that is in the image, else 0.
-        """
+        """Return the mean binary cross-entropy with the presence, 0 or 1, (N, num_classes)."""
         return F.binary_cross_entropy_with_logits(self(feature), presence.to(feature))
 
 

@@ -36,13 +36,16 @@ def prune_layer_by_layer(task: PruningTask, criterion: LayerwiseCriterion) -> De
     """
     options = task.options
     allocator = _allocation_criterion(criterion, options.allocation)
-    units = _without_skipped(task, criterion)
+    reasons = {unit.name: criterion.skips(task.model, unit) for unit in task.units}
+    task.skipped.update((item.module, reasons[unit.name]) for unit in task.units
+                        for item in unit.side('out') if reasons[unit.name] is not None)
     if not options.dry_run:
         task.check_data(criterion)
     images = options.calibration
     if images is None and options.batches is not None:
         images = ImagesOf(options.batches)
     compensator = task.compensator(images)
+    units = [unit for unit in task.units if reasons[unit.name] is None]
     plan, _ = plan_by_scores(task, allocator, units, criterion.allocation_criterion is None,
                              compensator)
     finetune = options.finetune and getattr(options.finetune, 'settings', True)
@@ -63,10 +66,7 @@ def prune_layer_by_layer(task: PruningTask, criterion: LayerwiseCriterion) -> De
 
 
 def _allocation_criterion(criterion: LayerwiseCriterion, allocation: Optional[str]) -> Criterion:
-    """Return the criterion whose scores decide how many channels each unit loses.
-
-    It is that of the criterion's option, or :class:`mmgcp.pruning.allocate.EqualShares`.
-    """
+    """Return the criterion whose scores decide how many channels each unit loses."""
     if allocation not in (None, criterion.default_allocation):
         raise PruningError(
             f'allocation is {allocation!r}, but {type(criterion).__name__} goes layer by layer: '
@@ -79,18 +79,6 @@ def _allocation_criterion(criterion: LayerwiseCriterion, allocation: Optional[st
         raise PruningError('allocation_criterion must be one that scores all units at once, but '
                            f'{type(found).__name__} goes layer by layer')
     return found
-
-
-def _without_skipped(task: PruningTask, criterion: LayerwiseCriterion) -> List[ChannelUnit]:
-    """Return the units that a criterion prunes, and note in the task why it skips the others."""
-    kept = []
-    for unit in task.units:
-        reason = criterion.skips(task.model, unit)
-        if reason is None:
-            kept.append(unit)
-        else:
-            task.skipped.update((item.module, reason) for item in unit.side('out'))
-    return kept
 
 
 def order_units(model: nn.Module, units: Sequence[ChannelUnit],
@@ -178,10 +166,7 @@ class LayerByLayer:
             self.criterion.update(model, unit, chosen, options.batches)
 
     def _known_means(self, unit: ChannelUnit, chosen: Tensor) -> Optional[Values]:
-        """Return the means (K, ) of chosen channels that scoring has measured, if it has.
-
-        They count only if it was on the images of the compensation.
-        """
+        """Return the means (K, ) of chosen channels, if scoring measured them on the images."""
         images, means = self.compensator.images, self.criterion.mean_inputs(unit)
         if means is None or not (isinstance(images, ImagesOf)
                                  and images.batches is self.task.options.batches):

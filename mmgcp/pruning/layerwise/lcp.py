@@ -11,12 +11,8 @@ from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 from torch import Tensor
 
 from mmgcp.nn.training_loss import Batch
-from mmgcp.pruning.layerwise.auxiliary import (
-    AuxiliaryCriterion,
-    Positives,
-    PriorBoxes,
-    find_positives,
-)
+from mmgcp.pruning.layerwise.auxiliary import AuxiliaryCriterion
+from mmgcp.pruning.layerwise.auxiliary.targets import Positives, PriorBoxes, find_positives
 from mmgcp.registry import TASK_UTILS
 
 # Interpolated values per cell, along each axis. RoIAlign's default, as many as there are pixels,

@@ -33,11 +33,11 @@ class AuxiliaryCriterion(LayerwiseCriterion):
     1. :meth:`begin` attaches an auxiliary network to the output of the unit's largest consumer,
        and trains all networks together with the detector. The detector is then copied: the
        outputs of the original layers are what the pruned ones have to reconstruct.
-    2. :meth:`score` computes the gradient of the joint loss, see :class:`JointLoss`, for the
-       kernels of the unit's consumers while these read *none* of its channels, as DCP's greedy
-       selection begins. (With all channels and unchanged kernels, the gradient of the
-       reconstruction loss is zero.) The score of a channel is the squared norm of the gradient
-       of the kernels that read it.
+    2. :meth:`score` computes the gradient of the :class:`JointLoss` for the kernels of the unit's
+       consumers while these read *none* of its channels, like the first step of DCP's greedy
+       selection. (With all channels and unchanged kernels, the gradient of the reconstruction
+       loss is zero.) The score of a channel is the squared norm of the gradient of the kernels
+       that read it.
     3. :meth:`update` minimises the joint loss over the kernels of the channels that are kept.
 
     With several ``rounds``, each round selects an equal share of the channels: those with the
@@ -54,10 +54,6 @@ class AuxiliaryCriterion(LayerwiseCriterion):
     Args:
         allocation_criterion (dict, optional): See :class:`LayerwiseCriterion`.
         **settings: See :class:`AuxiliarySettings`.
-
-    Attributes:
-        settings (AuxiliarySettings): The options.
-        auxiliaries (dict[str, Auxiliary]): The auxiliary networks by name of the unit.
     """
     needs = 'losses'
     reconstruction_weight = 1.
@@ -65,15 +61,12 @@ class AuxiliaryCriterion(LayerwiseCriterion):
     def __init__(self, allocation_criterion: Optional[dict] = None, **settings):
         super().__init__(allocation_criterion)
         self.settings = AuxiliarySettings(**settings)
-        self.auxiliaries: Dict[str, Auxiliary] = {}
+        self.auxiliaries: Dict[str, Auxiliary] = {}  # by name of the unit
         self._num_classes = 0
         self._reconstructor: Optional[Reconstructor] = None
 
     def make_network(self, channels: int, num_classes: int) -> nn.Module:
-        """Make an auxiliary network for a feature map (N, channels, H, W).
-
-        It has a method ``loss(feature, targets)``.
-        """
+        """Make a network with ``loss(feature, targets)`` for features (N, channels, H, W)."""
         raise NotImplementedError
 
     def find_targets(self, model: nn.Module, batch: Batch) -> Any:
@@ -122,9 +115,8 @@ class AuxiliaryCriterion(LayerwiseCriterion):
                batches: Iterable[Batch]) -> None:
         """Fit the kernels that read the remaining channels of a unit; nothing else changes.
 
-        The inputs and original outputs of the consumers are still known from :meth:`score`: the
-        removed channels, which are now off, are the only difference. If fitting does not lower
-        the mean loss of the batches, it is taken back with a warning.
+        The views from :meth:`score` are still valid, with the removed channels now off. If fitting
+        does not lower the mean loss of the batches, it is taken back with a warning.
         """
         with self.joint_loss(model, unit, batches) as loss:
             values, before = loss.kernels.copy(), loss.mean()
@@ -141,7 +133,7 @@ class AuxiliaryCriterion(LayerwiseCriterion):
     @contextmanager
     def joint_loss(self, model: nn.Module, unit: ChannelUnit,
                    batches: Iterable[Batch]) -> Iterator[JointLoss]:
-        """Yield the joint loss of a unit, for which the model is prepared, and restored at the end.
+        """Yield the joint loss of a unit; the model is prepared for it and restored at the end.
 
         Raises a PruningError if pruning has not begun, or if no consumer of the unit runs.
         """

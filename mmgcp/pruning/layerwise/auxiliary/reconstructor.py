@@ -136,9 +136,9 @@ class Reconstructor:
             for found, expected in zip(outputs[name], items):
                 error = found - expected
                 if centred:
-                    dims = [0, *range(2, error.dim())] if error.dim() > 3 else [
-                        *range(error.dim() - 1)]
-                    error = error - error.mean(dims, keepdim=True)
+                    channel = 1 if error.dim() > 3 else error.dim() - 1
+                    others = [dim for dim in range(error.dim()) if dim != channel]
+                    error = error - error.mean(others, keepdim=True)
                 scale = expected.square().mean().clamp(min=1e-12) if self._settings.relative else 1
                 errors.append(error.square().mean() / scale)
         return torch.stack(errors).sum()

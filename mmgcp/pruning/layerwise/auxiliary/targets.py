@@ -13,10 +13,7 @@ from mmgcp.nn.training_loss import Batch
 
 
 def dense_head(model: nn.Module) -> nn.Module:
-    """Return the head of a detector that has prior boxes or points.
-
-    Of a two-stage detector, this is the one that proposes regions.
-    """
+    """Return the head with prior boxes or points; of two stages the one that proposes regions."""
     for name in ('bbox_head', 'rpn_head'):
         head = getattr(model, name, None)
         if hasattr(head, 'prior_generator'):
