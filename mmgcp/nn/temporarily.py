@@ -53,6 +53,27 @@ def requiring_grad(model: nn.Module, params: Iterable[nn.Parameter]) -> Iterator
 
 
 @contextmanager
+def only_values_change(model: nn.Module) -> Iterator[None]:
+    """Let a model be trained, and restore everything but its weights and statistics afterwards.
+
+    That is: modes, gradients, which parameters require them, and the device. In the meantime the
+    parameters start without gradients.
+    """
+    before = [(param, param.requires_grad, param.grad) for param in model.parameters()]
+    device = next(model.parameters()).device
+    try:
+        for param, _, _ in before:
+            param.grad = None
+        with modes(model, lambda module: module.training):
+            yield
+    finally:
+        model.to(device)
+        for param, required, grad in before:
+            param.requires_grad_(required)
+            param.grad = grad
+
+
+@contextmanager
 def values_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Give tensors the values back that they had, after they were changed in place.
 

@@ -1,9 +1,18 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn as nn
 
-from mmgcp.nn.temporarily import eval_mode, modes, requiring_grad, restored_on_error, values_kept
+from mmgcp.nn.temporarily import (
+    eval_mode,
+    modes,
+    only_values_change,
+    requiring_grad,
+    restored_on_error,
+    values_kept,
+)
 
 
 class Frozen(nn.Module):
@@ -44,6 +53,26 @@ def test_parameters_that_require_gradients():
             'conv.weight', 'bn.weight']
         raise KeyError
     assert {name: param.requires_grad for name, param in model.named_parameters()} == before
+
+
+@pytest.mark.parametrize('fails', [True, False])
+def test_only_values_change(fails):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    model[1].eval()
+    model[0].bias.requires_grad_(False)
+    grad = model[0].weight.grad = torch.ones_like(model[0].weight)
+    with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
+        with only_values_change(model):
+            assert all(param.grad is None for param in model.parameters())
+            model.train().requires_grad_(True)
+            model(torch.ones(2, 3, 4, 4)).sum().backward()
+            model[1].weight.data.fill_(3)
+            if fails:
+                raise KeyboardInterrupt
+    assert model[0].training and not model[1].training
+    assert [param.requires_grad for param in model.parameters()] == [True, False, True, True]
+    assert model[0].weight.grad is grad and grad.eq(1).all() and model[1].bias.grad is None
+    assert model[1].weight.eq(3).all() and model[1].num_batches_tracked == 1
 
 
 def test_values_come_back():

@@ -12,9 +12,9 @@ from mmengine.config import Config
 from pruning_samples import ROOT
 
 from mmgcp.attention import attention_aside
+from mmgcp.pipeline.finetuning import LayerFinetuning
 from mmgcp.pruning import LayerGroup, prune
 from mmgcp.pruning.layer_groups import assign_groups
-from mmgcp.pruning.layerwise.finetuning import LayerFinetuning
 from mmgcp.pruning.scores import criterion_names
 from mmgcp.registry import TASK_UTILS
 from mmgcp.utils.config import build_detector, load_config

@@ -1,19 +1,15 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """tools/prune.py with criteria that go layer by layer, on a small data set."""
 import json
-import random
 import runpy
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 
-from mmgcp.errors import PruningError
 from mmgcp.pruning.layerwise import ThiNet
-from mmgcp.pruning.layerwise.finetuning import LayerFinetuning
 from mmgcp.utils.config import build_detector, load_config
 
 TOOL = Path(__file__).parents[2] / 'tools/prune.py'
@@ -131,56 +127,3 @@ def test_settings_that_make_no_sense(setting, message, files, tool, tmp_path):
                          '--input-size', 96, 96, '--cfg-options', setting)
     assert message in f'{code}' and 'Traceback' not in printed
     assert list(tmp_path.iterdir()) == []
-
-
-def test_training_leaves_removed_channels_off(files, tmp_path):
-    """And the rate, the seed and the skipped hooks are as said; random numbers go on."""
-    cfg = load_config(str(files[0]))
-    model = build_detector(cfg)
-    model.load_state_dict(torch.load(files[1], weights_only=False)['state_dict'])
-    conv, seen, steps = model.backbone.stem.conv, [], []
-    handles = [
-        conv.register_forward_hook(lambda _, __, output: output.index_fill(
-            1, torch.tensor([0, 2]), 0.)),
-        model.backbone.stem.bn.register_forward_pre_hook(
-            lambda _, args: seen.append(args[0].detach().abs().sum((0, 2, 3)) > 0))]
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    training = LayerFinetuning(cfg, epochs=2, every=3, progress=lambda *step: steps.append(step))
-    assert training.settings == dict(epochs=2, lr=pytest.approx(0.1 * cfg.base_lr), every=3)
-    training(model, 4)
-    assert seen == [] and steps == []
-
-    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
-    training(model, 6)
-    assert random.getstate() == states[0] and (np.random.get_state()[1] == states[1]).all()
-    assert torch.equal(torch.get_rng_state(), states[2])
-    assert steps[-1] == ('fine-tuning', len(steps), len(steps)) and len(seen) == len(steps) > 1
-    assert all((~mask).nonzero().flatten().tolist() == [0, 2] for mask in seen)
-    after = model.state_dict()
-    assert not torch.equal(after['backbone.stem.conv.weight'], before['backbone.stem.conv.weight'])
-    # with the sparsity hook it would be tens
-    assert (after['backbone.stem.bn.weight'] - before['backbone.stem.bn.weight']).abs().max() < 1
-    hooks = {type(hook).__name__ for hook in training._make_runner(model, 6, tmp_path)._hooks}
-    assert 'RuntimeInfoHook' in hooks and not hooks & {
-        'EMAHook', 'DynamicSparsityHook', 'CheckpointHook', 'YOLOv5ParamSchedulerHook'}
-
-    for handle in handles:
-        handle.remove()
-    results = []
-    for _ in range(2):  # the same for the same number, another for another
-        model.load_state_dict(before)
-        training(model, 6)
-        results.append({name: value.clone() for name, value in model.state_dict().items()})
-    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
-    model.load_state_dict(before)
-    training(model, 9)
-    assert not torch.equal(model.state_dict()['backbone.stem.conv.weight'],
-                           results[0]['backbone.stem.conv.weight'])
-
-
-def test_settings_of_the_class(files):
-    cfg = load_config(str(files[0]))
-    with pytest.raises(PruningError, match='lr of the fine-tuning must be positive'):
-        LayerFinetuning(cfg, lr=-1.)
-    with pytest.raises(PruningError, match='every of the fine-tuning must be positive'):
-        LayerFinetuning(cfg, every=0)

@@ -45,44 +45,30 @@ class LayerwiseCriterion(Criterion):
         return 'uniform' if self.allocation_criterion is None else 'global'
 
     def expect_folding(self, folded: bool) -> None:
-        """Tell whether removed channels are folded between :meth:`score` and :meth:`update`."""
+        """Set :attr:`folded`."""
         self.folded = folded
 
     def skips(self, model: nn.Module, unit: ChannelUnit) -> Optional[str]:
-        """Tell why a unit must not be pruned.
-
-        Args:
-            model (nn.Module): The model with all of its channels.
-            unit (ChannelUnit): The unit.
-
-        Returns:
-            str | None: The reason, or None if its channels may be removed.
-        """
+        """Return why a unit of a model must not be pruned, or None if it may be."""
         return None
 
     def begin(self, model: nn.Module, units: Sequence[ChannelUnit],
               batches: Iterable[Batch], progress: Progress) -> None:
-        """Prepare for pruning. Called once, with all channels of the model still there.
+        """Prepare for pruning. Called once, while the model still has all of its channels.
 
         Args:
             model (nn.Module): The model.
             units (Sequence[ChannelUnit]): The units that will be pruned, in order.
-            batches (Iterable[Batch]): Training batches. Can be iterated any number of times.
-            progress (Callable): Called with the name of a stage, the number of steps done,
+            batches (Iterable[Batch]): Training batches, which can be iterated any number of
+                times; the same for :meth:`score` and :meth:`update`.
+            progress (Callable): Called with the name of a stage, the number of finished steps
                 and the number of all steps of the stage.
         """
 
-    def score(self, model: nn.Module, unit: ChannelUnit,
-              batches: Iterable[Batch]) -> Tensor:
-        """Score the channels of a unit, without changing the model.
+    def score(self, model: nn.Module, unit: ChannelUnit, batches: Iterable[Batch]) -> Tensor:
+        """Return the scores (C, ) of a unit's channels, without changing the model.
 
-        Args:
-            model (nn.Module): The model.
-            unit (ChannelUnit): The unit, of size C.
-            batches (Iterable[Batch]): Training batches.
-
-        Returns:
-            Tensor: Scores (C, ). The channels with the lowest scores are removed.
+        The channels with the lowest scores are removed.
         """
         raise NotImplementedError
 
@@ -101,16 +87,11 @@ class LayerwiseCriterion(Criterion):
 
     def update(self, model: nn.Module, unit: ChannelUnit, removed: Tensor,
                batches: Iterable[Batch]) -> None:
-        """Adapt the weights in place to the removal of channels.
+        """Adapt the weights of a model in place to the removal of channels of a unit.
 
-        Since :meth:`score` was called for the unit, nothing in the model has changed but for
-        the removed channels, which are switched off, and for the means that were folded.
-
-        Args:
-            model (nn.Module): The model.
-            unit (ChannelUnit): The unit.
-            removed (Tensor): Ascending indices (K, ) of its removed channels.
-            batches (Iterable[Batch]): Training batches.
+        ``removed`` are their ascending indices (K, ). Since :meth:`score` was called for the unit,
+        they have been switched off and perhaps their means folded; nothing else in the model has
+        changed.
         """
 
     def state_dict(self) -> dict:

@@ -27,15 +27,18 @@ from mmdet.structures.bbox import HorizontalBoxes
 from mmgcp.errors import PruningError
 from mmgcp.nn.training_loss import Batch
 from mmgcp.pruning.layerwise import DCP, LCP
-from mmgcp.pruning.layerwise.auxiliary import (
-    LocalizationNetwork,
+from mmgcp.pruning.layerwise.auxiliary.targets import (
     Positives,
-    PresenceNetwork,
+    PriorBoxes,
+    dense_head,
     find_positives,
+    match,
+    number_of_classes,
     read_ground_truth,
+    thin_out,
 )
-from mmgcp.pruning.layerwise.auxiliary.positives import match, thin_out
-from mmgcp.pruning.layerwise.auxiliary.priors import PriorBoxes, dense_head, number_of_classes
+from mmgcp.pruning.layerwise.dcp import PresenceNetwork
+from mmgcp.pruning.layerwise.lcp import LocalizationNetwork
 
 SSD = SSDAnchorGenerator(strides=[8, 16], ratios=[[2], [2, 3]], input_size=64, scale_major=False,
                          min_sizes=[16, 32], max_sizes=[32, 48])

@@ -2,7 +2,8 @@
 import torch
 from mmcv.ops import RoIAlign, roi_align
 
-from mmgcp.pruning.layerwise.auxiliary import Positives, contextual_roi_align, enclosing_boxes
+from mmgcp.pruning.layerwise.auxiliary.targets import Positives
+from mmgcp.pruning.layerwise.lcp import contextual_roi_align, enclosing_boxes
 
 PRIORS = torch.tensor([[2., 4., 10., 12.], [5., 5., 25., 15.], [-4., 0., 8., 8.]])
 BOXES = torch.tensor([[6., 2., 14., 9.], [8., 7., 20., 12.], [1., 3., 30., 5.]])

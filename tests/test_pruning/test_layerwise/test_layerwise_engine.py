@@ -87,9 +87,10 @@ def images(shape=SHAPE, number=2):
             for seed in range(number)]
 
 
-def run_prune(model, groups=ALL, ratio=0.5, criterion=recorder(), shape=SHAPE, **options):
+def run_prune(model, groups=ALL, ratio=0.5, criterion=None, shape=SHAPE, **options):
     options = dict(dict(batches=images(shape)), **options)
-    return prune(model, groups, ratio, criterion=criterion, input_shape=shape, **options)
+    return prune(model, groups, ratio, criterion=criterion or recorder(), input_shape=shape,
+                 **options)
 
 
 def numbers_of(result):
@@ -456,7 +457,7 @@ def test_training_between_units_keeps_channels_off():
             optimizer.zero_grad()
             found = []
             handle = model.a.conv.register_forward_hook(
-                lambda _, args, output: found.append(args[0]))
+                lambda _, args, output, found=found: found.append(args[0]))
             model(batch.images).square().mean().backward()
             handle.remove()
             optimizer.step()

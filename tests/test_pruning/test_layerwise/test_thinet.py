@@ -19,13 +19,8 @@ from mmgcp.pruning.compensation.folding import _outputs
 from mmgcp.pruning.compensation.statistics import measure_inputs
 from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.layerwise import ThiNet, thinet
-from mmgcp.pruning.layerwise.thinet import (
-    Entries,
-    contributions,
-    draw_entries,
-    least_squares_factors,
-    removal_ranks,
-)
+from mmgcp.pruning.layerwise.contributions import Entries, contributions, draw_entries
+from mmgcp.pruning.layerwise.thinet import least_squares_factors, removal_ranks
 from mmgcp.pruning.units import ChannelSlice
 
 SHAPE = (3, 12, 14)
@@ -83,7 +78,7 @@ def explicit(model, unit, images):
                 alone.bias.zero_()
             dim = -1 if isinstance(layer, nn.Linear) else 1
 
-            def look(_, args, __, alone=alone, off=off, dim=dim, item=item):
+            def look(_, args, __, alone=alone, off=off, dim=dim, item=item, outputs=outputs):
                 kept = torch.zeros_like(args[0]).index_copy(
                     dim, item.channels, args[0].index_select(dim, item.channels))
                 outputs.append(alone(kept.index_fill(dim, off, 0.)).flatten())
@@ -175,7 +170,7 @@ def test_greedy_choice_is_that_of_the_paper(net, monkeypatch):
     """On all entries, for any number of removed channels, also with several consumers."""
     model = NETS[net]().double().eval()
     data = [Batch(batch.images.double(), []) for batch in batches()]
-    monkeypatch.setattr(thinet.criterion, 'draw_entries', lambda layer, output, *_: draw_all(
+    monkeypatch.setattr(thinet, 'draw_entries', lambda layer, output, *_: draw_all(
         output, isinstance(layer, nn.Linear)))
     scored = 0
     for unit in units_of(model).values():

@@ -1,38 +1,43 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Auxiliary networks that are attached to outputs of a detector's layers."""
+"""Auxiliary networks that read outputs of a detector's layers, and their training with it."""
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Sequence
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Sequence
 
 import torch
 import torch.nn as nn
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
 
-from mmgcp.nn.calls import Call, Calls, recording_calls
+from mmgcp.errors import PruningError
+from mmgcp.nn.calls import Calls, recording_calls
 from mmgcp.nn.forward import run_as_tensors
-from mmgcp.nn.training_loss import loss_mode
+from mmgcp.nn.hooks import recording
+from mmgcp.nn.temporarily import only_values_change
+from mmgcp.nn.training_loss import Batch, detection_loss, loss_mode
 from mmgcp.pruning.layerwise.consumers import find_consumers
+from mmgcp.pruning.scores.base import Progress
 from mmgcp.pruning.units import ChannelUnit
+
+from .settings import AuxiliarySettings
+
+LARGEST_NORM = 10.  # of gradients
 
 # Name of a layer -> its outputs, call by call
 Outputs = Dict[str, List[Tensor]]
+# The targets of auxiliary networks, found with a detector that has all of its channels
+FindTargets = Callable[[nn.Module, Batch], Any]
 
 
 @dataclass
 class Auxiliary:
-    """An auxiliary network and the output that it reads. Nothing of it is put into the model.
-
-    Attributes:
-        layer (str): Name of the layer.
-        call (int): Which of the layer's calls in a forward pass, counted from 0.
-        channels (int): Number of channels of the output.
-        network (nn.Module): The network.
-    """
+    """An auxiliary network, which is no part of the model, and the output that it reads."""
     layer: str
-    call: int
-    channels: int
+    call: int  # which of the layer's calls in a forward pass, counted from 0
+    channels: int  # of the output
     network: nn.Module
 
-    def loss(self, outputs: Outputs, targets) -> Tensor:
+    def loss(self, outputs: Outputs, targets: Any) -> Tensor:
         """Compute the network's loss from the outputs of layers."""
         return self.network.loss(outputs[self.layer][self.call], targets)
 
@@ -43,12 +48,7 @@ class Auxiliary:
 
     @classmethod
     def from_state(cls, state: dict, make_network: Callable[[int], nn.Module]) -> 'Auxiliary':
-        """Make a trained network again.
-
-        Args:
-            state (dict): What :meth:`state_dict` returned.
-            make_network (Callable): Makes a network for a number of channels.
-        """
+        """Rebuild a trained network, given how to make one for a number of channels."""
         with torch.random.fork_rng(devices=[]):
             network = make_network(state['channels'])
         network.load_state_dict(state['weights'])
@@ -67,30 +67,81 @@ def watch_consumers(model: nn.Module, units: Sequence[ChannelUnit], images: Tens
 
 def attach(model: nn.Module, units: Sequence[ChannelUnit], calls: Calls, num_images: int,
            make_network: Callable[[int], nn.Module]) -> Dict[str, Auxiliary]:
-    """Make an auxiliary network for each unit, which reads its consumers' largest output.
+    """Make an auxiliary network for each unit, by its name, for its consumers' largest output.
 
-    Args:
-        model (nn.Module): The detector.
-        units (Sequence[ChannelUnit]): The units.
-        calls (Calls): What :func:`watch_consumers` returned for some images.
-        num_images (int): Their number.
-        make_network (Callable): Makes a network for a number of channels.
-
-    Returns:
-        dict[str, Auxiliary]: The networks by name of the unit. Units whose consumers emit no
-        feature maps of whole images with more than one cell have none.
+    ``calls`` are those of :func:`watch_consumers` for so many images. Units whose consumers emit
+    no feature maps of whole images with more than one cell have no network.
     """
     like, found = next(model.parameters()), {}
     for unit in units:
-        outputs = [(name, number, call.note) for name in find_consumers(model, unit)
-                   for number, call in enumerate(calls[name]) if _is_map(call, num_images)]
-        if outputs:
-            name, number, shape = max(outputs, key=lambda output: output[2].numel())
+        calls_of_unit = [(name, number, call.note) for name in find_consumers(model, unit)
+                         for number, call in enumerate(calls[name])]
+        maps = [(name, number, shape) for name, number, shape in calls_of_unit
+                if len(shape) == 4 and shape[0] == num_images and shape[2:].numel() > 1]
+        if maps:
+            name, number, shape = max(maps, key=lambda item: item[2].numel())
             found[unit.name] = Auxiliary(name, number, shape[1], make_network(shape[1]).to(like))
     return found
 
 
-def _is_map(call: Call, num_images: int) -> bool:
-    """Whether an output is a feature map of whole images with more than one cell."""
-    shape = call.note
-    return len(shape) == 4 and shape[0] == num_images and shape[2:].numel() > 1
+def train_jointly(model: nn.Module, auxiliaries: Mapping[str, Auxiliary],
+                  find_targets: FindTargets, batches: Iterable[Batch], progress: Progress,
+                  settings: AuxiliarySettings) -> None:
+    """Train auxiliary networks, and the detector on its own loss plus the mean of theirs.
+
+    All networks are trained at the same time, each on its own loss. The gradients of each network
+    and of the detector are clipped separately. Running statistics of the detector do not change.
+    Afterwards the networks are in eval mode and require no gradients. Raises a PruningError if a
+    loss is not finite.
+    """
+    networks = [item.network.train().requires_grad_(True) for item in auxiliaries.values()]
+    groups = [dict(params=list(network.parameters()), lr=settings.aux_lr) for network in networks]
+    if settings.joint_lr:
+        params = [param for param in model.parameters() if param.requires_grad]
+        groups.append(dict(params=params, lr=settings.joint_lr))
+    optimizer = torch.optim.SGD(groups, settings.aux_lr, settings.momentum) if groups else None
+    progress('auxiliary networks', 0, settings.aux_epochs)
+    with only_values_change(model), loss_mode(model):
+        for epoch in range(settings.aux_epochs if groups else 0):
+            for batch in batches:
+                with torch.no_grad():
+                    targets = find_targets(model, batch)
+                loss = _total_loss(model, auxiliaries, targets, batch, bool(settings.joint_lr))
+                if not bool(loss.isfinite()):
+                    raise PruningError('the loss of the detector and its auxiliary networks is '
+                                       'not finite: try a lower aux_lr or joint_lr')
+                if loss.requires_grad:  # networks alone learn nothing from images without objects
+                    loss.backward()
+                    clipped_step(optimizer)
+            progress('auxiliary networks', epoch + 1, settings.aux_epochs)
+    for network in networks:
+        network.eval().requires_grad_(False)
+
+
+def _total_loss(model: nn.Module, auxiliaries: Mapping[str, Auxiliary], targets: Any,
+                batch: Batch, joint: bool) -> Tensor:
+    """Compute the sum of all losses; that of the detector is in it if it is trained, too.
+
+    What the detector gets of the other losses' gradients is divided by the number of networks.
+    """
+    layers = {item.layer: None for item in auxiliaries.values()}
+    with recording(model, layers) as outputs, torch.set_grad_enabled(joint):
+        if joint:
+            loss = detection_loss(model, batch)
+        else:
+            loss = batch.images.new_zeros(())
+            run_as_tensors(model, batch.images)
+    for output in (output for found in outputs.values() for output in found):
+        if output.requires_grad:
+            output.register_hook(lambda gradient: gradient * (1 / len(auxiliaries)))
+    for item in auxiliaries.values():
+        loss = loss + item.loss(outputs, targets)
+    return loss
+
+
+def clipped_step(optimizer: Optimizer) -> None:
+    """Clip the gradients of each group of parameters to a norm of 10, step and clear them."""
+    for group in optimizer.param_groups:
+        clip_grad_norm_(group['params'], LARGEST_NORM)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)

@@ -10,21 +10,18 @@ import torch.nn as nn
 from torch import Tensor
 
 from mmgcp.errors import PruningError
-from mmgcp.nn.temporarily import requiring_grad, values_kept
+from mmgcp.nn.temporarily import only_values_change, requiring_grad, values_kept
 from mmgcp.nn.training_loss import Batch, loss_mode
 from mmgcp.pruning.layerwise.base import LayerwiseCriterion
-from mmgcp.pruning.layerwise.consumers import find_consumers
+from mmgcp.pruning.layerwise.consumers import ConsumerKernels, find_consumers
 from mmgcp.pruning.scores.base import Progress
 from mmgcp.pruning.units import ChannelUnit
 
-from .attached import Auxiliary, attach, watch_consumers
-from .consumer_kernels import ConsumerKernels
+from .attached import Auxiliary, attach, train_jointly, watch_consumers
 from .joint_loss import JointLoss
-from .joint_training import train_jointly
-from .priors import number_of_classes
 from .reconstructor import Reconstructor
-from .rounds import score_in_rounds
 from .settings import AuxiliarySettings
+from .targets import number_of_classes
 
 
 class AuxiliaryCriterion(LayerwiseCriterion):
@@ -36,17 +33,18 @@ class AuxiliaryCriterion(LayerwiseCriterion):
     1. :meth:`begin` attaches an auxiliary network to the output of the unit's largest consumer,
        and trains all networks together with the detector. The detector is then copied: the
        outputs of the original layers are what the pruned ones have to reconstruct.
-    2. :meth:`score` computes the gradient of the joint loss, see :class:`JointLoss`, for the
-       kernels of the unit's consumers while these read *none* of its channels, as DCP's greedy
-       selection begins. (With all channels and unchanged kernels, the gradient of the
-       reconstruction loss is zero.) The score of a channel is the squared norm of the gradient
-       of the kernels that read it.
+    2. :meth:`score` computes the gradient of the :class:`JointLoss` for the kernels of the unit's
+       consumers while these read *none* of its channels, like the first step of DCP's greedy
+       selection. (With all channels and unchanged kernels, the gradient of the reconstruction
+       loss is zero.) The score of a channel is the squared norm of the gradient of the kernels
+       that read it.
     3. :meth:`update` minimises the joint loss over the kernels of the channels that are kept.
 
     With several ``rounds``, each round selects an equal share of the channels: those with the
     highest scores get their kernels back, these are fitted, and the remaining channels are
-    scored anew by what is still missing. Channels of earlier rounds have higher scores. DCP
-    selects one channel in a round, which takes too long for wide layers; LCP selects all at once.
+    scored anew by what is still missing. Channels of earlier rounds have higher scores. In the
+    papers, DCP selects one channel in a round, which takes too long for wide layers, and LCP all
+    channels at once.
 
     If the means of removed channels are folded into their consumers (the default of
     :func:`mmgcp.pruning.prune`), constants that outputs lack are no error for the scores.
@@ -56,10 +54,6 @@ class AuxiliaryCriterion(LayerwiseCriterion):
     Args:
         allocation_criterion (dict, optional): See :class:`LayerwiseCriterion`.
         **settings: See :class:`AuxiliarySettings`.
-
-    Attributes:
-        settings (AuxiliarySettings): The options.
-        auxiliaries (dict[str, Auxiliary]): The auxiliary networks by name of the unit.
     """
     needs = 'losses'
     reconstruction_weight = 1.
@@ -67,26 +61,16 @@ class AuxiliaryCriterion(LayerwiseCriterion):
     def __init__(self, allocation_criterion: Optional[dict] = None, **settings):
         super().__init__(allocation_criterion)
         self.settings = AuxiliarySettings(**settings)
-        self.auxiliaries: Dict[str, Auxiliary] = {}
+        self.auxiliaries: Dict[str, Auxiliary] = {}  # by name of the unit
         self._num_classes = 0
         self._reconstructor: Optional[Reconstructor] = None
 
     def make_network(self, channels: int, num_classes: int) -> nn.Module:
-        """Make an auxiliary network, with a method ``loss(feature, targets)``.
-
-        Args:
-            channels (int): Number of channels of the feature map (N, C, H, W) that it reads.
-            num_classes (int): Number of classes.
-        """
+        """Make a network with ``loss(feature, targets)`` for features (N, channels, H, W)."""
         raise NotImplementedError
 
     def find_targets(self, model: nn.Module, batch: Batch) -> Any:
-        """Find what the auxiliary networks have to predict for a batch.
-
-        Args:
-            model (nn.Module): The original detector.
-            batch (Batch): The batch.
-        """
+        """Find what the auxiliary networks have to predict for a batch of the original model."""
         raise NotImplementedError
 
     def skips(self, model: nn.Module, unit: ChannelUnit) -> Optional[str]:
@@ -98,11 +82,8 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         """Attach auxiliary networks, train them together with the detector, and copy it.
 
         The detector's trainable weights change, unless ``joint_lr`` is 0; the statistics of its
-        normalisation do not. See :meth:`LayerwiseCriterion.begin` for the arguments.
-
-        Raises:
-            PruningError: There are no batches, the detector's head does not tell what is
-                needed, or the training diverges.
+        normalisation do not. Raises a PruningError if there are no batches, if the detector's
+        head does not tell what is needed, or if the training diverges.
         """
         first = next(iter(batches), None)
         if first is None:
@@ -120,19 +101,11 @@ class AuxiliaryCriterion(LayerwiseCriterion):
                               self.settings)
         self._reconstructor = Reconstructor.of(model, calls, self.settings)
 
-    def score(self, model: nn.Module, unit: ChannelUnit,
-              batches: Iterable[Batch]) -> Tensor:
-        """Score the C channels of a unit, without changing the model.
-
-        Returns:
-            Tensor: Scores (C, ); see :func:`score_in_rounds`.
-
-        Raises:
-            PruningError: The scores are not finite.
-        """
+    def score(self, model: nn.Module, unit: ChannelUnit, batches: Iterable[Batch]) -> Tensor:
+        """Return the scores (C, ) of :meth:`JointLoss.score`; PruningError if not finite."""
         with self.joint_loss(model, unit, batches) as loss, values_kept(loss.kernels.weights):
             loss.reconstructor.forget()
-            scores = score_in_rounds(loss, centred=self.folded)
+            scores = loss.score(centred=self.folded)
         if not bool(scores.isfinite().all()):
             raise PruningError(f'the scores of {unit.name} are not finite: has the training '
                                'diverged? Try a lower lr, or relative=True')
@@ -142,11 +115,8 @@ class AuxiliaryCriterion(LayerwiseCriterion):
                batches: Iterable[Batch]) -> None:
         """Fit the kernels that read the remaining channels of a unit; nothing else changes.
 
-        The inputs and original outputs of the consumers are still known from :meth:`score`: the
-        removed channels, which are now off, are the only difference.
-
-        If this does not lower the mean loss of the batches, it is taken back with a warning.
-        See :meth:`LayerwiseCriterion.update` for the arguments.
+        The views from :meth:`score` are still valid, with the removed channels now off. If fitting
+        does not lower the mean loss of the batches, it is taken back with a warning.
         """
         with self.joint_loss(model, unit, batches) as loss:
             values, before = loss.kernels.copy(), loss.mean()
@@ -158,18 +128,14 @@ class AuxiliaryCriterion(LayerwiseCriterion):
             if self.settings.epochs:
                 warnings.warn(f'fitting the layers that read {unit.name} did not lower their '
                               f'loss ({before:.3g} before, {after:.3g} after) and is taken '
-                              'back: try a lower lr, or relative=True')
+                              'back: try a lower lr, or relative=True', stacklevel=2)
 
     @contextmanager
     def joint_loss(self, model: nn.Module, unit: ChannelUnit,
                    batches: Iterable[Batch]) -> Iterator[JointLoss]:
-        """Prepare a model for computing the joint loss of a unit, and restore it at the end.
+        """Yield the joint loss of a unit; the model is prepared for it and restored at the end.
 
-        Yields:
-            JointLoss: The loss, for use in this context.
-
-        Raises:
-            PruningError: :meth:`begin` has not been called, or no consumer of the unit runs.
+        Raises a PruningError if pruning has not begun, or if no consumer of the unit runs.
         """
         if self._reconstructor is None:
             raise PruningError('the criterion has not begun: call begin or load_state_dict')
@@ -177,10 +143,10 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         auxiliary = self.auxiliaries.get(unit.name)
         if auxiliary is not None:
             auxiliary.network.to(next(model.parameters()))
-        with loss_mode(model), requiring_grad(model, kernels.weights):
+        find_targets = (lambda *_: None) if auxiliary is None else self.find_targets
+        with only_values_change(model), loss_mode(model), requiring_grad(model, kernels.weights):
             yield JointLoss(model, unit, batches, kernels, self._reconstructor,
-                            self.reconstruction_weight, auxiliary, self.find_targets,
-                            self.settings)
+                            self.reconstruction_weight, auxiliary, find_targets, self.settings)
 
     def state_dict(self) -> dict:
         """Return the networks and the weights of the original detector as plain data."""

@@ -1,7 +1,8 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """What the consumers of a channel unit emit, compared with what they emitted originally."""
 import copy
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
+from dataclasses import dataclass
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -15,24 +16,37 @@ from mmgcp.nn.training_loss import Batch, loss_mode
 from mmgcp.pruning.layerwise.consumers import find_consumers
 from mmgcp.pruning.units import ChannelUnit
 
-from .attached import Outputs
+from .attached import FindTargets, Outputs
 from .settings import AuxiliarySettings
-from .view import View
 
-# The targets of an auxiliary network for a batch, found with the original model
-FindTargets = Callable[[nn.Module, Batch], Any]
+
+@dataclass(frozen=True)
+class View:
+    """All of a batch that stays the same while the kernels of a unit's consumers are fitted.
+
+    The inputs depend on the kernels if one consumer reads what another one computes. Then the
+    images (N, C, H, W) are there instead of them.
+    """
+    expected: Outputs  # of the consumers in the original model
+    inputs: Optional[Outputs]  # what the consumers read
+    images: Optional[Tensor]
+    targets: Any  # of the unit's auxiliary network; None without one
+
+    @property
+    def size(self) -> int:
+        """The memory in bytes that the tensors take, without the targets."""
+        tensors = [item for outputs in (self.expected, self.inputs or {})
+                   for items in outputs.values() for item in items]
+        if self.images is not None:
+            tensors.append(self.images)
+        return sum(item.nelement() * item.element_size() for item in tensors)
 
 
 class Reconstructor:
-    """Compares outputs of consumers with those in the original model.
+    """Compares outputs of consumers with those in the original model, of which it owns a copy.
 
-    It owns a copy of the original model, and views of the batches for the current unit.
-
-    Args:
-        norms (Mapping[str, list[str]]): By name of each consumer of any unit, for each of its
-            calls in a forward pass: name of the BatchNorm that reads its output, or ``''``.
-        weights (Mapping[str, Tensor]): The ``state_dict`` of the original model.
-        settings (AuxiliarySettings): The memory for views, and whether errors are relative.
+    ``norms`` are the names of the BatchNorms that read the consumers' outputs (``''`` if none
+    does), by name of the consumer and call by call; ``weights`` those of the original model.
     """
 
     def __init__(self, norms: Mapping[str, List[str]], weights: Mapping[str, Tensor],
@@ -56,11 +70,9 @@ class Reconstructor:
         return dict(norms=dict(self._norms), weights=dict(self._weights))
 
     def original(self, model: nn.Module) -> nn.Module:
-        """Return the copy of the original model.
+        """Return the copy of the original model, without hooks.
 
-        Args:
-            model (nn.Module): The model in its current state: the same layers, perhaps with
-                other weights, and with hooks, which the copy does not have.
+        It is made of the model in its current state, which has the same layers.
         """
         if self._original is None:
             self._original = copy.deepcopy(model).requires_grad_(False)
@@ -72,11 +84,7 @@ class Reconstructor:
         return self._original
 
     def consumers(self, model: nn.Module, unit: ChannelUnit) -> List[str]:
-        """Return the names of a unit's consumers that run.
-
-        Raises:
-            PruningError: There are none.
-        """
+        """Return the names of a unit's consumers that run; PruningError if there are none."""
         names = [name for name in find_consumers(model, unit) if self._norms[name]]
         if not names:
             raise PruningError(f'no layer that runs reads the channels of {unit.name}')
@@ -84,18 +92,10 @@ class Reconstructor:
 
     def views(self, model: nn.Module, unit: ChannelUnit, batches: Iterable[Batch],
               find_targets: FindTargets) -> Iterator[View]:
-        """Look at batches, as far as possible from memory; see :meth:`forget`.
+        """Yield a view of each batch, from memory if it has been kept; see :meth:`forget`.
 
-        Args:
-            model (nn.Module): The model in its current state, in
-                :func:`mmgcp.nn.training_loss.loss_mode`. Of its parameters, those that are
-                fitted require gradients, and no others.
-            unit (ChannelUnit): The unit.
-            batches (Iterable[Batch]): Training batches.
-            find_targets (Callable): Finds the targets of the unit's auxiliary network.
-
-        Yields:
-            View: What there is to know of each batch.
+        The model is in :func:`mmgcp.nn.training_loss.loss_mode`; of its parameters only those
+        that are fitted require gradients.
         """
         for number, batch in enumerate(batches):
             view = self._views.get((unit.name, number))
@@ -107,21 +107,14 @@ class Reconstructor:
             yield view
 
     def forget(self) -> None:
-        """Forget all views: the model before the consumers of a unit is going to change."""
+        """Forget all views, because the model before the consumers of a unit has changed."""
         self._views.clear()
 
     def outputs(self, model: nn.Module, view: View) -> Outputs:
-        """Compute what the consumers emit, with their current kernels.
+        """Compute what the consumers emit for a batch with their current kernels.
 
         What was folded into the running mean of a BatchNorm counts as a part of the output
         that it reads.
-
-        Args:
-            model (nn.Module): The model in its current state.
-            view (View): A view of a batch.
-
-        Returns:
-            dict[str, list[Tensor]]: The outputs of each consumer, call by call.
         """
         if view.inputs is None:
             found = self._record(model, view.images, view.expected)
@@ -133,31 +126,26 @@ class Reconstructor:
                 for name, outputs in found.items()}
 
     def error(self, outputs: Outputs, view: View, centred: bool) -> Tensor:
-        """Compute how much the consumers' outputs differ from the original ones.
+        """Sum up the mean squared errors of all consumers' outputs over consumers and calls.
 
-        Args:
-            outputs (dict[str, list[Tensor]]): What :meth:`outputs` returned.
-            view (View): The view of the batch.
-            centred (bool): Whether constants that output channels lack over the whole batch
-                do not count, as they can be folded.
-
-        Returns:
-            Tensor: The mean squared errors of all consumers and calls, summed up.
+        With ``centred``, constants that output channels lack over the whole batch do not count,
+        as they can be folded.
         """
         errors = []
         for name, items in view.expected.items():
             for found, expected in zip(outputs[name], items):
                 error = found - expected
                 if centred:
-                    dims = [0, *range(2, error.dim())] if error.dim() > 3 else [
-                        *range(error.dim() - 1)]
-                    error = error - error.mean(dims, keepdim=True)
+                    channel = 1 if error.dim() > 3 else error.dim() - 1
+                    others = [dim for dim in range(error.dim()) if dim != channel]
+                    error = error - error.mean(others, keepdim=True)
                 scale = expected.square().mean().clamp(min=1e-12) if self._settings.relative else 1
                 errors.append(error.square().mean() / scale)
         return torch.stack(errors).sum()
 
     def _look(self, model: nn.Module, unit: ChannelUnit, batch: Batch,
               find_targets: FindTargets) -> View:
+        """Run the original model and the current one on a batch."""
         original, names = self.original(model), self.consumers(model, unit)
         with loss_mode(original), torch.no_grad():
             targets = find_targets(original, batch)

@@ -1,10 +1,11 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """ThiNet: remove the channels without which the next layers can be reconstructed best."""
 from functools import partial
-from typing import Dict, Iterable, NamedTuple, Optional
+from typing import Dict, Iterable, Optional, Tuple
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmgcp.errors import PruningError
@@ -15,42 +16,30 @@ from mmgcp.nn.temporarily import eval_mode
 from mmgcp.nn.training_loss import Batch
 from mmgcp.pruning.compensation.folding import fold_constants
 from mmgcp.pruning.compensation.statistics import Norms, measure_inputs
-from mmgcp.pruning.layerwise.base import LayerwiseCriterion, Means
-from mmgcp.pruning.layerwise.consumers import find_consumers
 from mmgcp.pruning.surgery import gather_channels
 from mmgcp.pruning.units import ChannelSlice, ChannelUnit
 from mmgcp.registry import TASK_UTILS
 
+from .base import LayerwiseCriterion, Means
+from .consumers import find_consumers
 from .contributions import contributions, draw_entries
-from .gram import least_squares_factors, removal_ranks
 
-
-class _Sampled(NamedTuple):
-    """What :meth:`ThiNet.score` has found out about a unit.
-
-    Attributes:
-        unit (str): Name of the unit.
-        gram (Tensor): Gram matrix (C, C) of the channels' contributions.
-        means (Means, optional): Mean inputs of the unit's consumers, if they are folded.
-    """
-    unit: str
-    gram: Tensor
-    means: Optional[Means]
+# Eigenvalues of a Gram matrix below the largest one times this are noise
+LEAST_EIGENVALUE = 1e-8
 
 
 @TASK_UTILS.register_module()
 class ThiNet(LayerwiseCriterion):
-    """Removes the channels that their consumers miss least (`ThiNet, arXiv 1707.06342
-    <https://arxiv.org/abs/1707.06342>`_).
+    """Removes the channels that their consumers miss least.
 
-    An entry of a layer's output, before normalisation and activation and without the bias, is
-    the sum of the contributions x_c of the channels c that the layer reads (equation 4). The
-    contributions to random entries of a unit's consumers are recorded. Channels are removed one
-    by one, each time the one with which the squared sum of all removed contributions, over all
-    entries, grows least (equation 6, algorithm 1); the score of a channel is its rank in this
-    order. Norm groups are removed as a whole. The kernels of the channels that stay are multiplied
-    by one factor per channel, the least squares solution for the sum of all contributions
-    (equation 7).
+    `ThiNet, arXiv 1707.06342 <https://arxiv.org/abs/1707.06342>`_. An entry of a layer's output,
+    before normalisation and activation and without the bias, is the sum of the contributions x_c
+    of the channels c that the layer reads (equation 4). The contributions to random entries of a
+    unit's consumers are recorded. Channels are removed one by one, each time the one with which
+    the squared sum of all removed contributions, over all entries, grows least (equation 6,
+    algorithm 1); the score of a channel is its rank in this order. Norm groups are removed as a
+    whole. The kernels of the channels that stay are multiplied by one factor per channel, the
+    least squares solution for the sum of all contributions (equation 7).
 
     Beyond the paper, a unit may have several consumers, as at shortcuts and concatenations:
     entries of all of them count, and a channel has the same factor in each. Where
@@ -84,7 +73,8 @@ class ThiNet(LayerwiseCriterion):
         self.skip_shortcuts = skip_shortcuts
         self.seed = seed
         self._off: Dict[str, Tensor] = {}  # removed output channels by layer
-        self._sampled: Optional[_Sampled] = None
+        # Of the unit that was scored last, by its name: Gram matrix and mean inputs, if folded
+        self._sampled: Dict[str, Tuple[Tensor, Optional[Means]]] = {}
 
     def skips(self, model: nn.Module, unit: ChannelUnit) -> Optional[str]:
         """Refuse units that several layers compute together, if ``skip_shortcuts``."""
@@ -99,23 +89,25 @@ class ThiNet(LayerwiseCriterion):
             return 'ThiNet leaves channels alone that several layers compute together'
         return None
 
-    def score(self, model: nn.Module, unit: ChannelUnit,
-              batches: Iterable[Batch]) -> Tensor:
+    def score(self, model: nn.Module, unit: ChannelUnit, batches: Iterable[Batch]) -> Tensor:
         """Return the ranks (C, ) of a unit's channels in the order of removal, from zero."""
-        means = None
+        means, absorbed = None, {}
         if self.folded and unit.side('in'):
-            means = _mean_inputs(model, unit, batches)
-        # a layer without BatchNorm and bias cannot absorb a constant
-        absorbed = {name: entries for name, entries in (means or {}).items()
-                    if all(entries) or find_layer(model, name).bias is not None}
+            measured = measure_inputs(
+                model, {item.module: item.channels for item in unit.side('in')},
+                (batch.images for batch in batches))
+            means = {name: {norms: statistics.mean for norms, statistics in entries.items()}
+                     for name, entries in measured.items()}
+            # a layer without BatchNorm and bias cannot absorb a constant
+            absorbed = {name: entries for name, entries in means.items()
+                        if all(entries) or find_layer(model, name).bias is not None}
         gram = self.sample(model, unit, batches, absorbed)
-        self._sampled = _Sampled(unit.name, gram, means)
+        self._sampled = {unit.name: (gram, means)}
         return removal_ranks(gram, unit.norm_groups)
 
     def mean_inputs(self, unit: ChannelUnit) -> Optional[Means]:
         """Return the mean inputs that :meth:`score` has measured, if they are folded."""
-        known = self._sampled is not None and self._sampled.unit == unit.name
-        return self._sampled.means if known else None
+        return self._sampled.get(unit.name, (None, None))[1]
 
     def update(self, model: nn.Module, unit: ChannelUnit, removed: Tensor,
                batches: Iterable[Batch]) -> None:
@@ -125,16 +117,17 @@ class ThiNet(LayerwiseCriterion):
             PruningError: The unit has not been scored.
         """
         if self.rescale:
-            if self._sampled is None or self._sampled.unit != unit.name:
+            if unit.name not in self._sampled:
                 raise PruningError(f'the unit {unit.name!r} has to be scored before its update')
-            factors = least_squares_factors(self._sampled.gram, removed)
+            gram, means = self._sampled[unit.name]
+            factors = least_squares_factors(gram, removed)
             for item in unit.side('in'):
                 _scale_inputs(model.get_submodule(item.module), item, factors,
-                              (self._sampled.means or {}).get(item.module, {}))
+                              (means or {}).get(item.module, {}))
         for (name, side), channels in gather_channels([unit], {unit.name: removed}).items():
             if side == 'out':
                 self._off[name] = torch.cat((self._off.get(name, channels[:0]), channels))
-        self._sampled = None
+        self._sampled = {}
 
     def state_dict(self) -> dict:
         """Return the removed output channels of each layer."""
@@ -147,32 +140,23 @@ class ThiNet(LayerwiseCriterion):
     @torch.no_grad()
     def sample(self, model: nn.Module, unit: ChannelUnit, batches: Iterable[Batch],
                means: Optional[Means] = None) -> Tensor:
-        """Sum up the products of the channels' contributions to random entries.
+        """Return the Gram matrix (C, C) of the channels' contributions to random entries.
 
-        Args:
-            model (nn.Module): The model. It does not change.
-            unit (ChannelUnit): The unit, of size C.
-            batches (Iterable[Batch]): Training batches. The memory that it takes does not grow
-                with their number.
-            means (dict, optional): Mean inputs that are folded, by consumer.
-
-        Returns:
-            Tensor: The Gram matrix (C, C) in double precision, on the CPU.
-
-        Raises:
-            PruningError: There are no batches.
+        It is in double precision, on the CPU. The contributions of mean inputs, by consumer, are
+        subtracted, as they are folded. The memory does not grow with the number of batches.
         """
         like = next(model.parameters())
         gram = torch.zeros(unit.size, unit.size, dtype=torch.double, device=like.device)
         generator = torch.Generator().manual_seed(self.seed)
-        number, runs = 0, ShortRuns(model)
+        runs, count = ShortRuns(model), 0
 
         def look(name, slices, inputs, output):
-            layer = model.get_submodule(name)
+            layer, folded = model.get_submodule(name), list((means or {}).get(name, {}).values())
+            # the mean over the BatchNorms that read the consumer
+            mean = torch.stack(folded).mean(0).to(like) if folded else None
             for item in slices:
                 entries = draw_entries(layer, output, self.positions, self._off.get(name),
                                        generator)
-                mean = _overall((means or {}).get(name, {}), like)
                 found = contributions(layer, inputs, item, unit.size, entries, mean).double()
                 gram.addmm_(found.t(), found)
             runs.seen()
@@ -180,39 +164,62 @@ class ThiNet(LayerwiseCriterion):
         looks = {name: partial(look, name, slices)
                  for name, slices in find_consumers(model, unit).items()}
         with on_outputs(model, looks), eval_mode(model):
-            for number, batch in enumerate(batches, 1):
+            for batch in batches:
                 runs(batch.images.to(like))
-        if not number:
+                count += 1
+        if not count:
             raise PruningError('there are no images to sample')
         return gram.cpu()
-
-
-def _mean_inputs(model: nn.Module, unit: ChannelUnit, batches: Iterable[Batch]) -> Means:
-    measured = measure_inputs(model, {item.module: item.channels for item in unit.side('in')},
-                              (batch.images for batch in batches))
-    return {name: {norms: statistics.mean for norms, statistics in entries.items()}
-            for name, entries in measured.items()}
-
-
-def _overall(means: Dict[Norms, Tensor], like: Tensor) -> Optional[Tensor]:
-    """Average the mean inputs (K, ) of a consumer over its BatchNorms."""
-    return torch.stack(list(means.values())).mean(0).to(like) if means else None
 
 
 @torch.no_grad()
 def _scale_inputs(layer: nn.Module, item: ChannelSlice, factors: Tensor,
                   means: Dict[Norms, Tensor]) -> None:
-    """Multiply the kernels of a unit's channels by factors (C, ) and fold what means lose."""
-    scales = _input_factors(layer, item, factors)
+    """Multiply the kernels of a unit's channels by factors (C, ) and fold what means lose.
+
+    Inputs that belong to several channels of the unit get the mean of their factors.
+    """
+    size = num_channels(layer, 'in')
+    counts = torch.zeros(size).index_add(0, item.channels, torch.ones(len(item.channels)))
+    sums = torch.zeros(size, dtype=factors.dtype).index_add(
+        0, item.channels, factors[item.unit_index] - 1)
+    scales = 1 + sums / counts.clamp(min=1)
     lost = {norms: (1 - scales[item.channels]).to(mean) * mean for norms, mean in means.items()}
     fold_constants(layer, item.channels, lost, False)
     layer.weight.mul_(spread_inputs(layer, scales).to(layer.weight))
 
 
-def _input_factors(layer: nn.Module, item: ChannelSlice, factors: Tensor) -> Tensor:
-    """Return a factor (I, ) for each input of a layer: the mean of those of its unit's channels."""
-    size = num_channels(layer, 'in')
-    counts = torch.zeros(size).index_add(0, item.channels, torch.ones(len(item.channels)))
-    sums = torch.zeros(size, dtype=factors.dtype).index_add(
-        0, item.channels, factors[item.unit_index] - 1)
-    return 1 + sums / counts.clamp(min=1)
+def removal_ranks(gram: Tensor, norm_groups: Optional[Tensor] = None) -> Tensor:
+    """Return the ranks (C, ) of channels in the order of removal of ThiNet's algorithm 1.
+
+    Ranks start from zero. Channels with the same index (C, ) of the norm group are removed
+    together and have the same rank.
+    """
+    numbers = torch.arange(len(gram)) if norm_groups is None else norm_groups
+    members = F.one_hot(numbers).to(gram)
+    gram = members.t() @ gram @ members
+    growth = gram.diagonal().clone()  # of the squared sum, if this one is removed next
+    ranks = torch.zeros(len(gram))
+    for rank in range(len(gram)):
+        chosen = int(growth.argmin())
+        ranks[chosen] = rank
+        growth += 2 * gram[chosen]
+        growth[chosen] = float('inf')
+    return ranks[numbers]
+
+
+def least_squares_factors(gram: Tensor, removed: Tensor) -> Tensor:
+    """Return the factors (C, ) with which the other channels replace the removed ones (K, ) best.
+
+    With contributions X, they minimise ``||X @ 1 - X_kept @ w||`` (equation 7 of ThiNet). The
+    system is solved for w - 1 and only in directions in which the samples vary (whose eigenvalue
+    is not noise): in the others, w remains 1. Removed channels have the factor 1.
+    """
+    gone = torch.zeros(len(gram), dtype=torch.bool)
+    gone[removed] = True
+    factors = torch.ones(len(gram), dtype=torch.double)
+    values, vectors = torch.linalg.eigh(gram.double()[~gone][:, ~gone])
+    stable = values > LEAST_EIGENVALUE * values[-1].clamp(min=0)
+    vectors = vectors[:, stable] / values[stable].sqrt()
+    factors[~gone] += vectors @ (vectors.t() @ gram.double()[~gone][:, gone].sum(1))
+    return factors

@@ -22,7 +22,7 @@ _numbers = itertools.count()  # MMEngine requires a new name for each training
 
 
 class LayerFinetuning:
-    """Fine-tunes a model between two units with the training settings of its config.
+    """Fine-tunes a model between two channel units with the training settings of its config.
 
     Data, losses, optimizer and custom hooks are those of the config. Differences: the learning
     rate is constant; there are no averaged weights and no sparse training; nothing is validated
@@ -35,8 +35,8 @@ class LayerFinetuning:
         epochs (int): Epochs after each unit. Defaults to 1.
         lr (float, optional): Learning rate. Defaults to a tenth of the config's.
         every (int): Train only after every so many units. Defaults to 1.
-        progress (Callable): Called with the name of the stage, the iterations done, and the number
-            of iterations. Defaults to nothing.
+        progress (Callable): Called with the name of the stage, the number of finished
+            iterations, and the number of all iterations. Defaults to nothing.
 
     Attributes:
         settings (dict): ``epochs``, ``lr`` and ``every``.
@@ -66,8 +66,8 @@ class LayerFinetuning:
         """Train a model in place.
 
         Args:
-            model (nn.Module): The model; hooks that switch channels off stay in effect. It may be
-                on another device and in training mode afterwards.
+            model (nn.Module): The model. Hooks that switch channels off stay in effect. It may
+                be on another device and in training mode afterwards.
             number (int): Number of units that have been pruned.
         """
         if number % self.settings['every']:
@@ -105,7 +105,7 @@ def _wanted_hooks(cfg: Config) -> List[dict]:
 
 
 class _QuietRunner(Runner):
-    """A runner for a model that already has its weights."""
+    """A runner for a model that already has its weights, with less to print."""
 
     def _init_model_weights(self) -> None:
         """Keep the weights."""
@@ -115,11 +115,7 @@ class _QuietRunner(Runner):
 
 
 class _ProgressHook(Hook):
-    """Reports the iterations, and sets the epoch to a late one.
-
-    Args:
-        progress (Callable): See :class:`LayerFinetuning`.
-    """
+    """Reports the iterations, and sets the epoch to a late one."""
     priority = 'VERY_LOW'
 
     def __init__(self, progress: Callable[[str, int, int], None]):

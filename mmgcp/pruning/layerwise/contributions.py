@@ -7,38 +7,23 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmgcp.nn.layers import weight_by_output
 from mmgcp.pruning.units import ChannelSlice
 
 
 class Entries(NamedTuple):
-    """S entries of the output of a layer.
-
-    Attributes:
-        images (Tensor): Indices (S, ) in dimension 0.
-        outputs (Tensor): Output channels (S, ).
-        rows (Tensor): Rows (S, ) of a feature map; of a linear layer the index in all
-            dimensions between the first and the last one.
-        columns (Tensor): Columns (S, ), 0 of a linear layer.
-    """
+    """The indices (S, ) of S entries of the output of a convolution or linear layer."""
     images: Tensor
-    outputs: Tensor
-    rows: Tensor
-    columns: Tensor
+    outputs: Tensor  # channels
+    rows: Tensor  # of a linear layer the index in all dimensions between the first and the last
+    columns: Tensor  # zeros of a linear layer
 
 
 def draw_entries(layer: nn.Module, output: Tensor, number: int, removed: Optional[Tensor],
                  generator: torch.Generator) -> Entries:
-    """Draw entries of an output at random.
+    """Draw so many random entries of each image of a layer's output, none of removed channels.
 
-    Args:
-        layer (nn.Module): A convolution, transposed convolution or linear layer.
-        output (Tensor): Its output, (N, O, H, W) or (N, ..., O) of a linear layer.
-        number (int): Number of entries of each image.
-        removed (Tensor, optional): Output channels of which none are drawn.
-        generator (torch.Generator): The source of random numbers.
-
-    Returns:
-        Entries: ``N * number`` entries.
+    The output is (N, O, H, W), or (N, ..., O) of a linear layer.
     """
     is_linear = isinstance(layer, nn.Linear)
     channels = output.shape[-1] if is_linear else output.shape[1]
@@ -57,20 +42,11 @@ def draw_entries(layer: nn.Module, output: Tensor, number: int, removed: Optiona
 
 def contributions(layer: nn.Module, inputs: Tensor, item: ChannelSlice, size: int,
                   entries: Entries, mean: Optional[Tensor] = None) -> Tensor:
-    """Compute what the channels of a unit contribute to entries of a consumer's output.
+    """Return the contributions (S, C) of a unit's channels to entries of a consumer's output.
 
-    Args:
-        layer (nn.Module): The consumer: a convolution, transposed convolution or linear layer.
-        inputs (Tensor): Its input, (N, I, H, W) or (N, ..., I) of a linear layer.
-        item (ChannelSlice): Which K of its input channels belong to which channels of the unit.
-            An input that belongs to several of them counts in equal parts.
-        size (int): Number C of channels of the unit.
-        entries (Entries): The S entries.
-        mean (Tensor, optional): Means (K, ) of the inputs. What they contribute far from the
-            border is subtracted, as it is folded.
-
-    Returns:
-        Tensor: The contributions (S, C).
+    The inputs are (N, I, H, W), or (N, ..., I) of a linear layer, of which the slice belongs to
+    the unit; an input that belongs to several of its channels counts in equal parts. What means
+    (K, ) of the slice contribute far from the border is subtracted, as it is folded.
     """
     channels = item.channels.to(inputs.device)
     if isinstance(layer, nn.Linear):
@@ -91,42 +67,35 @@ def contributions(layer: nn.Module, inputs: Tensor, item: ChannelSlice, size: in
 
 def _kernels(layer: nn.Module, channels: Tensor, outputs: Tensor) -> Tensor:
     """Return the kernels (S, K, h, w) from inputs to outputs, zero between conv groups."""
-    groups, weight = layer.groups, layer.weight.detach()
-    ins, outs = layer.in_channels // groups, layer.out_channels // groups
-    if isinstance(layer, nn.ConvTranspose2d):
-        kernels = weight[channels[None], (outputs % outs)[:, None]]
-    else:
-        kernels = weight[outputs[:, None], (channels % ins)[None]]
+    ins, outs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+    kernels = weight_by_output(layer).detach()[outputs[:, None], (channels % ins)[None]]
     connected = (outputs // outs)[:, None] == (channels // ins)[None]
     return kernels * connected[:, :, None, None]
 
 
 def _patches(layer: nn.Module, inputs: Tensor, entries: Entries) -> Tensor:
     """Return the inputs (S, h, w, K) that the kernels of entries are multiplied with."""
+    images, starts = entries.images[:, None, None], (entries.rows, entries.columns)
     if isinstance(layer, nn.ConvTranspose2d):
-        return _patches_of_transposed(layer, inputs, entries)
+        (y, has_row), (x, has_column) = (
+            _reaching_inputs(layer, axis, inputs.shape[2 + axis], starts[axis])
+            for axis in (0, 1))
+        has_input = has_row[:, :, None] & has_column[:, None]
+        return inputs[images, :, y[:, :, None], x[:, None]] * has_input[..., None]
     mode = 'constant' if layer.padding_mode == 'zeros' else layer.padding_mode
     inputs = F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)
     y, x = (start[:, None] * stride + torch.arange(taps, device=start.device) * dilation
             for start, stride, taps, dilation in zip(
-                (entries.rows, entries.columns), layer.stride, layer.kernel_size, layer.dilation))
-    return inputs[entries.images[:, None, None], :, y[:, :, None], x[:, None]]
-
-
-def _patches_of_transposed(layer: nn.Module, inputs: Tensor, entries: Entries) -> Tensor:
-    y, has_row = _reaching_inputs(layer, 0, inputs.shape[2], entries.rows)
-    x, has_column = _reaching_inputs(layer, 1, inputs.shape[3], entries.columns)
-    patches = inputs[entries.images[:, None, None], :, y[:, :, None], x[:, None]]
-    return patches * (has_row[:, :, None] & has_column[:, None])[..., None]
+                starts, layer.stride, layer.kernel_size, layer.dilation))
+    return inputs[images, :, y[:, :, None], x[:, None]]
 
 
 def _reaching_inputs(layer: nn.Module, axis: int, size: int,
                      targets: Tensor) -> Tuple[Tensor, Tensor]:
-    """Find the inputs of a transposed convolution that reach outputs, along an axis.
+    """Find which inputs of a transposed convolution reach outputs (S, ), along an axis.
 
-    Returns:
-        tuple: The index (S, taps) of the input that each tap connects with an output, and whether
-        there is such an input.
+    Return the index (S, taps) of the input that each tap connects with each output, and whether
+    there is such an input.
     """
     taps = torch.arange(layer.kernel_size[axis], device=targets.device)
     # input i reaches the output i * stride - padding + tap * dilation

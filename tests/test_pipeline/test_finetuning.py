@@ -1,0 +1,81 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""Fine-tuning between two channel units, on a small data set."""
+import random
+
+import numpy as np
+import pytest
+import torch
+from test_tools.conftest import demo_root, write_config  # noqa: F401
+
+from mmgcp.errors import PruningError
+from mmgcp.pipeline.finetuning import LayerFinetuning
+from mmgcp.utils.config import build_detector, load_config
+
+HOOKS = """
+custom_hooks = [
+    dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.5, update_buffers=True),
+    dict(type='mmgcp.DynamicSparsityHook', rate=1000.)
+]
+"""
+
+
+@pytest.fixture(scope='module')
+def cfg(tmp_path_factory, write_config):  # noqa: F811
+    """The config of a tiny detector, with hooks that are of no use between units."""
+    path = write_config(tmp_path_factory.mktemp('finetuning') / 'tiny.py')
+    path.write_text(path.read_text() + HOOKS)
+    return load_config(str(path))
+
+
+def test_training_leaves_removed_channels_off(cfg, tmp_path):
+    """And the rate, the seed and the skipped hooks are as said; random numbers go on."""
+    torch.manual_seed(0)
+    model = build_detector(cfg)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+    conv, seen, steps = model.backbone.stem.conv, [], []
+    handles = [
+        conv.register_forward_hook(lambda _, __, output: output.index_fill(
+            1, torch.tensor([0, 2]), 0.)),
+        model.backbone.stem.bn.register_forward_pre_hook(
+            lambda _, args: seen.append(args[0].detach().abs().sum((0, 2, 3)) > 0))]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    training = LayerFinetuning(cfg, epochs=2, every=3, progress=lambda *step: steps.append(step))
+    assert training.settings == dict(epochs=2, lr=pytest.approx(0.1 * cfg.base_lr), every=3)
+    training(model, 4)
+    assert seen == [] and steps == []
+
+    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    training(model, 6)
+    assert random.getstate() == states[0] and (np.random.get_state()[1] == states[1]).all()
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert steps[-1] == ('fine-tuning', len(steps), len(steps)) and len(seen) == len(steps) > 1
+    assert all((~mask).nonzero().flatten().tolist() == [0, 2] for mask in seen)
+    after = model.state_dict()
+    assert not torch.equal(after['backbone.stem.conv.weight'], before['backbone.stem.conv.weight'])
+    # with the sparsity hook it would be tens
+    assert (after['backbone.stem.bn.weight'] - before['backbone.stem.bn.weight']).abs().max() < 1
+    hooks = {type(hook).__name__ for hook in training._make_runner(model, 6, tmp_path).hooks}
+    assert 'RuntimeInfoHook' in hooks and not hooks & {
+        'EMAHook', 'DynamicSparsityHook', 'CheckpointHook', 'YOLOv5ParamSchedulerHook'}
+
+    for handle in handles:
+        handle.remove()
+    results = []
+    for _ in range(2):  # the same for the same number, another for another
+        model.load_state_dict(before)
+        training(model, 6)
+        results.append({name: value.clone() for name, value in model.state_dict().items()})
+    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
+    model.load_state_dict(before)
+    training(model, 9)
+    assert not torch.equal(model.state_dict()['backbone.stem.conv.weight'],
+                           results[0]['backbone.stem.conv.weight'])
+
+
+def test_settings_of_the_class(cfg):
+    with pytest.raises(PruningError, match='lr of the fine-tuning must be positive'):
+        LayerFinetuning(cfg, lr=-1.)
+    with pytest.raises(PruningError, match='every of the fine-tuning must be positive'):
+        LayerFinetuning(cfg, every=0)
