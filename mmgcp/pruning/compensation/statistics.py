@@ -79,10 +79,10 @@ def measure_inputs(model: nn.Module, channels: Dict[str, Tensor],
     notes = {name: partial(summarise, module, channels[name])
              for name, module in model.named_modules()
              if name in channels and isinstance(module, WEIGHT_TYPES) and not is_depthwise(module)}
-    runs, like, number = ShortRuns(model), next(model.parameters()), 0
+    runs, like, batch = ShortRuns(model), next(model.parameters()), None
     measured: InputStatistics = {}
     with recording_calls(model, notes, runs.seen) as calls, eval_mode(model):
-        for number, batch in enumerate(images, 1):
+        for batch in images:
             runs(batch.to(like))
             for name, found in calls.items():
                 for call in found:
@@ -90,7 +90,7 @@ def measure_inputs(model: nn.Module, channels: Dict[str, Tensor],
                     norms = tuple(map(model.get_submodule, call.norms))
                     entries[norms] = entries[norms] + call.note if norms in entries else call.note
                 found.clear()
-    if not number:
+    if batch is None:
         raise PruningError('there are no images to calibrate with')
     return _without_shared_norms(measured, map(model.get_submodule, calls.foreign))
 
