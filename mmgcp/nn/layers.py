@@ -66,19 +66,20 @@ def channel_counts(layer: Layer) -> List[int]:
     return []
 
 
-def weight_by_output(layer: nn.Module) -> Tensor:
-    """View the weight of a convolution or linear layer with O outputs and I inputs in G groups.
+def weight_by_output(layer: nn.Module, tensor: Optional[Tensor] = None) -> Tensor:
+    """View the weight of a layer, or another tensor of its shape, by output channels.
 
-    The view has the shape (O, I / G, height, width), or (O, I) for a linear layer.
+    The view of a convolution with O outputs and I inputs in G groups has the shape
+    (O, I / G, height, width), that of a linear layer (O, I).
     """
-    transposed = isinstance(layer, nn.ConvTranspose2d)
-    return _swap_sides(layer, layer.weight) if transposed else layer.weight
+    tensor = layer.weight if tensor is None else tensor
+    return _swap_sides(layer, tensor) if isinstance(layer, nn.ConvTranspose2d) else tensor
 
 
 def weight_by_input(layer: nn.Module, tensor: Optional[Tensor] = None) -> Tensor:
-    """View the weight, or another tensor of its shape, such as its gradient, by input channels.
+    """View the weight of a layer, or another tensor of its shape, by input channels.
 
-    The view has the shape (I, O / G, height, width), or (I, O) for a linear layer.
+    The shape is (I, O / G, height, width), or (I, O) for a linear layer.
     """
     tensor = layer.weight if tensor is None else tensor
     return tensor if isinstance(layer, nn.ConvTranspose2d) else _swap_sides(layer, tensor)

@@ -280,6 +280,7 @@ def test_coupled_step_by_hand(tmp_path, penalty):
 
 def test_without_torch_pruning(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'torch_pruning', None)
+    monkeypatch.delitem(sys.modules, 'mmgcp.pruning.dependencies', raising=False)  # imports it
     for options in (dict(modules='prunable'), dict(coupled=True)):
         with pytest.raises(UserError, match='needs Torch-Pruning .* not installed'):
             make_runner(tmp_path, dict(options, input_shape=SHAPE), Residual()).train()

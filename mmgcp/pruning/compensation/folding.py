@@ -21,7 +21,7 @@ from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
 
 from mmgcp.nn.forward import random_image
-from mmgcp.nn.layers import find_layer, num_channels, weight_by_output
+from mmgcp.nn.layers import find_layer, num_channels, spread_inputs, weight_by_output
 from mmgcp.nn.temporarily import values_kept
 from mmgcp.pruning.surgery import Channels, gather_channels
 from mmgcp.pruning.units import ChannelUnit
@@ -123,13 +123,10 @@ def _outputs(layer: nn.Module, inputs: Tensor) -> Tensor:
     Far from the border there are P values for each channel: one, or for a transposed convolution
     one for each phase of its stride.
     """
-    weight = weight_by_output(layer).detach().to(inputs)
-    groups = getattr(layer, 'groups', 1)
-    by_tap = weight.reshape(groups, -1, *weight.shape[1:2], weight[0, 0].numel())
-    taps = torch.einsum('goit,gi->got', by_tap, inputs.view(groups, -1)).flatten(0, 1)
+    weighted = layer.weight.detach().to(inputs) * spread_inputs(layer, inputs)
+    taps = weight_by_output(layer, weighted).sum(1)
     if not isinstance(layer, nn.ConvTranspose2d):
-        return taps.sum(1, keepdim=True)
-    taps = taps.view(-1, *layer.kernel_size)
+        return taps.view(len(taps), -1).sum(1, keepdim=True)
     for dim, stride in enumerate(layer.stride):  # sum the taps that reach the same phase
         phases = torch.arange(layer.kernel_size[dim], device=taps.device)
         phases = phases * layer.dilation[dim] % stride
