@@ -43,7 +43,8 @@ def adapt_norms(model: nn.Module, reference: nn.Module, images: Iterable[Tensor]
     """
     originals = _find_norms(reference)
     pairs = {name: _Pair(norm, originals[name]) for name, norm in _find_norms(model).items()}
-    tensors = [tensor for norm in _find_norms(model).values()
+    norms = [pair.norm for pair in pairs.values()]
+    tensors = [tensor for norm in norms
                for tensor in (norm.running_mean, norm.running_var, *norm.parameters())]
     like = next(model.parameters())
     with on_inputs(reference, {name: pair.see_original for name, pair in pairs.items()}), \
@@ -70,7 +71,7 @@ class _Inputs(NamedTuple):
     """What is remembered of the inputs of a BatchNorm for a batch, in double precision."""
     mean: Tensor  # (C, )
     var: Tensor  # (C, )
-    samples: Tensor  # values (S, C) at random positions
+    deviations: Tensor  # of values (S, C) at random positions from their mean
     count: int  # number of values of a channel
 
 
@@ -83,21 +84,11 @@ def _summarise(inputs: Tensor, seed: int) -> _Inputs:
     count = values[..., 0].numel()
     generator = torch.Generator().manual_seed(seed)
     if count <= NUM_SAMPLES:
-        samples = values.flatten(0, -2)
+        samples = values.flatten(0, -2).double()
     else:
         samples = values[tuple(torch.randint(size, (NUM_SAMPLES, ), generator=generator)
-                               for size in values.shape[:-1])]
-    return _Inputs(mean.double(), var.double(), samples.double(), count)
-
-
-def _moments(old: _Inputs, new: _Inputs) -> Tensor:
-    """Stack the moments (7, C) that a BatchNorm is adapted by.
-
-    These are both means, both variances, and of the samples both variances and the covariance.
-    """
-    x, y = (item.samples - item.samples.mean(0) for item in (old, new))
-    return torch.stack((old.mean, new.mean, old.var, new.var,
-                        x.square().mean(0), y.square().mean(0), (x * y).mean(0)))
+                               for size in values.shape[:-1])].double()
+    return _Inputs(mean.double(), var.double(), samples - samples.mean(0), count)
 
 
 @dataclass
@@ -118,14 +109,16 @@ class _Pair:
         """Adapt the BatchNorm to its inputs and let their moments contribute to the mean."""
         if len(self.originals) != 1:
             return
-        old, = self.originals
-        moments = _moments(old, _summarise(inputs, self.seed))
+        old, new = self.originals[0], _summarise(inputs, self.seed)
+        x, y = old.deviations, new.deviations
+        moments = torch.stack((old.mean, new.mean, old.var, new.var, x.square().mean(0),
+                               y.square().mean(0), (x * y).mean(0)))
         self.count += old.count
         self.mean = self.mean + (moments - self.mean) * (old.count / self.count)
         self.adapt(moments)
 
     def adapt(self, moments: Tensor) -> None:
-        """Adapt the BatchNorm to moments (7, C)."""
+        """Adapt the BatchNorm to moments (7, C) of both inputs and of the samples of both."""
         norm, eps = self.norm, self.norm.eps
         old_mean, new_mean, old_var, new_var, old_sample_var, new_sample_var, cov = moments
         mean, var = self.original.running_mean.double(), self.original.running_var.double() + eps
