@@ -40,7 +40,8 @@ import torch.nn as nn
 from mmengine.config import Config
 
 from mmgcp.errors import UserError
-from mmgcp.nn.forward import eval_mode, random_image, run_as_tensors, working_shape
+from mmgcp.nn.forward import random_image, run_as_tensors, working_shape
+from mmgcp.nn.temporarily import eval_mode
 from mmgcp.utils.cli import run_tool
 from mmgcp.utils.config import build_detector, image_size, load_config
 

@@ -20,8 +20,10 @@ SETTINGS = {'modules', 'num_groups', 'initial_scale', 'input_shape'}
 @MODELS.register_module()
 def SCADetector(detector_type: str, attention: Optional[dict] = None,  # noqa: N802
                 **kwargs) -> nn.Module:
-    """Build a detector with spatial and channel attention, to be trained and then pruned with
-    :class:`mmgcp.attention.CPSCA` (`arXiv 2011.03891 <https://arxiv.org/abs/2011.03891>`_).
+    """Build a detector with spatial and channel attention (SCA).
+
+    It is to be trained and then pruned with :class:`mmgcp.attention.CPSCA` (`arXiv 2011.03891
+    <https://arxiv.org/abs/2011.03891>`_).
 
     .. code-block:: python
 

@@ -6,7 +6,7 @@ from typing import Dict, Iterator, Optional
 import torch.nn as nn
 from torch import Tensor
 
-from mmgcp.pruning.masking import Snapshot
+from mmgcp.nn.temporarily import Snapshot
 
 from .modules import SCAModule
 
@@ -35,7 +35,7 @@ class InsertedAttention(nn.ModuleDict):
 
     def __init__(self, producers: Dict[str, str], channels: Dict[str, int], num_groups: int = 8,
                  initial_scale: float = 0.9) -> None:
-        super().__init__({_key(block): SCAModule(channels[block], num_groups, initial_scale)
+        super().__init__({block_key(block): SCAModule(channels[block], num_groups, initial_scale)
                           for block in producers})
         self.producers = dict(producers)
         self._insertions: Dict[str, _Insertion] = {}
@@ -43,7 +43,7 @@ class InsertedAttention(nn.ModuleDict):
 
     def of_block(self, block: str) -> SCAModule:
         """Return the attention behind a block."""
-        return self[_key(block)]
+        return self[block_key(block)]
 
     def is_in(self, detector: nn.Module) -> bool:
         """Whether it is a part of a detector at the moment."""
@@ -87,8 +87,9 @@ class _Insertion:
         return self.attention(output)
 
 
-def _key(block: str) -> str:
-    return block.replace('.', '-')  # the names of modules have no dots
+def block_key(block: str) -> str:
+    """Return the name of a block's attention, which must not have dots."""
+    return block.replace('.', '-')
 
 
 def find_attention(detector: nn.Module) -> Optional[InsertedAttention]:

@@ -40,14 +40,7 @@ class SCAModule(nn.Module):
         self.channel = ChannelGate(channels, groups, scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale a feature map.
-
-        Args:
-            x (Tensor): The map (N, C, H, W).
-
-        Returns:
-            Tensor: The scaled map (N, C, H, W), of the same precision.
-        """
+        """Scale a feature map (N, C, H, W) in its own precision."""
         spatial = self.spatial(x).to(x.dtype).unsqueeze(2)
         x = (x.unflatten(1, (self.spatial.groups, -1)) * spatial).flatten(1, 2)
         return x * self.channel(x).to(x.dtype)[:, :, None, None]
@@ -59,10 +52,6 @@ class SpatialGate(nn.Module):
     At each position, the maximum and the mean over the channels of a group are added. The sum
     is standardised over all positions, multiplied by the group's weight, shifted by its bias,
     and passed through a sigmoid.
-
-    Args:
-        groups (int): Number of groups G.
-        initial_scale (float): Scale before training.
     """
 
     def __init__(self, groups: int, initial_scale: float) -> None:
@@ -82,11 +71,6 @@ class ChannelGate(nn.Module):
     The mean and the maximum over all positions of a channel are each standardised over the
     channels of its group, multiplied by the channel's weight and shifted by its bias. Their sum
     is passed through a sigmoid.
-
-    Args:
-        channels (int): Number of channels C.
-        groups (int): Number of groups.
-        initial_scale (float): Scale before training.
     """
 
     def __init__(self, channels: int, groups: int, initial_scale: float) -> None:

@@ -1,6 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Folding factors of the outputs of blocks into the layers that read them."""
 from collections import defaultdict
+from functools import partial
 from typing import Dict, Iterable, List, Optional, Sequence, Set
 
 import torch
@@ -9,7 +10,7 @@ from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
 
 from mmgcp.nn.forward import random_image, run_as_tensors
-from mmgcp.nn.hooks import hooked
+from mmgcp.nn.hooks import on_inputs, on_outputs
 from mmgcp.nn.layers import NORM_TYPES, WEIGHT_TYPES, is_depthwise, num_channels, spread_inputs
 from mmgcp.pruning.tracing import traceable
 from mmgcp.pruning.units import ChannelUnit
@@ -17,26 +18,19 @@ from mmgcp.pruning.units import ChannelUnit
 
 def fold_scales(model: nn.Module, units: Iterable[ChannelUnit],
                 producers: Dict[str, str], products: Dict[str, Tensor],
-                energies: Dict[str, Tensor], input_shape: Sequence[int] = (3, 128, 128)) -> None:
+                energies: Dict[str, Tensor], input_shape: Sequence[int]) -> None:
     """Fold factors of the outputs of blocks into the layers that read them.
 
     If a channel of a block has the values x without and y with its factor, the factor is
-    E[xy] / E[x^2], with which x comes closest to y. Sums, concatenations, pooling and upsampling
-    may be between a block and a layer that reads it. Where the outputs of several blocks are
-    added, all get the factor sum(E[xy]) / sum(E[x^2]); other summands are ignored. Convolutions,
-    linear layers and BatchNorms can take up the factors.
+    E[xy] / E[x^2], with which x comes closest to y. By name of the block, ``products`` and
+    ``energies`` have the sums (C, ) of xy and x^2 over images and positions (blocks without
+    an entry have no factors), and ``producers`` the layer that produces its channels.
 
-    Args:
-        model (nn.Module): The model without the factors. Its parameters are replaced, not
-            changed in place.
-        units (Iterable[ChannelUnit]): Its channel units.
-        producers (dict[str, str]): For each block the name of the layer that produces the
-            channels of its output.
-        products (dict[str, Tensor]): For each block the sums (C, ) of xy over images and
-            positions; blocks without an entry have no factors.
-        energies (dict[str, Tensor]): The sums (C, ) of x^2 in the same way.
-        input_shape (Sequence[int]): Shape (C, H, W) in pixels of an image to trace the model
-            with. Defaults to (3, 128, 128).
+    Sums, concatenations, pooling and upsampling may be between a block and a layer that reads
+    it. Where the outputs of several blocks are added, all get the factor sum(E[xy]) /
+    sum(E[x^2]); other summands are ignored. Convolutions, linear layers and BatchNorms can take
+    up the factors. Their parameters are replaced, not changed in place. The model is traced with
+    an image of the shape (C, H, W).
     """
     modules = dict(model.named_modules())
     read = find_read_blocks(model, producers, input_shape)
@@ -66,43 +60,31 @@ def find_read_blocks(model: nn.Module, blocks: Iterable[str],
                      input_shape: Sequence[int]) -> Dict[str, Set[str]]:
     """Find the blocks whose outputs each layer reads, with no other layer in between.
 
-    Args:
-        model (nn.Module): The model.
-        blocks (Iterable[str]): Names of modules that return feature maps.
-        input_shape (Sequence[int]): Shape (C, H, W) in pixels of an image to trace the model
-            with.
-
-    Returns:
-        dict[str, set[str]]: Names of the blocks by name of the convolution, linear layer or
-        normalisation.
+    Blocks are modules that return feature maps; layers are convolutions, linear layers and
+    normalisations. The model is traced with an image of the shape (C, H, W).
     """
     blocks = set(blocks)
     # Nodes of the autograd graph that layers and blocks return; None for layers
     ends: Dict[object, Optional[str]] = {}
     inputs: Dict[str, List[object]] = defaultdict(list)
-    handles = []
 
-    def record_output(name):
-        def hook(module, args, output):
-            ends[output.grad_fn] = name if name in blocks else None
-        return hook
+    def note_output(name: str, _: Tensor, output: Tensor) -> None:
+        ends[output.grad_fn] = name if name in blocks else None
 
-    def record_input(name):
-        return lambda module, args: inputs[name].append(args[0].grad_fn)
+    def note_input(name: str, tensor: Tensor) -> None:
+        inputs[name].append(tensor.grad_fn)
 
-    for name, module in model.named_modules():
-        is_layer = isinstance(module, (*WEIGHT_TYPES, *NORM_TYPES))
-        if is_layer:
-            handles.append(module.register_forward_pre_hook(record_input(name)))
-        if is_layer or name in blocks:
-            handles.append(module.register_forward_hook(record_output(name)))
-    with hooked(handles), traceable(model), torch.enable_grad():
+    layers = {name for name, module in model.named_modules()
+              if isinstance(module, (*WEIGHT_TYPES, *NORM_TYPES))}
+    with on_inputs(model, {name: partial(note_input, name) for name in layers}), \
+            on_outputs(model, {name: partial(note_output, name) for name in layers | blocks}), \
+            traceable(model), torch.enable_grad():
         run_as_tensors(model, random_image(model, input_shape))
     return {name: _nearest_blocks(nodes, ends) for name, nodes in inputs.items()}
 
 
 def _nearest_blocks(nodes: Iterable[object], ends: Dict[object, Optional[str]]) -> Set[str]:
-    """The blocks that are reached first when going back from nodes of the autograd graph."""
+    """Return the blocks that are reached first when going back from nodes of the autograd graph."""
     found, seen, pending = set(), set(), list(nodes)
     while pending:
         node = pending.pop()
@@ -117,16 +99,20 @@ def _nearest_blocks(nodes: Iterable[object], ends: Dict[object, Optional[str]]) 
 
 
 def _input_side(layer: Optional[nn.Module]) -> Optional[str]:
-    """The side that stands for a layer's inputs in a channel unit."""
+    """Return the side that stands for a layer's inputs in a channel unit."""
     if isinstance(layer, _BatchNorm) or is_depthwise(layer):
         return 'out'
     return 'in' if isinstance(layer, WEIGHT_TYPES) else None
 
 
 def _scale_inputs(layer: nn.Module, factors: Tensor) -> None:
-    """Make a layer compute what it computes of inputs multiplied by factors (C, )."""
+    """Make a layer compute what it computes of inputs multiplied by factors (C, ).
+
+    A BatchNorm without weights or running statistics stays as it is.
+    """
     if isinstance(layer, _BatchNorm):
-        _scale_norm_inputs(layer, factors)
+        if layer.affine and layer.running_mean is not None:
+            _scale_norm_inputs(layer, factors)
         return
     weight = layer.weight.detach()
     scaled = weight * spread_inputs(layer, factors.to(weight))
@@ -134,9 +120,6 @@ def _scale_inputs(layer: nn.Module, factors: Tensor) -> None:
 
 
 def _scale_norm_inputs(norm: _BatchNorm, factors: Tensor) -> None:
-    """The same for a BatchNorm, unless it has no weights or no running statistics."""
-    if not norm.affine or norm.running_mean is None:
-        return
     weight, bias = norm.weight.detach(), norm.bias.detach()
     factors = factors.to(weight)
     shift = weight * norm.running_mean * (norm.running_var + norm.eps).rsqrt()

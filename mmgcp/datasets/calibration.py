@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmgcp.errors import UserError
-from mmgcp.nn.forward import eval_mode
+from mmgcp.nn.temporarily import eval_mode
 from mmgcp.nn.training_loss import Batch
 from mmgcp.utils.config import drop_collate_scope
 from mmgcp.utils.process_state import hub_info, random_states_kept

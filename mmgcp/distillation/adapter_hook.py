@@ -6,7 +6,7 @@ from torch import nn
 
 from mmgcp.registry import HOOKS
 
-KEY = 'distill_adapters'
+from .student_proxy import ADAPTERS
 
 
 @HOOKS.register_module()
@@ -19,24 +19,14 @@ class DistillAdapterHook(Hook):
     """
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add the adapters to the checkpoint.
-
-        Args:
-            runner (Runner): The runner of the training.
-            checkpoint (dict): The checkpoint to be saved.
-        """
+        """Add the adapters to the checkpoint."""
         adapters = _distiller(runner).distill_adapters
-        checkpoint[KEY] = {name: value.cpu() for name, value in adapters.state_dict().items()}
+        checkpoint[ADAPTERS] = {name: value.cpu() for name, value in adapters.state_dict().items()}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Load the adapters from the checkpoint if training is resumed from it.
-
-        Args:
-            runner (Runner): The runner of the training.
-            checkpoint (dict): The checkpoint that was loaded.
-        """
-        if runner._resume and KEY in checkpoint:
-            _distiller(runner).load_adapters(checkpoint[KEY])
+        """Load the adapters from the checkpoint if training is resumed from it."""
+        if runner._resume and ADAPTERS in checkpoint:
+            _distiller(runner).load_adapters(checkpoint[ADAPTERS])
 
 
 def _distiller(runner: Runner) -> nn.Module:

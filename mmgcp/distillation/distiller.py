@@ -23,13 +23,13 @@ HEAD = 'bbox_head.head_module'
 
 @MODELS.register_module()
 class SpatialAttentionDistiller(StudentProxy):
-    """Train a pruned detector to look where the unpruned one looks: the spatial
-    attention distillation of `GCP-SAD <https://arxiv.org/abs/2306.01526>`_.
+    r"""Train a pruned detector to look where the unpruned one looks.
 
+    This is the spatial attention distillation of `GCP-SAD <https://arxiv.org/abs/2306.01526>`_.
     The total loss is that of the student plus, over the groups g and their layers l,
 
     .. math::
-        \\sum_g w_g \\sum_l mean((A(F_l^{student}) - A(F_l^{teacher}))^2)
+        \sum_g w_g \sum_l mean((A(F_l^{student}) - A(F_l^{teacher}))^2)
 
     with the attention maps A of :func:`mmgcp.distillation.spatial_attention`. The two
     features may differ in their number of channels. A group may have another loss, and the
@@ -73,8 +73,8 @@ class SpatialAttentionDistiller(StudentProxy):
             paper's weights exceed the detection loss of MMYOLO by far, and ten times these
             harmed a heavily pruned network (docs/results.md). May be empty if there is a
             ``response``. Defaults to 'auto'.
-        loss (dict): Config of the loss for groups without one of their own; it is built for
-            each layer with the group's weight as ``loss_weight``.
+        loss (dict, optional): Config of the loss for groups without one of their own; it is
+            built for each layer with the group's weight as ``loss_weight``.
             Defaults to dict(type='mmgcp.SpatialAttentionLoss').
         response (dict, optional): Config of the loss between the predictions of the heads,
             which must be MMYOLO's. Defaults to None.
@@ -92,11 +92,11 @@ class SpatialAttentionDistiller(StudentProxy):
                  student: dict,
                  teacher: dict,
                  groups: Union[str, Sequence[dict]] = 'auto',
-                 loss: dict = dict(type='mmgcp.SpatialAttentionLoss'),
+                 loss: Optional[dict] = None,
                  response: Optional[dict] = None,
                  schedule: Optional[dict] = None):
         # The settings are checked before the models are built and the teacher is loaded.
-        groups = read_groups(groups, loss)
+        groups = read_groups(groups, loss or dict(type='mmgcp.SpatialAttentionLoss'))
         if not groups and response is None:
             raise UserError('groups must not be empty: there would be nothing to distil')
         response = None if response is None else MODELS.build(response)
@@ -125,17 +125,17 @@ class SpatialAttentionDistiller(StudentProxy):
 
     @property
     def teacher(self) -> nn.Module:
-        """nn.Module: The teacher's detector, in eval mode and without gradients."""
+        """The teacher's detector, in eval mode and without gradients."""
         return self._teacher.module
 
     def forward(self,
                 inputs: Tensor,
                 data_samples: OptSampleList = None,
                 mode: str = 'tensor') -> Union[Dict[str, Tensor], list, tuple, Tensor]:
-        """Run the student and, for the losses, the teacher.
+        """Run the student on preprocessed images (N, 3, H, W).
 
         Args:
-            inputs (Tensor): Preprocessed images (N, 3, H, W).
+            inputs (Tensor): The images.
             data_samples (list[DetDataSample] | dict, optional): The ground truth in the form
                 that the student takes. Defaults to None.
             mode (str): 'loss' for :meth:`loss`, 'predict' and 'tensor' for the
@@ -154,14 +154,6 @@ class SpatialAttentionDistiller(StudentProxy):
         Each group has a loss ``loss_<kind>_<name>``, where the kind is 'attention' for
         :class:`mmgcp.distillation.SpatialAttentionLoss`. From the schedule's stop epoch on
         there are only the student's losses, and the teacher does not run.
-
-        Args:
-            inputs (Tensor): Preprocessed images (N, 3, H, W).
-            data_samples (list[DetDataSample] | dict): The ground truth in the form that the
-                student takes.
-
-        Returns:
-            dict[str, Tensor]: The losses.
         """
         self._warn_of_new_adapters()
         factor = self.schedule.current_factor()
@@ -184,11 +176,7 @@ class SpatialAttentionDistiller(StudentProxy):
         return losses
 
     def load_adapters(self, state: Dict[str, Tensor]) -> None:
-        """Load the weights of the adapters.
-
-        Args:
-            state (dict[str, Tensor]): What ``distill_adapters.state_dict()`` returned.
-        """
+        """Load what ``distill_adapters.state_dict()`` returned."""
         self.distill_adapters.load_state_dict(state)
         self._adapters_are_new = False
 
@@ -197,11 +185,12 @@ class SpatialAttentionDistiller(StudentProxy):
         iteration = MessageHub.get_current_instance().get_info('iter', 0)
         if self.has_adapters() and self._adapters_are_new and iteration > 0:
             warnings.warn(f'training resumes at iteration {iteration}, but with new adapters for '
-                          'the distillation; mmgcp.DistillAdapterHook would have kept them')
+                          'the distillation; mmgcp.DistillAdapterHook would have kept them',
+                          stacklevel=2)
         self._adapters_are_new = False
 
     def _idle_losses(self) -> Dict[str, Tensor]:
-        """Losses of zero that depend on the adapters.
+        """Return losses of zero that depend on the adapters.
 
         Distributed training waits for the gradients of all parameters.
         """

@@ -14,8 +14,7 @@ from mmgcp.registry import MODELS
 class FeatureLoss(nn.Module):
     """Base of the losses between two feature maps.
 
-    Attributes:
-        kind (str): The loss of a group of layers is reported as ``loss_<kind>_<group>``.
+    The loss of a group of layers is reported as ``loss_<kind>_<group>``.
 
     Args:
         loss_weight (float): Multiplier of the loss. Defaults to 1.0.
@@ -28,28 +27,20 @@ class FeatureLoss(nn.Module):
         self._warned_of_size = False
 
     def resize(self, teacher_map: Tensor, student_map: Tensor) -> Tensor:
-        """Resize a map of the teacher to the size of the student's, and warn once.
-
-        Args:
-            teacher_map (Tensor): (N, C, H', W').
-            student_map (Tensor): (N, C', H, W).
-
-        Returns:
-            Tensor: (N, C, H, W), the teacher's map itself if the sizes are equal.
-        """
+        """Resize a teacher's map (N, C, H', W') to the student's (N, C', H, W), and warn once."""
         size = student_map.shape[-2:]
         if teacher_map.shape[-2:] == size:
             return teacher_map
         if not self._warned_of_size:
             self._warned_of_size = True
             warnings.warn(f"the teacher's map of size {tuple(teacher_map.shape[-2:])} is resized "
-                          f"to the student's {tuple(size)} to compare their {self.kind}")
+                          f"to the student's {tuple(size)} to compare their {self.kind}",
+                          stacklevel=2)
         return F.interpolate(teacher_map, size=size, mode='bilinear', align_corners=False)
 
 
 def spatial_attention(feature: Tensor) -> Tensor:
-    """Compute the spatial attention map of `arXiv 1612.03928
-    <https://arxiv.org/abs/1612.03928>`_.
+    """Compute the spatial attention map of `arXiv 1612.03928 <https://arxiv.org/abs/1612.03928>`_.
 
     It is the mean of the squares over the channels, flattened and scaled to an L2
     norm of 1 for each image, always in single precision.
@@ -65,8 +56,9 @@ def spatial_attention(feature: Tensor) -> Tensor:
 
 @MODELS.register_module()
 class SpatialAttentionLoss(FeatureLoss):
-    """Mean squared difference of two spatial attention maps, from `GCP-SAD
-    <https://arxiv.org/abs/2306.01526>`_.
+    """Mean squared difference of two spatial attention maps.
+
+    From `GCP-SAD <https://arxiv.org/abs/2306.01526>`_.
 
     Args:
         loss_weight (float): Multiplier of the loss. Defaults to 1.0.
@@ -74,17 +66,10 @@ class SpatialAttentionLoss(FeatureLoss):
     kind = 'attention'
 
     def forward(self, student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
-        """Compare two features, whose numbers of channels may differ.
+        """Compare features (N, C, H, W) and (N, C', H', W').
 
         If their sizes differ, the teacher's map of mean squares is resized to the
         student's before it is normalised.
-
-        Args:
-            student_feature (Tensor): (N, C, H, W).
-            teacher_feature (Tensor): (N, C', H', W').
-
-        Returns:
-            Tensor: A scalar.
         """
         student_map = _mean_square(student_feature)
         teacher_map = self.resize(_mean_square(teacher_feature), student_map)
@@ -92,12 +77,12 @@ class SpatialAttentionLoss(FeatureLoss):
 
 
 def _mean_square(feature: Tensor) -> Tensor:
-    """(N, C, H, W) to (N, 1, H, W), in single precision from before squaring on."""
+    """Turn (N, C, H, W) into (N, 1, H, W), in single precision from before squaring on."""
     return feature.float().square().mean(dim=1, keepdim=True)
 
 
 def _normalize(mean_square: Tensor) -> Tensor:
-    """(N, 1, H, W) to (N, H * W) with an L2 norm of 1 in each row."""
+    """Turn (N, 1, H, W) into (N, H * W) with an L2 norm of 1 in each row."""
     return F.normalize(mean_square.flatten(1), dim=1)
 
 
@@ -116,27 +101,15 @@ class AdaptedLoss(FeatureLoss):
         self.adapter = None
 
     def adapt(self, student_channels: int, teacher_channels: int) -> None:
-        """Make the adapter if it is needed.
-
-        Args:
-            student_channels (int): Number of channels of the student's feature.
-            teacher_channels (int): Number of channels of the teacher's feature.
-        """
+        """Make the adapter if the numbers of channels differ."""
         if student_channels != teacher_channels:
             self.adapter = nn.Conv2d(student_channels, teacher_channels, 1, bias=False)
 
     def align(self, student_feature: Tensor, teacher_feature: Tensor) -> Tuple[Tensor, Tensor]:
-        """Make two features comparable, in single precision.
+        """Turn features (N, C, H, W) and (N, C', H', W') into comparable ones (N, C', H, W).
 
-        Args:
-            student_feature (Tensor): (N, C, H, W).
-            teacher_feature (Tensor): (N, C', H', W').
-
-        Returns:
-            tuple[Tensor, Tensor]: Both as (N, C', H, W).
-
-        Raises:
-            UserError: The numbers of channels differ and there is no adapter.
+        They are in single precision. Numbers of channels that differ without an adapter are a
+        UserError.
         """
         if self.adapter is not None:
             student_feature = self.adapter(student_feature)
@@ -150,10 +123,11 @@ class AdaptedLoss(FeatureLoss):
 
 @MODELS.register_module()
 class FeatureMimicLoss(AdaptedLoss):
-    """Mean squared difference of two features, as the hints of `FitNets
-    <https://arxiv.org/abs/1412.6550>`_ (equation 3, but the mean instead of half the sum).
+    """Mean squared difference of two features.
 
-    The regressor is a 1x1 convolution, and is only there if the numbers of channels differ.
+    These are the hints of `FitNets <https://arxiv.org/abs/1412.6550>`_ (equation 3, but the mean
+    instead of half the sum). The regressor is a 1x1 convolution, and is only there if the
+    numbers of channels differ.
 
     Args:
         loss_weight (float): Multiplier of the loss. Defaults to 1.0.
@@ -161,28 +135,20 @@ class FeatureMimicLoss(AdaptedLoss):
     kind = 'mimic'
 
     def forward(self, student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
-        """Compare two features.
-
-        Args:
-            student_feature (Tensor): (N, C, H, W).
-            teacher_feature (Tensor): (N, C', H', W').
-
-        Returns:
-            Tensor: A scalar.
-        """
+        """Compare features (N, C, H, W) and (N, C', H', W')."""
         return self.loss_weight * F.mse_loss(*self.align(student_feature, teacher_feature))
 
 
 @MODELS.register_module()
 class ChannelWiseLoss(AdaptedLoss):
-    """`Channel-wise knowledge distillation <https://arxiv.org/abs/2011.13256>`_.
+    r"""`Channel-wise knowledge distillation <https://arxiv.org/abs/2011.13256>`_.
 
     A softmax turns each channel into a distribution over the positions i (equation 4). The
     loss is the Kullback-Leibler divergence of the student's from the teacher's (equation 5)
 
     .. math::
-        \\frac{\\tau^2}{C} \\sum_c \\sum_i \\phi(y^T_{c,i})
-        \\log \\frac{\\phi(y^T_{c,i})}{\\phi(y^S_{c,i})}
+        \frac{\tau^2}{C} \sum_c \sum_i \phi(y^T_{c,i})
+        \log \frac{\phi(y^T_{c,i})}{\phi(y^S_{c,i})}
 
     averaged over the images. As in the paper, a 1x1 convolution adapts the number of
     the student's channels if it differs.
@@ -203,15 +169,7 @@ class ChannelWiseLoss(AdaptedLoss):
         self.tau = tau
 
     def forward(self, student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
-        """Compare two features.
-
-        Args:
-            student_feature (Tensor): (N, C, H, W).
-            teacher_feature (Tensor): (N, C', H', W').
-
-        Returns:
-            Tensor: A scalar.
-        """
+        """Compare features (N, C, H, W) and (N, C', H', W')."""
         student, teacher = (
             F.log_softmax(feature.flatten(2) / self.tau, dim=2)
             for feature in self.align(student_feature, teacher_feature))

@@ -51,10 +51,7 @@ class FeatureRecorder:
 
     @contextmanager
     def record(self) -> Iterator[Dict[str, Tensor]]:
-        """Record one run of the model.
-
-        Yields:
-            dict[str, Tensor]: The outputs (N, C, H, W) by name, complete at the end.
+        """Record one run of the model: yield its features by name, complete at the end.
 
         Raises:
             UserError: A module did not run or ran more than once, or its output is not a
@@ -128,26 +125,15 @@ class FrozenTeacher:
         return self
 
     def record_features(self, names: Iterable[str]) -> None:
-        """Choose the modules whose features :meth:`run` returns.
-
-        Args:
-            names (Iterable[str]): Their names.
-
-        Raises:
-            UserError: The teacher has no module of such a name.
-        """
+        """Choose the modules whose features :meth:`run` returns; unknown ones are a UserError."""
         self._recorder = FeatureRecorder(self.module, names, 'teacher')
 
     @torch.no_grad()
     def run(self, inputs: Tensor) -> Tuple[Dict[str, Tensor], Any]:
-        """Run the teacher on the device of the images.
+        """Run the teacher on the device of the images (N, 3, H, W).
 
-        Args:
-            inputs (Tensor): Preprocessed images (N, 3, H, W).
-
-        Returns:
-            tuple[dict[str, Tensor], Any]: The feature (N, C, H, W) of each chosen module, and
-            what the teacher's head returns in eval mode.
+        Returns the feature (N, C, H, W) of each chosen module by name, and what the teacher's
+        head returns in eval mode.
         """
         # The images say on which device to run and not the model, because averaged copies of
         # the model, which share this teacher, may be on another device.

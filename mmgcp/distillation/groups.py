@@ -28,9 +28,7 @@ class DistillationGroup:
         name (str): The loss is reported as ``loss_<kind>_<name>``.
         layers (list[tuple[str, str]] | str): The layers' names in student and teacher, or
             one of :data:`PARTS` until :func:`connect_groups` replaces it.
-        template (nn.Module): The loss, of which each layer gets a copy.
-        losses (list[nn.Module]): The loss of each layer, a function of the student's and the
-            teacher's feature.
+        template (nn.Module): The loss, of which each layer gets a copy in ``losses``.
         optional (bool): Whether to leave the group out if the detectors lack the part.
     """
     name: str
@@ -41,12 +39,12 @@ class DistillationGroup:
 
     @property
     def loss_name(self) -> str:
-        """str: The name that the loss is reported with."""
+        """The name that the loss is reported with."""
         return f'loss_{getattr(self.template, "kind", "feature")}_{self.name}'
 
     @property
     def adapters(self) -> List[nn.Module]:
-        """list[nn.Module]: The adapters of its losses."""
+        """The adapters of its losses."""
         return [loss.adapter for loss in self.losses
                 if getattr(loss, 'adapter', None) is not None]
 
@@ -59,15 +57,8 @@ class DistillationGroup:
 def read_groups(configs: Union[str, Sequence[dict]], loss: dict) -> List[DistillationGroup]:
     """Read the groups of a config and build their losses, before there are any models.
 
-    Args:
-        configs (str | Sequence[dict]): See :class:`SpatialAttentionDistiller`.
-        loss (dict): Config of the loss for groups without one of their own.
-
-    Returns:
-        list[DistillationGroup]: The groups.
-
-    Raises:
-        UserError: A group is malformed, or two groups have the same name.
+    The arguments are those of :class:`SpatialAttentionDistiller`. A UserError is raised if a
+    group is malformed or two groups have the same name.
     """
     optional = configs == 'auto'
     if optional:
@@ -99,7 +90,7 @@ def _read_group(config: dict, loss: dict, optional: bool) -> DistillationGroup:
 
 
 def _as_pair(layer: Union[str, Sequence[str]]) -> Tuple[str, str]:
-    """The names in student and teacher of a layer that is given by one name or by both."""
+    """Return the names in student and teacher of a layer that is given by one name or by both."""
     if isinstance(layer, str):
         return layer, layer
     if len(layer) != 2 or not all(isinstance(name, str) for name in layer):
@@ -125,16 +116,8 @@ def connect_groups(groups: List[DistillationGroup], student: nn.Module,
                    teacher: nn.Module) -> List[DistillationGroup]:
     """Find the layers of the groups in the models, and make their losses with adapters.
 
-    Args:
-        groups (list[DistillationGroup]): The groups, which are completed in place.
-        student (nn.Module): The student.
-        teacher (nn.Module): The teacher.
-
-    Returns:
-        list[DistillationGroup]: The groups that have layers.
-
-    Raises:
-        UserError: A model lacks a part, or the outputs of a part do not correspond.
+    Returns the groups that have layers. A UserError is raised if a model lacks a part, or the
+    outputs of a part do not correspond.
     """
     connected = []
     for group in groups:
@@ -151,7 +134,7 @@ def connect_groups(groups: List[DistillationGroup], student: nn.Module,
 
 def _part_layers(group: str, part: str, student: nn.Module,
                  teacher: nn.Module) -> List[Tuple[str, str]]:
-    """The layers that emit the outputs of a part, output by output."""
+    """Return the layers that emit the outputs of a part, output by output."""
     names = [find_part_outputs(model, part, owner)
              for model, owner in ((student, 'student'), (teacher, 'teacher'))]
     counts = [len(outputs) for outputs in names]
@@ -162,7 +145,7 @@ def _part_layers(group: str, part: str, student: nn.Module,
     for number, pair in enumerate(zip(*names)):
         if None in pair:
             warnings.warn(f'output {number} of the {part} is not distilled because none of its '
-                          'modules emits it')
+                          'modules emits it', stacklevel=2)
         else:
             layers.append(pair)
     if not layers:

@@ -59,16 +59,7 @@ def find_part_outputs(model: nn.Module, part: str, owner: str = 'model') -> List
 
 def count_feature_channels(model: nn.Module, names: Iterable[str],
                            owner: str = 'model') -> Dict[str, int]:
-    """Count the channels of the features that modules of a detector return.
-
-    Args:
-        model (nn.Module): The detector, which is not changed.
-        names (Iterable[str]): Names of the modules.
-        owner (str): What to call the model in error messages. Defaults to 'model'.
-
-    Returns:
-        dict[str, int]: Number of channels by name.
-    """
+    """Count the channels of the features that modules of a detector return, by their names."""
     model = _runnable_copy(model)
     shape = working_shape(model)
     with FeatureRecorder(model, names, owner).record() as features:
@@ -77,7 +68,7 @@ def count_feature_channels(model: nn.Module, names: Iterable[str],
 
 
 def _runnable_copy(model: nn.Module) -> nn.Module:
-    """A copy that runs on a CPU, on which synchronised BatchNorm does not run."""
+    """Return a copy that runs on a CPU, on which synchronised BatchNorm does not run."""
     return revert_sync_batchnorm(copy.deepcopy(model))
 
 

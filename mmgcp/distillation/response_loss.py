@@ -32,7 +32,7 @@ class Responses:
 
     @property
     def confidences(self) -> Tensor:
-        """Tensor: Best class score times objectness (N, P)."""
+        """Best class score times objectness (N, P)."""
         confidences = self.scores.max(-1).values.sigmoid()
         if self.objectnesses is not None:
             confidences = confidences * self.objectnesses.sigmoid()
@@ -40,15 +40,7 @@ class Responses:
 
 
 def check_head(model: nn.Module, owner: str) -> None:
-    """Check that :func:`read_responses` can read the head of a detector.
-
-    Args:
-        model (nn.Module): The detector.
-        owner (str): What to call it in error messages.
-
-    Raises:
-        UserError: Its head is not one of MMYOLO's.
-    """
+    """Raise a UserError if a detector's head is not one of MMYOLO's, which can be read."""
     head = getattr(model, 'bbox_head', None)
     parts = ('head_module', 'prior_generator', 'bbox_coder', 'featmap_strides')
     if not all(hasattr(head, part) for part in parts):
@@ -57,20 +49,13 @@ def check_head(model: nn.Module, owner: str) -> None:
 
 
 def read_responses(head: nn.Module, outputs: Sequence[Sequence[Tensor]]) -> Responses:
-    """Read what the layers of a head returned, and decode the boxes with its own coder.
+    """Read what a head's ``head_module`` returned, and decode the boxes with its own coder.
 
     On each level with A anchors, the heads return class scores (N, A * num_classes, H, W) and
     box predictions (N, A * 4, H, W); those with objectnesses return these (N, A, H, W) in the
     third place. What other heads return there (in training, the distributions that the boxes
     are computed from), all further outputs and the auxiliary predictions of YOLOv7-P6 are
     ignored.
-
-    Args:
-        head (nn.Module): A dense head of MMYOLO's.
-        outputs (Sequence[Sequence[Tensor]]): What its ``head_module`` returned.
-
-    Returns:
-        Responses: The predictions.
     """
     scores, boxes = (_main(levels) for levels in outputs[:2])
     sizes = [score.shape[-2:] for score in scores]
@@ -89,12 +74,12 @@ def read_responses(head: nn.Module, outputs: Sequence[Sequence[Tensor]]) -> Resp
 
 
 def _main(levels: Sequence) -> List[Tensor]:
-    """The main predictions of levels that may also have auxiliary ones."""
+    """Return the main predictions of levels that may also have auxiliary ones."""
     return [level[0] if isinstance(level, (list, tuple)) else level for level in levels]
 
 
 def _flatten(levels: Sequence[Tensor], width: int) -> Tensor:
-    """Levels of (N, A * width, H, W) to (N, all H * W * A, width)."""
+    """Turn levels of (N, A * width, H, W) into (N, all H * W * A, width)."""
     return torch.cat([level.float().permute(0, 2, 3, 1).reshape(len(level), -1, width)
                       for level in levels], dim=1)
 
@@ -153,18 +138,10 @@ class ResponseLoss(nn.Module):
         self.score_thr = score_thr
 
     def forward(self, student: Responses, teacher: Responses) -> Dict[str, Tensor]:
-        """Compare the predictions for the same images.
+        """Compare the predictions of student and teacher for the same images.
 
-        Args:
-            student (Responses): The student's predictions.
-            teacher (Responses): The teacher's predictions, equally many.
-
-        Returns:
-            dict[str, Tensor]: ``loss_response_cls``, ``loss_response_box`` and, if the
-            heads have objectnesses, ``loss_response_obj``.
-
-        Raises:
-            UserError: The predictions of the two heads do not correspond.
+        Returns ``loss_response_cls``, ``loss_response_box`` and, if the heads have objectnesses,
+        ``loss_response_obj``. Raises a UserError if the predictions do not correspond.
         """
         _check_same(student, teacher)
         positives = teacher.confidences > self.score_thr
@@ -203,14 +180,7 @@ def binary_kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 
     With p = sigmoid(teacher / T) and q = sigmoid(student / T) it is T² · (p log(p / q) +
     (1 - p) log((1 - p) / (1 - q))), where the factor T² keeps its gradients from shrinking
     with the temperature (`arXiv 1503.02531 <https://arxiv.org/abs/1503.02531>`_, section 2).
-
-    Args:
-        student (Tensor): Raw scores (before the sigmoid) of any shape.
-        teacher (Tensor): Raw scores of the same shape.
-        temperature (float): T. Defaults to 1.0.
-
-    Returns:
-        Tensor: The divergence for each score, of the same shape.
+    Raw scores, from before the sigmoid, may have any shape; the divergence of each is returned.
     """
     student, teacher = student / temperature, teacher / temperature
     positive = F.logsigmoid(teacher) - F.logsigmoid(student)
@@ -219,7 +189,7 @@ def binary_kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 
 
 
 def _mean_of(values: Tensor) -> Tensor:
-    """The mean, or 0 if there are no values."""
+    """Return the mean, or 0 if there are no values."""
     return values.sum() / max(len(values), 1)
 
 

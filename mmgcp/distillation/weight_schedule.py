@@ -52,8 +52,7 @@ class WeightSchedule:
     def current_factor(self) -> Optional[float]:
         """Return the factor at the current iteration; see :meth:`factor_at`.
 
-        Raises:
-            RuntimeError: The factor depends on the progress of a Runner, but there is none.
+        Raises a RuntimeError if it depends on the progress of a Runner, but there is none.
         """
         if not self.warmup and self.decay == 'none' and self.stop_epoch is None:
             return 1.
@@ -65,16 +64,7 @@ class WeightSchedule:
         return self.factor_at(*progress)
 
     def factor_at(self, iteration: int, max_iters: int, max_epochs: int) -> Optional[float]:
-        """Return the factor at an iteration.
-
-        Args:
-            iteration (int): Number of finished iterations.
-            max_iters (int): Number of all iterations.
-            max_epochs (int): Number of all epochs.
-
-        Returns:
-            float | None: The factor, None from the stop epoch on.
-        """
+        """Return the factor after so many iterations of all, None from the stop epoch on."""
         epoch_iters = max_iters / max_epochs
         end = max_iters if self.stop_epoch is None else self.stop_epoch * epoch_iters
         if self.stop_epoch is not None and iteration >= end:

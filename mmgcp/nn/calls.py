@@ -1,9 +1,9 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""The runs of layers, and which BatchNorms read what the layers emit."""
+"""The runs of layers, and which normalisation layers (norms) read what the layers emit."""
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import torch.nn as nn
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
@@ -28,43 +28,32 @@ def producer_of(tensor: Tensor) -> Any:
 
 @dataclass
 class Call:
-    """One run of a layer.
-
-    Attributes:
-        note (Any): What was noted of it.
-        norms (list[str]): Names of the BatchNorms that read the output as it is.
-    """
+    """One run of a layer: what was noted of it, and the norms that read its output as it is."""
     note: Any
     norms: List[str] = field(default_factory=list)
 
 
 class Calls(Dict[str, List[Call]]):
-    """The runs of layers by name, in order.
+    """The runs of layers by name, in order; may be cleared between runs of the model.
 
-    Attributes:
-        foreign (set[str]): Names of the BatchNorms that also read anything else than the
-            output of one of the layers as it is.
+    ``foreign`` has the names of the norms that also read anything else than the output of one of
+    the layers as it is.
     """
 
     def __init__(self, names: Iterable[str]):
         super().__init__({name: [] for name in names})
-        self.foreign: Set[str] = set()
+        self.foreign = set()
 
 
 @contextmanager
 def recording_calls(model: nn.Module, notes: Mapping[str, Callable[[Tensor, Tensor], Any]],
-                    then: Callable[[], Any] = lambda: None) -> Iterator[Calls]:
-    """Record the runs of layers, and which BatchNorms read their outputs.
+                    then: Callable[[], Any] = lambda: None,
+                    norm_types: Tuple[type, ...] = (_BatchNorm, )) -> Iterator[Calls]:
+    """Record the runs of layers, and which norms of some types read their outputs.
 
-    Args:
-        model (nn.Module): The model.
-        notes (Mapping[str, Callable]): By name of the layer: a function of its input and its
-            output, whose result is noted of each run.
-        then (Callable): Called after each run of a layer and of a BatchNorm that follows one,
-            such as :meth:`mmgcp.nn.forward.ShortRuns.seen`. Defaults to nothing.
-
-    Yields:
-        Calls: The runs. They may be cleared between runs of the model.
+    By name of the layer, ``notes`` has a function of its input and its output, whose result is
+    noted of each run. ``then`` is called after each run of a layer and of a norm that follows
+    one, such as :meth:`mmgcp.nn.forward.ShortRuns.seen`.
     """
     calls = Calls(notes)
 
@@ -82,30 +71,24 @@ def recording_calls(model: nn.Module, notes: Mapping[str, Callable[[Tensor, Tens
             call.norms.append(norm)
             then()
 
-    norms = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    norms = [name for name, module in model.named_modules() if isinstance(module, norm_types)]
     with on_outputs(model, {name: partial(record, name) for name in notes}), \
             on_inputs(model, {name: partial(find_call, name) for name in norms}):
         yield calls
 
 
 def following_norms(model: nn.Module, names: Iterable[str],
-                    shape: Optional[Sequence[int]] = None) -> Dict[str, List[str]]:
-    """Find the BatchNorms that read the outputs of layers as they are.
+                    shape: Optional[Sequence[int]] = None,
+                    norm_types: Tuple[type, ...] = (_BatchNorm, )) -> Dict[str, List[str]]:
+    """Find the norms of some types that read the outputs of layers as they are.
 
-    Args:
-        model (nn.Module): A detector; see :func:`mmgcp.nn.forward.run_as_tensors`. It runs once
-            in eval mode on an image of noise.
-        names (Iterable[str]): Names of the layers.
-        shape (Sequence[int], optional): Shape (C, H, W) of the image. Defaults to a small one
-            that the detector runs on.
-
-    Returns:
-        dict[str, list[str]]: Names of the BatchNorms by name of the layer, in the order in
-        which they run: several where the layer runs several times. Empty for layers that
-        no BatchNorm follows or that do not run.
+    The detector runs once in eval mode on noise of a shape (C, H, W), by default a small one.
+    Returns the names of the norms by name of the layer, in the order in which they run: several
+    where the layer runs several times, none where none follows or the layer does not run.
     """
     shape = working_shape(model) if shape is None else shape
-    with recording_calls(model, {name: lambda *_: None for name in names}) as calls:
+    notes = {name: lambda *_: None for name in names}
+    with recording_calls(model, notes, norm_types=norm_types) as calls:
         run_on_noise(model, shape)
     return {name: [norm for call in found for norm in call.norms]
             for name, found in calls.items()}

@@ -11,7 +11,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .hooks import hooked, on_outputs
+from .hooks import on_outputs
 from .temporarily import eval_mode
 
 # Shape (C, H, W) of the images for detectors that do not run on small ones
@@ -23,40 +23,24 @@ POINTWISE = {F.batch_norm, F.silu, F.relu, F.relu6, F.leaky_relu, F.mish, F.hard
 
 
 def random_image(model: nn.Module, shape: Sequence[int]) -> Tensor:
-    """Make an image of noise, the same one in each call.
+    """Make a batch (1, C, H, W) with values in [0, 1), the same in each call, for a model.
 
-    Args:
-        model (nn.Module): The model that it is for, with its device and precision.
-        shape (Sequence[int]): Shape (C, H, W) in pixels.
-
-    Returns:
-        Tensor: A batch (1, C, H, W) with values in [0, 1).
+    It has the device and the precision of the model.
     """
     image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
     return image.to(next(model.parameters()))
 
 
 def run_as_tensors(model: nn.Module, image: Tensor):
-    """Run a detector without decoding its predictions.
+    """Run a detector on images (N, C, H, W) without decoding its predictions.
 
-    Args:
-        model (nn.Module): A detector that understands ``model(x, mode='tensor')``, or one
-            of MMDetection's two-stage detectors, whose second stage runs on fixed proposals.
-        image (Tensor): Batch (N, C, H, W) of images.
-
-    Returns:
-        tuple | list | dict: The raw predictions, nested as the model has them.
+    It is a detector that understands ``model(x, mode='tensor')``, or one of MMDetection's
+    two-stage detectors, whose second stage runs on fixed proposals: its own come from sorting
+    the scores of the first stage, which has no gradient. Returns the raw predictions, nested as
+    the model has them.
     """
-    if hasattr(model, 'roi_head') and hasattr(model, 'rpn_head'):
-        return _run_two_stage(model, image)
-    return model(image, mode='tensor')
-
-
-def _run_two_stage(model: nn.Module, image: Tensor):
-    """Run both stages of a detector, the second one on fixed proposals.
-
-    Its own proposals come from sorting the scores of the first stage, which has no gradient.
-    """
+    if not (hasattr(model, 'roi_head') and hasattr(model, 'rpn_head')):
+        return model(image, mode='tensor')
     sizes = image.new_tensor([[56.], [112.], [224.], [448.]])  # one for each level of an FPN
     boxes = torch.cat((torch.zeros(4, 2).to(image), sizes, sizes), 1)
     features = model.extract_feat(image)
@@ -66,24 +50,9 @@ def _run_two_stage(model: nn.Module, image: Tensor):
 
 @torch.no_grad()
 def run_on_noise(model: nn.Module, shape: Sequence[int]) -> Any:
-    """Run a detector once in eval mode on an image of noise, without gradients.
-
-    Args:
-        model (nn.Module): The detector; see :func:`run_as_tensors`. Its modes are restored.
-        shape (Sequence[int]): Shape (C, H, W) of the image in pixels.
-
-    Returns:
-        Any: The raw predictions, nested as the model has them.
-    """
+    """Run a detector in eval mode on noise of a shape (C, H, W); return its raw predictions."""
     with eval_mode(model):
         return run_as_tensors(model, random_image(model, shape))
-
-
-@torch.no_grad()
-def run_with_hooks(model: nn.Module, shape: Sequence[int], handles: Iterable) -> None:
-    """Run a detector once and remove hooks; use :func:`run_on_noise` instead."""
-    with hooked(handles):
-        run_on_noise(model, shape)
 
 
 class ShortRuns:
@@ -91,10 +60,6 @@ class ShortRuns:
 
     Each hook has to call :meth:`seen` when it is done. The number of these calls must be the
     same in each run; if it is not given, the first run is a whole one.
-
-    Args:
-        model (nn.Module): The detector; see :func:`run_as_tensors`.
-        number (int, optional): How often hooks call :meth:`seen` in a run. Defaults to None.
     """
 
     def __init__(self, model: nn.Module, number: Optional[int] = None):
@@ -105,7 +70,7 @@ class ShortRuns:
     def __call__(self, images: Tensor) -> None:
         """Run the detector on images (N, C, H, W)."""
         self._number = 0
-        with suppress(_SeenAll):
+        with suppress(_SeenAllError):
             run_as_tensors(self._model, images)
         self._last = self._number
 
@@ -113,29 +78,21 @@ class ShortRuns:
         """Count a call of a hook, and end the run after the last one."""
         self._number += 1
         if self._number == self._last:
-            raise _SeenAll
+            raise _SeenAllError
 
 
-class _SeenAll(Exception):
+class _SeenAllError(Exception):
     """The hooks have seen everything in a run."""
 
 
 def record_shapes(model: nn.Module, names: Iterable[str],
                   shape: Sequence[int]) -> List[Tuple[str, torch.Size, torch.Size]]:
-    """Run a detector in eval mode and record the shapes of what its layers read and emit.
+    """Run a detector on noise of a shape (C, H, W), and record the shapes its layers read and emit.
 
     Convolutions and linear layers emit zeros instead of computing anything, which saves most
     of the time. A detector that cannot run on these zeros is run a second time, computing
-    everything.
-
-    Args:
-        model (nn.Module): The detector; see :func:`run_as_tensors`.
-        names (Iterable[str]): Names of the layers.
-        shape (Sequence[int]): Shape (C, H, W) of the image in pixels.
-
-    Returns:
-        list[tuple]: Name, shape of the input and shape of the output for each run of a layer,
-        in the order of the runs.
+    everything. Returns the name, the shape of the input and the shape of the output for each run
+    of a layer, in the order of the runs.
     """
     runs: List[Tuple[str, torch.Size, torch.Size]] = []
 
@@ -168,14 +125,8 @@ class _ShapesOnly(TorchFunctionMode):
 def working_shape(model: nn.Module, input_shape: Sequence[int] = IMAGE_SHAPE) -> Sequence[int]:
     """Return the shape of a small image that a model runs on, to look at its structure.
 
-    Args:
-        model (nn.Module): The detector.
-        input_shape (Sequence[int]): Shape (C, H, W) of the images that it is meant for.
-            Defaults to (3, 640, 640).
-
-    Returns:
-        Sequence[int]: (C, 128, 128), or the given shape if the model does not run on that,
-        as SSD300 does not.
+    It is (C, 128, 128), or the shape (C, H, W) of the images that the model is meant for, if it
+    does not run on that, as SSD300 does not.
     """
     small = (input_shape[0], 128, 128)
     try:

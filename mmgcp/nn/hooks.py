@@ -9,11 +9,7 @@ import torch.nn as nn
 
 @contextmanager
 def hooked(handles: Iterable[Any]) -> Iterator[None]:
-    """Remove hooks at the end of a block.
-
-    Args:
-        handles (Iterable): What registering the hooks returned.
-    """
+    """Remove hooks at the end of a block, by the handles that registering them returned."""
     handles = list(handles)
     try:
         yield
@@ -26,13 +22,8 @@ def hooked(handles: Iterable[Any]) -> Iterator[None]:
 def on_inputs(model: nn.Module, functions: Mapping[str, Callable[[Any], Any]]) -> Iterator[None]:
     """Call functions with what modules read, each time before they run.
 
-    Args:
-        model (nn.Module): The model.
-        functions (Mapping[str, Callable]): By name of the module: a function of its first
-            positional input. What the function returns replaces the input, unless it is None.
-
-    Raises:
-        AttributeError: The model has no module of such a name.
+    By name of the module, ``functions`` has a function of its first positional input. What it
+    returns replaces the input, unless it is None. Unknown names raise an AttributeError.
     """
     def make_hook(function):
         def hook(_, args):
@@ -51,14 +42,9 @@ def on_outputs(model: nn.Module,
                functions: Mapping[str, Callable[[Any, Any], Any]]) -> Iterator[None]:
     """Call functions with what modules read and emit, each time after they ran.
 
-    Args:
-        model (nn.Module): The model.
-        functions (Mapping[str, Callable]): By name of the module: a function of its first
-            positional input (None if there is none) and its output. What the function returns
-            replaces the output, unless it is None.
-
-    Raises:
-        AttributeError: The model has no module of such a name.
+    By name of the module, ``functions`` has a function of its first positional input (None if
+    there is none) and its output. What it returns replaces the output, unless it is None.
+    Unknown names raise an AttributeError.
     """
     def make_hook(function):
         return lambda _, args, output: function(args[0] if args else None, output)
@@ -72,24 +58,12 @@ def on_outputs(model: nn.Module,
 @contextmanager
 def recording(model: nn.Module, names: Iterable[str], inputs: bool = False, copy: bool = True,
               then: Callable[[], Any] = lambda: None) -> Iterator[Dict[str, List[Any]]]:
-    """Record what modules emit, or what they read.
+    """Record what modules emit, or their first positional ``inputs``, by name and call by call.
 
-    Args:
-        model (nn.Module): The model.
-        names (Iterable[str]): Names of the modules, as in ``model.named_modules()``.
-        inputs (bool): Record the first positional inputs instead of the outputs. Defaults to
-            False.
-        copy (bool): Record copies, through which gradients flow, as later layers may
-            overwrite a tensor in place. Modules that return anything but a tensor need False.
-            Defaults to True.
-        then (Callable): Called after each recording, such as
-            :meth:`mmgcp.nn.forward.ShortRuns.seen`. Defaults to nothing.
-
-    Yields:
-        dict[str, list]: What was recorded of each module, call by call.
-
-    Raises:
-        AttributeError: The model has no module of such a name.
+    Copies are recorded, through which gradients flow, as later layers may overwrite a tensor in
+    place; modules that return anything but a tensor need ``copy=False``. ``then`` is called
+    after each recording, such as :meth:`mmgcp.nn.forward.ShortRuns.seen`. Unknown names raise an
+    AttributeError.
     """
     found: Dict[str, List[Any]] = {name: [] for name in names}
 

@@ -50,12 +50,8 @@ def num_channels(layer: Layer, side: str) -> int:
 def channel_counts(layer: Layer) -> List[int]:
     """Count the channels of a layer.
 
-    Args:
-        layer (nn.Module | nn.Parameter): The layer.
-
-    Returns:
-        list[int]: [in, out] of convolutions and linear layers, [features] of
-        normalisation layers and parameters with channels; empty for anything else.
+    These are [in, out] for convolutions and linear layers, [features] for normalisation layers
+    and parameters with channels, and nothing for anything else.
     """
     if isinstance(layer, CONV_TYPES):
         return [layer.in_channels, layer.out_channels]
@@ -70,46 +66,30 @@ def channel_counts(layer: Layer) -> List[int]:
     return []
 
 
-def weight_by_output(layer: nn.Module) -> Tensor:
-    """View the weight of a layer by its output channels.
+def weight_by_output(layer: nn.Module, tensor: Optional[Tensor] = None) -> Tensor:
+    """View the weight of a layer, or another tensor of its shape, by output channels.
 
-    Args:
-        layer (nn.Module): A convolution, transposed convolution or linear layer with I inputs
-            and O outputs in G groups.
-
-    Returns:
-        Tensor: (O, I / G, height, width), or (O, I) of a linear layer.
+    The view of a convolution with O outputs and I inputs in G groups has the shape
+    (O, I / G, height, width), that of a linear layer (O, I).
     """
-    transposed = isinstance(layer, nn.ConvTranspose2d)
-    return _swap_sides(layer, layer.weight) if transposed else layer.weight
+    tensor = layer.weight if tensor is None else tensor
+    return _swap_sides(layer, tensor) if isinstance(layer, nn.ConvTranspose2d) else tensor
 
 
 def weight_by_input(layer: nn.Module, tensor: Optional[Tensor] = None) -> Tensor:
-    """View the weight of a layer by its input channels.
+    """View the weight of a layer, or another tensor of its shape, by input channels.
 
-    Args:
-        layer (nn.Module): A convolution, transposed convolution or linear layer with I inputs
-            and O outputs in G groups.
-        tensor (Tensor, optional): View this instead, which has the shape of the weight, such
-            as its gradient. Defaults to None.
-
-    Returns:
-        Tensor: (I, O / G, height, width), or (I, O) of a linear layer.
+    The shape is (I, O / G, height, width), or (I, O) for a linear layer.
     """
     tensor = layer.weight if tensor is None else tensor
     return tensor if isinstance(layer, nn.ConvTranspose2d) else _swap_sides(layer, tensor)
 
 
 def spread_inputs(layer: nn.Module, values: Tensor) -> Tensor:
-    """Spread values of a layer's input channels over its weight.
+    """Spread values (I, ) of a layer's input channels over its weight.
 
-    Args:
-        layer (nn.Module): A convolution, transposed convolution or linear layer.
-        values (Tensor): Values (I, ) of its input channels.
-
-    Returns:
-        Tensor: The value of the channel that each weight is multiplied with. It can be
-        broadcast to the shape of the weight.
+    Returns the value of the channel that each weight is multiplied with, which can be broadcast
+    to the shape of the weight.
     """
     by_input = values.view(-1, *[1] * (layer.weight.dim() - 1))
     if isinstance(layer, nn.ConvTranspose2d):
@@ -126,18 +106,12 @@ def _swap_sides(layer: nn.Module, tensor: Tensor) -> Tensor:
 
 
 def keep_channels(model: nn.Module, name: str, side: str, keep: Tensor) -> None:
-    """Reduce a layer to some of its channels.
+    """Reduce a layer to some of its channels on a side, ``'out'`` or ``'in'``.
 
-    Args:
-        model (nn.Module): The model.
-        name (str): Name of the layer in it.
-        side (str): ``'out'`` or ``'in'``. Normalisation layers, depthwise convolutions and
-            parameters have channels on one side only, ``'out'``.
-        keep (Tensor): Ascending indices (K, ) of the channels to keep: for a grouped
-            convolution as many of each group, for a GroupNorm whole groups.
-
-    Raises:
-        PruningError: Channels of layers of this type cannot be removed.
+    Normalisation layers, depthwise convolutions and parameters have channels on one side only,
+    ``'out'``. ``keep`` has the ascending indices (K, ) of the channels to keep: for a grouped
+    convolution as many of each group, for a GroupNorm whole groups. Channels of other layers
+    cannot be removed, which raises a PruningError.
     """
     layer = find_layer(model, name)
     if isinstance(layer, nn.Parameter):

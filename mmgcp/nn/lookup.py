@@ -8,18 +8,9 @@ from mmgcp.errors import UserError
 
 
 def find_module(model: nn.Module, name: str, owner: str = 'model') -> nn.Module:
-    """Find a module by its name.
+    """Return the module of a name; if there is none, raise a UserError with the closest names.
 
-    Args:
-        model (nn.Module): The model to search.
-        name (str): Name as in ``model.named_modules()``.
-        owner (str): What to call the model in an error. Defaults to 'model'.
-
-    Returns:
-        nn.Module: The module.
-
-    Raises:
-        UserError: There is none; the message lists the closest names.
+    The error calls the model ``owner``.
     """
     modules = dict(model.named_modules())
     if not name or name not in modules:

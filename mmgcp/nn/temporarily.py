@@ -10,14 +10,11 @@ from torch import Tensor
 
 @contextmanager
 def modes(model: nn.Module, training: Callable[[nn.Module], bool]) -> Iterator[None]:
-    """Put modules in training or eval mode and restore their modes at the end.
+    """Put the modules for which ``training`` is true in training mode, others in eval mode.
 
-    Unlike ``model.train()`` and ``model.eval()`` it bypasses what modules do to their mode by
-    themselves, such as backbones that freeze their stages.
-
-    Args:
-        model (nn.Module): The model.
-        training (Callable): Says of a module whether it shall be in training mode.
+    Their modes are restored at the end. Unlike ``model.train()`` and ``model.eval()`` it
+    bypasses what modules do to their mode by themselves, such as backbones that freeze their
+    stages.
     """
     before = {module: module.training for module in model.modules()}
     try:
@@ -36,12 +33,7 @@ def eval_mode(model: nn.Module) -> ContextManager[None]:
 
 @contextmanager
 def requiring_grad(model: nn.Module, params: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Let some parameters of a model require gradients, and no others, for a while.
-
-    Args:
-        model (nn.Module): The model.
-        params (Iterable[nn.Parameter]): These parameters.
-    """
+    """Let some parameters of a model require gradients, and no others, for a while."""
     chosen, before = set(params), {param: param.requires_grad for param in model.parameters()}
     try:
         for param in before:
@@ -75,11 +67,7 @@ def only_values_change(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def values_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Give tensors the values back that they had, after they were changed in place.
-
-    Args:
-        tensors (Iterable[Tensor]): Parameters, buffers or other leaves of the autograd graph.
-    """
+    """Give tensors, such as parameters and buffers, back the values that they had before."""
     saved = _copies(tensors)
     try:
         yield
@@ -91,12 +79,7 @@ class Snapshot:
     """A model's structure and values, to take back what surgery and compensation change.
 
     Large weights are remembered, but not copied, as surgery replaces them instead of changing
-    them in place.
-
-    Args:
-        model (nn.Module): The model.
-        weights (bool): Copy large weights, too, as training changes them in place. Defaults to
-            False.
+    them in place. With ``weights=True`` they are copied, too, as training changes them in place.
     """
 
     def __init__(self, model: nn.Module, weights: bool = False):

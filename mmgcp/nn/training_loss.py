@@ -26,25 +26,15 @@ QUIET_TYPES = (_BatchNorm, _DropoutNd, DropPath, DropBlock)
 
 
 class Batch(NamedTuple):
-    """A batch of training data, as a data preprocessor returns it.
-
-    Attributes:
-        images (Tensor): Preprocessed images (N, C, H, W).
-        data_samples (list[DetDataSample] | dict): The ground truth.
-    """
+    """Preprocessed images (N, C, H, W) and their ground truth, as a data preprocessor returns."""
     images: Tensor
     data_samples: Union[List[DetDataSample], dict]
 
 
 def detection_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Compute the sum of a detector's losses; use it in :func:`loss_mode`.
+    """Compute the differentiable sum of a detector's losses; use it in :func:`loss_mode`.
 
-    Args:
-        model (nn.Module): The detector.
-        batch (Batch): The data, which are not changed.
-
-    Returns:
-        Tensor: A differentiable scalar.
+    The data are not changed.
     """
     # YOLOv5's head normalises the boxes of the ground truth in place
     losses = model(batch.images, copy.deepcopy(batch.data_samples), mode='loss')
@@ -59,21 +49,11 @@ def loss_mode(model: nn.Module) -> Iterator[None]:
     statistics and nothing is dropped out. Random choices, such as the proposals that a
     two-stage detector learns from, are the same each time. Modes, buffers and the random states
     of the process are restored at the end.
-
-    Args:
-        model (nn.Module): The detector.
     """
-    with hub_info('epoch', LATE_EPOCH), _same_seeds(model), torch.enable_grad(), \
-            modes(model, lambda module: not isinstance(module, QUIET_TYPES)), \
-            values_kept(model.buffers()):
-        yield
-
-
-@contextmanager
-def _same_seeds(model: nn.Module) -> Iterator[None]:
-    """Seed the random generators of the process and of the model's devices for a while."""
     devices = {param.device.index for param in model.parameters() if param.is_cuda}
-    with random_states_kept(sorted(devices)):
+    with hub_info('epoch', LATE_EPOCH), random_states_kept(sorted(devices)), \
+            torch.enable_grad(), values_kept(model.buffers()), \
+            modes(model, lambda module: not isinstance(module, QUIET_TYPES)):
         random.seed(0)
         np.random.seed(0)
         torch.manual_seed(0)

@@ -31,11 +31,7 @@ class LayerScales:
 
 
 class ScaleFactors:
-    """The scale factors that are penalised.
-
-    Args:
-        layers (Sequence[LayerScales]): Their layers, at least one.
-    """
+    """The scale factors that are penalised, of at least one layer."""
 
     def __init__(self, layers: Sequence[LayerScales]) -> None:
         self.layers = list(layers)
@@ -95,7 +91,7 @@ class Channels:
         return values if self._index is None else values[self._index]
 
     def magnitudes(self, values: Tensor) -> Tensor:
-        """What the penalty shrinks: \\|gamma\\|, or its root mean square over coupled layers."""
+        """What the penalty shrinks: |gamma|, or its root mean square over coupled layers."""
         return values.abs() if self._coupling is None else self._coupling.root_mean_square(values)
 
     def directions(self, values: Tensor, magnitudes: Tensor) -> Tensor:
@@ -139,11 +135,7 @@ class Channels:
 
 
 class Coupling:
-    """Which channels of a vector are coupled, that is can only be removed together.
-
-    Args:
-        segments (Tensor): Index (n, ) of the coupled channel that each channel belongs to.
-    """
+    """Which channels of a vector can only be removed together, by their segments (n, )."""
 
     def __init__(self, segments: Tensor) -> None:
         rows, counts = segments.unique(return_inverse=True, return_counts=True)[1:]

@@ -41,7 +41,7 @@ class DynamicSparsityHook(Hook):
 
     Next to the loss it logs, every ``log_interval`` iterations and at the end of an epoch,
     ``sparsity_rate`` (s, averaged over the channels), ``sparsity_loss`` (the term above),
-    ``sparsity_near_zero`` (the share of channels whose \\|gamma\\| is below ``near_zero_thr``)
+    ``sparsity_near_zero`` (the share of channels whose |gamma| is below ``near_zero_thr``)
     and, if there are groups, ``sparsity_near_zero/GROUP``. ``tools/analysis_tools/
     plot_sparsity.py`` draws them.
 
@@ -55,7 +55,7 @@ class DynamicSparsityHook(Hook):
             ``'prunable'`` stands for the channels that pruning could remove from this model,
             which are found by Torch-Pruning. Defaults to None, which means all.
         exclude (Sequence[str], optional): Patterns of BatchNorm layers to leave out.
-        near_zero_thr (float): A \\|gamma\\| below it counts as near zero. Defaults to 1e-2.
+        near_zero_thr (float): A |gamma| below it counts as near zero. Defaults to 1e-2.
         log_interval (int): Iterations between two logs. Defaults to 50.
         histogram_interval (int): Epochs between two histograms of gamma, which are passed to
             the visualizer; 0 for none. Defaults to 1.

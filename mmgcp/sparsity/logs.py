@@ -14,16 +14,10 @@ from .channels import Channels
 
 def summarize(channels: Channels, rates: Union[float, Tensor], near_zero_thr: float,
               by_group: bool) -> Dict[str, float]:
-    """Compute the current figures.
+    """Compute the figures to log, by name; ``by_group`` adds the shares of the layer groups.
 
-    Args:
-        channels (Channels): The channels.
-        rates (float | Tensor): Their sparsity rates (n, ).
-        near_zero_thr (float): A scale factor below it counts as near zero.
-        by_group (bool): Whether to add the share of near-zero channels in each group.
-
-    Returns:
-        dict[str, float]: Values by name.
+    Scale factors below ``near_zero_thr`` count as near zero; rates may be one for each channel
+    (n, ).
     """
     values = channels.values()
     magnitudes = channels.magnitudes(values)
@@ -42,15 +36,10 @@ def summarize(channels: Channels, rates: Union[float, Tensor], near_zero_thr: fl
 
 def show_histograms(visualizer: Visualizer, channels: Channels, near_zero_thr: float,
                     title: str, step: int, by_group: bool) -> None:
-    """Pass the distribution of the scale factors to the visualizer.
+    """Pass the distribution of the scale factors to the visualizer, as number ``step``.
 
-    Args:
-        visualizer (Visualizer): Gets a picture and, with TensorBoard, histograms.
-        channels (Channels): The channels.
-        near_zero_thr (float): Marked on both sides of zero.
-        title (str): First line of the picture's title.
-        step (int): Number of the picture.
-        by_group (bool): Whether TensorBoard gets a histogram of each group, too.
+    It gets a picture and, with TensorBoard, histograms, also of each layer group if
+    ``by_group``. The first line of the picture's title is given.
     """
     values = channels.values().float().cpu()
     image = draw_gamma_histogram(values.numpy(), near_zero_thr, title)
@@ -67,15 +56,9 @@ def show_histograms(visualizer: Visualizer, channels: Channels, near_zero_thr: f
 
 
 def draw_gamma_histogram(values: np.ndarray, near_zero_thr: float, title: str) -> np.ndarray:
-    """Draw the distribution of scale factors, with a logarithmic axis for the counts.
+    """Draw the distribution of scale factors (n, ) with a logarithmic axis for the counts.
 
-    Args:
-        values (np.ndarray): The scale factors (n, ).
-        near_zero_thr (float): Marked on both sides of zero.
-        title (str): First line of the title.
-
-    Returns:
-        np.ndarray: RGB image (480, 640, 3), uint8.
+    The threshold is marked on both sides of zero. Returns an RGB image (480, 640, 3), uint8.
     """
     figure = Figure(figsize=(6.4, 4.8), dpi=100)
     canvas = FigureCanvasAgg(figure)

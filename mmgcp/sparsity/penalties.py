@@ -14,13 +14,8 @@ def add_subgradient(channels: Channels, rates: Rates, owned: Set[int],
                     optimizer: torch.optim.Optimizer) -> None:
     """Add the subgradient of the penalty to the gradients, before the step.
 
-    Network slimming (https://arxiv.org/abs/1708.06519).
-
-    Args:
-        channels (Channels): The channels.
-        rates (float | Tensor): Their sparsity rates (n, ).
-        owned (Set[int]): The ids of the scale factors that belong to this optimizer.
-        optimizer (torch.optim.Optimizer): The optimizer.
+    Network slimming (https://arxiv.org/abs/1708.06519). ``owned`` has the ids of the scale
+    factors that belong to this optimizer; rates may be one for each channel (n, ).
     """
     values = channels.values()
     penalty = rates * channels.directions(values, channels.magnitudes(values))
@@ -41,13 +36,7 @@ def shrink(channels: Channels, rates: Rates, owned: Set[int],
 
     Soft thresholding by lr * rate (ISTA, https://epubs.siam.org/doi/10.1137/080716542,
     equation 1.5); for coupled channels, of their norm (https://arxiv.org/abs/1108.0775,
-    section 3.3).
-
-    Args:
-        channels (Channels): The channels.
-        rates (float | Tensor): Their sparsity rates (n, ).
-        owned (Set[int]): The ids of the scale factors that belong to this optimizer.
-        optimizer (torch.optim.Optimizer): The optimizer.
+    section 3.3). The arguments are those of :func:`add_subgradient`.
     """
     learning_rates = {id(p): float(group['lr']) for group in optimizer.param_groups
                       for p in group['params'] if id(p) in owned}
@@ -72,6 +61,6 @@ def has_skipped(optimizer: torch.optim.Optimizer) -> bool:
 
 def _owned_pairs(gammas: List[nn.Parameter], parts: List[Tensor],
                  owned: Set[int]) -> List[Tuple[nn.Parameter, Tensor]]:
-    """The scale factors that this optimizer updates, each with its part of a vector."""
+    """Return the scale factors that this optimizer updates, each with its part of a vector."""
     return [(gamma, part) for gamma, part in zip(gammas, parts)
             if gamma.grad is not None and id(gamma) in owned]

@@ -22,9 +22,7 @@ from mmgcp.registry import TASK_UTILS
 
 @TASK_UTILS.register_module(name=['constant', 'ConstantSchedule'])
 class ConstantSchedule:
-    """The same rate for all channels at all times: network slimming
-    (https://arxiv.org/abs/1708.06519).
-    """
+    """The same rate for all channels at all times, as in https://arxiv.org/abs/1708.06519."""
 
     def rates(self, magnitudes: Tensor, rate: float, progress: float) -> float:
         """Return ``rate``."""

@@ -1,7 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Which scale factors of a model are penalised, how strongly and which of them together."""
 import fnmatch
-from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union
+from typing import Any, ContextManager, Dict, List, Optional, Sequence, Set, Tuple, Union
 
 import torch
 from mmengine.utils import is_seq_of
@@ -51,10 +51,8 @@ def select_scale_factors(model: nn.Module,
         UserError: A pattern matches no layer, no layer is left, a layer is in two groups, or
             the model cannot be traced (in particular if Torch-Pruning is not installed).
     """
-    segments: Dict[int, Tensor] = {}
-    if coupled or modules == PRUNABLE:
-        segments = _trace(model, input_shape)
     prunable = modules == PRUNABLE
+    segments = _trace(model, input_shape) if coupled or prunable else {}
     layers = _find_layers(model, None if prunable else modules, exclude)
     if prunable:
         layers = {name: gamma for name, gamma in layers.items() if id(gamma) in segments}
@@ -74,11 +72,7 @@ def select_scale_factors(model: nn.Module,
 
 
 def check_selection(modules: Any, exclude: Any, groups: Any) -> None:
-    """Check the form of these arguments of :func:`select_scale_factors` without a model.
-
-    Raises:
-        UserError: One of them is malformed.
-    """
+    """Raise a UserError if one of these arguments of :func:`select_scale_factors` is malformed."""
     for name, value in dict(modules=modules, exclude=exclude).items():
         if value is None or (name == 'modules' and value == PRUNABLE):
             continue
@@ -115,7 +109,7 @@ def _is_list_of(kind: type, values: Any) -> bool:
 
 def _find_layers(model: nn.Module, modules: Optional[Sequence[str]],
                  exclude: Optional[Sequence[str]]) -> Dict[str, nn.Parameter]:
-    """The matching layers' scale factors, each once, by the first name of its layer."""
+    """Return the matching layers' scale factors, each once, by the first name of its layer."""
     layers = {
         name: module.weight
         for name, module in model.named_modules(remove_duplicate=False)
@@ -140,14 +134,12 @@ def _match(layers: Dict[str, nn.Parameter], patterns: Sequence[str]) -> Set[str]
 
 
 def _trace(model: nn.Module, input_shape: Sequence[int]) -> Dict[int, Tensor]:
-    """The prunable channels of each BatchNorm layer, by the id of its weight.
+    """Index the prunable channel (C, ) of each channel of a BatchNorm, by the id of its weight.
 
-    Returns:
-        dict[int, Tensor]: Index (C, ) of the prunable channel that each of the layer's
-        channels belongs to; -1 for those that cannot be pruned.
+    Channels that cannot be pruned have -1.
     """
     try:
-        with _random_state_kept(), attention_aside(model, put_back=True):
+        with _random_states_kept(), attention_aside(model, put_back=True):
             units, _ = find_units(model, working_shape(model, input_shape))
     except PruningError as error:
         raise PruningError("modules='prunable' and coupled=True look at the model as pruning "
@@ -167,11 +159,11 @@ def _trace(model: nn.Module, input_shape: Sequence[int]) -> Dict[int, Tensor]:
 
 def _assign(model: nn.Module, layers: Sequence[str], groups: Groups,
             input_shape: Sequence[int]) -> Tuple[Dict[str, str], Dict[str, float]]:
-    """The group of each layer that is in one, and the factor of each group."""
+    """Return the group of each layer that is in one, and the factor of each group."""
     if groups is None:
         return {}, {}
     if groups == 'auto':
-        with _random_state_kept():
+        with _random_states_kept():
             layer_groups: List[LayerGroup] = auto_groups(model, input_shape)
         factors: Dict[str, float] = {}
     else:
@@ -185,7 +177,7 @@ def _assign(model: nn.Module, layers: Sequence[str], groups: Groups,
     return owners, factors
 
 
-def _random_state_kept():
+def _random_states_kept() -> ContextManager[None]:
     """Keep a run of the model from changing what training draws at random afterwards."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     return random_states_kept(devices)

@@ -9,20 +9,15 @@ from mmgcp.compatibility import register_step_post_hook, register_step_pre_hook
 
 
 def remove_weight_decay(optimizer: torch.optim.Optimizer, chosen: Set[int]) -> List[Any]:
-    """Let an optimizer make its steps without weight decay for some parameters.
+    """Let an optimizer make its steps without weight decay for the parameters with some ids.
 
     During each step, these parameters are in groups of their own with a weight decay of 0.
     However the optimizer applies weight decay, the result is bit for bit that of training
     without it. Between the steps (for schedulers, logs and checkpoints) the groups are as
     they were.
 
-    Args:
-        optimizer (torch.optim.Optimizer): The optimizer.
-        chosen (Set[int]): The ids of the parameters.
-
-    Returns:
-        list: Handles with a ``remove()``. Empty if the optimizer is not one of torch's own:
-        how it makes a step is unknown then, and it is left as it is.
+    Returns handles with a ``remove()``, or none if the optimizer is not one of torch's own: how
+    it makes a step is unknown then, and it is left as it is.
     """
     if not _is_known(optimizer):
         return []
@@ -72,16 +67,7 @@ def _is_known(optimizer: torch.optim.Optimizer) -> bool:
 
 def describe_weight_decay(optimizers: Sequence[torch.optim.Optimizer],
                           gammas: Sequence[nn.Parameter], remove: bool) -> str:
-    """Say in one line what happens to the weight decay of some scale factors.
-
-    Args:
-        optimizers (Sequence[torch.optim.Optimizer]): The optimizers.
-        gammas (Sequence[nn.Parameter]): The scale factors, one parameter per layer.
-        remove (bool): Whether their weight decay is to be removed.
-
-    Returns:
-        str: The line.
-    """
+    """Say in one line what happens to the weight decay of scale factors, one for each layer."""
     chosen = {id(gamma) for gamma in gammas}
     parts = []
     for optimizer in optimizers:

@@ -218,7 +218,7 @@ def test_attributes_fall_back_to_the_student(distiller):
     assert distiller.bbox_head is distiller.student.bbox_head
     assert distiller.extract_feat.__self__ is distiller.student
     with pytest.raises(AttributeError, match="'YOLODetector' object has no attribute 'mask_he'"):
-        distiller.mask_he
+        _ = distiller.mask_he
     assert not hasattr(distiller, 'roi_head')
 
 

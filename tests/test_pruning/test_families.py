@@ -9,7 +9,8 @@ from families import FAMILIES, compute_loss, family_config
 from mmdet.models.necks.ssd_neck import L2Norm
 from pruning_samples import randomise, tensors
 
-from mmgcp.nn.forward import eval_mode, run_as_tensors
+from mmgcp.nn.forward import run_as_tensors
+from mmgcp.nn.temporarily import eval_mode
 from mmgcp.pruning import count_channels
 from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.pruned_config import make_pruned_config

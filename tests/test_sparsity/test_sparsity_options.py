@@ -280,6 +280,7 @@ def test_coupled_step_by_hand(tmp_path, penalty):
 
 def test_without_torch_pruning(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'torch_pruning', None)
+    monkeypatch.delitem(sys.modules, 'mmgcp.pruning.dependencies', raising=False)  # imports it
     for options in (dict(modules='prunable'), dict(coupled=True)):
         with pytest.raises(UserError, match='needs Torch-Pruning .* not installed'):
             make_runner(tmp_path, dict(options, input_shape=SHAPE), Residual()).train()
@@ -473,7 +474,7 @@ def test_state_moves_once_per_update(tmp_path):
                             (dict(optim_wrapper=accumulating), [0.25, 0.75])):
         runner = make_runner(tmp_path, dict(FEEDBACK, log_interval=1), iters=4, **options)
         updates = []
-        hook_of(runner).schedule.update = lambda near_zero, at: updates.append((near_zero, at))
+        hook_of(runner).schedule.update = lambda *item, updates=updates: updates.append(item)
         runner.train()
         assert [progress for _, progress in updates] == wanted
         assert all(0 <= near_zero <= 1 for near_zero, _ in updates)

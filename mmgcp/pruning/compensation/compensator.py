@@ -18,6 +18,8 @@ from .norms import adapt_norms
 class Compensator:
     """Compensates for channels that are about to be removed.
 
+    Channels are given as indices (K, ) by name of their unit.
+
     Attributes:
         model (nn.Module): The model before surgery, changed in place.
         units (Sequence[ChannelUnit]): Its channel units.
@@ -36,15 +38,7 @@ class Compensator:
     shape: Sequence[int]
 
     def __call__(self, removed: Dict[str, Tensor]) -> List[str]:
-        """Compensate for channels.
-
-        Args:
-            removed (dict[str, Tensor]): Indices (K, ) of the channels to remove, by name of the
-                unit.
-
-        Returns:
-            list[str]: See :meth:`fold`.
-        """
+        """Compensate for channels; return the layers that could not absorb everything."""
         reference = self.reference() if removed else None
         uncompensated = self.fold(removed)
         self.adapt(removed, reference)
@@ -53,14 +47,8 @@ class Compensator:
     def fold(self, removed: Dict[str, Tensor], means: Optional[Values] = None) -> List[str]:
         """Fold the means of channels into their consumers, unless the mode is False.
 
-        Args:
-            removed (dict[str, Tensor]): Indices (K, ) of the channels to remove, by name of the
-                unit.
-            means (dict, optional): Their means, if they are known already; see
-                :func:`mmgcp.pruning.compensation.folding.compensate`.
-
-        Returns:
-            list[str]: The layers that could not absorb everything.
+        Means that are known already can be given. Returns the layers that could not absorb
+        everything.
         """
         if not self.mode:
             return []
@@ -69,8 +57,7 @@ class Compensator:
     def reference(self) -> Optional[nn.Module]:
         """Copy the model as it is, for :meth:`adapt`; None if the mode does not adapt norms.
 
-        Raises:
-            PruningError: The mode needs images, but there are none.
+        A mode that needs images raises a PruningError if there are none.
         """
         if self.mode in (False, 'fold-means') or self.mode is True and self.images is None:
             return None

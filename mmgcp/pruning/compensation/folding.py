@@ -21,7 +21,7 @@ from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
 
 from mmgcp.nn.forward import random_image
-from mmgcp.nn.layers import find_layer, num_channels, weight_by_output
+from mmgcp.nn.layers import find_layer, num_channels, spread_inputs, weight_by_output
 from mmgcp.nn.temporarily import values_kept
 from mmgcp.pruning.surgery import Channels, gather_channels
 from mmgcp.pruning.units import ChannelUnit
@@ -42,43 +42,27 @@ def compensate(model: nn.Module, units: Iterable[ChannelUnit],
 
     The values are observed at the inputs of the consumers while the model runs, so that
     shortcuts, pooling, upsampling, concatenation and depthwise convolutions need no rules. With
-    calibration images, the value of a channel is its mean over all images, spatial positions
-    and those runs of the consumer that the same BatchNorm follows. Without, it is the constant
-    that the channel emits, or, if it is not constant, the constant that it emits once the
-    BatchNorm scales of all removed channels are set to zero.
+    calibration images (batches (N, C, H, W), iterated over once), the value of a channel is its
+    mean over all images, spatial positions and those runs of the consumer that the same
+    BatchNorm follows. Without, it is the constant that the channel emits on noise of the input
+    shape (C, H, W), or, if it is not constant, the constant that it emits once the BatchNorm
+    scales of all removed channels are set to zero. Means that are known already can be given.
 
-    Args:
-        model (nn.Module): The model before surgery. Its running means and biases are changed in
-            place.
-        units (Iterable[ChannelUnit]): Its channel units.
-        removed (dict[str, Tensor]): Indices of the channels to remove, by name of the unit.
-        images (Iterable[Tensor], optional): Batches (N, C, H, W) of calibration images, iterated
-            over once, such as :class:`mmgcp.datasets.calibration.ImagesOf`. Defaults to None.
-        input_shape (Sequence[int]): Shape (C, H, W) of the image of noise that the model
-            runs on without calibration images. Defaults to (3, 128, 128).
-        means (dict, optional): The means of the removed inputs (K, ) of each consumer by its
-            BatchNorms, if they have been measured already (see
-            :func:`mmgcp.pruning.compensation.statistics.measure_inputs`). Defaults to None.
-
-    Returns:
-        list[str]: Consumers that could not absorb everything: they have neither a BatchNorm
-        of their own nor a bias; or, without calibration images, an input does not become
-        constant, or the constant output of a transposed convolution varies with its stride.
-        If anything can absorb them, the known means are absorbed in any case.
-
-    Raises:
-        PruningError: There is no image in ``images``.
+    Running means and biases change in place. Returns the consumers that could not absorb
+    everything: they have neither a BatchNorm of their own nor a bias; or, without calibration
+    images, an input does not become constant, or the constant output of a transposed
+    convolution varies with its stride. If anything can absorb them, the known means are
+    absorbed in any case. Raises a PruningError if ``images`` has no image.
     """
     channels = gather_channels(units, removed)
     inputs = {name: indices for (name, side), indices in channels.items()
               if side == 'in' and len(indices)}
     if not inputs:
         return []
-    if means is not None:
-        values = means
-    elif images is None:
+    values = means
+    if means is None and images is None:
         values = _constants(model, channels, inputs, input_shape)
-    else:
+    elif means is None:
         values = {name: {norms: item.mean for norms, item in entries.items()}
                   for name, entries in measure_inputs(model, inputs, images).items()}
     return [name for name, entries in values.items()
@@ -109,15 +93,10 @@ def fold_constants(layer: nn.Module, channels: Tensor, entries: Dict[Norms, Tens
                    exactly: bool) -> bool:
     """Let a consumer absorb constant inputs.
 
-    Args:
-        layer (nn.Module): The consumer.
-        channels (Tensor): Indices (K, ) of its inputs.
-        entries (dict): Their values (K, ), NaN if unknown, by the BatchNorms that are to absorb
-            them; the bias of the layer if there are none.
-        exactly (bool): Whether absorbing the mean of the output over space is not enough.
-
-    Returns:
-        bool: Whether everything could be absorbed.
+    By the BatchNorms that are to absorb them (the bias of the layer if there are none),
+    ``entries`` has the values (K, ) of its inputs ``channels``, NaN if unknown. ``exactly`` says
+    whether absorbing the mean of the output over space is not enough. Returns whether everything
+    could be absorbed.
     """
     complete = True
     for norms, values in entries.items():
@@ -139,23 +118,15 @@ def fold_constants(layer: nn.Module, channels: Tensor, entries: Dict[Norms, Tens
 
 
 def _outputs(layer: nn.Module, inputs: Tensor) -> Tensor:
-    """Compute the output of a layer for constant inputs, without bias and far from the border.
+    """Compute the output (O, P) of a layer for constant inputs (I, ), without its bias.
 
-    Args:
-        layer (nn.Module): A convolution, transposed convolution or linear layer.
-        inputs (Tensor): A value for each input channel (I, ).
-
-    Returns:
-        Tensor: Values (O, P) of each output channel: one, or for a transposed convolution one
-        for each phase of its stride.
+    Far from the border there are P values for each channel: one, or for a transposed convolution
+    one for each phase of its stride.
     """
-    weight = weight_by_output(layer).detach().to(inputs)
-    groups = getattr(layer, 'groups', 1)
-    by_tap = weight.reshape(groups, -1, *weight.shape[1:2], weight[0, 0].numel())
-    taps = torch.einsum('goit,gi->got', by_tap, inputs.view(groups, -1)).flatten(0, 1)
+    weighted = layer.weight.detach().to(inputs) * spread_inputs(layer, inputs)
+    taps = weight_by_output(layer, weighted).sum(1)
     if not isinstance(layer, nn.ConvTranspose2d):
-        return taps.sum(1, keepdim=True)
-    taps = taps.view(-1, *layer.kernel_size)
+        return taps.view(len(taps), -1).sum(1, keepdim=True)
     for dim, stride in enumerate(layer.stride):  # sum the taps that reach the same phase
         phases = torch.arange(layer.kernel_size[dim], device=taps.device)
         phases = phases * layer.dilation[dim] % stride

@@ -12,7 +12,7 @@ nothing has changed, the correlation is 1 and the BatchNorm stays as it was. The
 BatchNorm is added to all variances, so that inputs that have nearly vanished are not blown up.
 """
 from dataclasses import dataclass, field
-from typing import Dict, Iterable, List, NamedTuple, Optional
+from typing import Dict, Iterable, List, NamedTuple, Union
 
 import torch
 import torch.nn as nn
@@ -30,38 +30,36 @@ TINY = 1e-12
 
 @torch.no_grad()
 def adapt_norms(model: nn.Module, reference: nn.Module, images: Iterable[Tensor]) -> None:
-    """Adapt the BatchNorms of a changed model to those of the original.
+    """Adapt the BatchNorms of a model with channels off to those of a copy of the original.
 
-    Both models run side by side. In the changed one, each BatchNorm is adapted to the batch
-    before it computes, so that later ones see the inputs that they will have in the end.
-    Afterwards the statistics of all batches determine its running statistics, scale and shift.
-    Memory does not grow with the number of batches.
+    Both models run side by side on batches (N, C, H, W). In the changed one, each BatchNorm is
+    adapted in place to the batch before it computes, so that later ones see the inputs that they
+    will have in the end. Afterwards the statistics of all batches determine its running
+    statistics, scale and shift. Memory does not grow with the number of batches.
 
     A BatchNorm without running statistics or that runs several times for an image, as in
     heads that share it, is left alone; in one without a scale only the running statistics
     change.
-
-    Args:
-        model (nn.Module): The model, with channels off. Its BatchNorms change in place.
-        reference (nn.Module): A copy of the original model, which is not changed.
-        images (Iterable[Tensor]): Batches (N, C, H, W), iterated over once.
     """
     originals = _find_norms(reference)
     pairs = {name: _Pair(norm, originals[name]) for name, norm in _find_norms(model).items()}
-    tensors = [tensor for pair in pairs.values() for tensor in pair.tensors()]
+    norms = [pair.norm for pair in pairs.values()]
+    tensors = [tensor for norm in norms
+               for tensor in (norm.running_mean, norm.running_var, *norm.parameters())]
     like = next(model.parameters())
     with on_inputs(reference, {name: pair.see_original for name, pair in pairs.items()}), \
             on_inputs(model, {name: pair.adapt_to_batch for name, pair in pairs.items()}), \
             eval_mode(reference), eval_mode(model):
         for number, batch in enumerate(images):
             for pair in pairs.values():
-                pair.begin(number)
+                pair.originals, pair.seed = [], number
             batch = batch.to(like)
             run_as_tensors(reference, batch)
             with values_kept(tensors):
                 run_as_tensors(model, batch)
     for pair in pairs.values():
-        pair.adapt_to_all()
+        if pair.count:
+            pair.adapt(pair.mean)
 
 
 def _find_norms(model: nn.Module) -> Dict[str, _BatchNorm]:
@@ -70,17 +68,11 @@ def _find_norms(model: nn.Module) -> Dict[str, _BatchNorm]:
 
 
 class _Inputs(NamedTuple):
-    """What is remembered of the inputs of a BatchNorm for a batch, in double precision.
-
-    Attributes:
-        mean, var (Tensor): Means and variances (C, ).
-        samples (Tensor): Values (S, C) at random positions.
-        count (int): Number of values of a channel.
-    """
-    mean: Tensor
-    var: Tensor
-    samples: Tensor
-    count: int
+    """What is remembered of the inputs of a BatchNorm for a batch, in double precision."""
+    mean: Tensor  # (C, )
+    var: Tensor  # (C, )
+    deviations: Tensor  # of values (S, C) at random positions from their mean
+    count: int  # number of values of a channel
 
 
 def _summarise(inputs: Tensor, seed: int) -> _Inputs:
@@ -92,71 +84,41 @@ def _summarise(inputs: Tensor, seed: int) -> _Inputs:
     count = values[..., 0].numel()
     generator = torch.Generator().manual_seed(seed)
     if count <= NUM_SAMPLES:
-        samples = values.flatten(0, -2)
+        samples = values.flatten(0, -2).double()
     else:
         samples = values[tuple(torch.randint(size, (NUM_SAMPLES, ), generator=generator)
-                               for size in values.shape[:-1])]
-    return _Inputs(mean.double(), var.double(), samples.double(), count)
-
-
-def _moments(old: _Inputs, new: _Inputs) -> Tensor:
-    """Stack the moments (7, C) that a BatchNorm is adapted by.
-
-    These are both means, both variances, and of the samples both variances and the covariance.
-    """
-    x, y = (item.samples - item.samples.mean(0) for item in (old, new))
-    return torch.stack((old.mean, new.mean, old.var, new.var,
-                        x.square().mean(0), y.square().mean(0), (x * y).mean(0)))
+                               for size in values.shape[:-1])].double()
+    return _Inputs(mean.double(), var.double(), samples - samples.mean(0), count)
 
 
 @dataclass
 class _Pair:
-    """A BatchNorm in both models.
-
-    Attributes:
-        norm (_BatchNorm): That of the changed model.
-        original (_BatchNorm): That of the reference.
-        originals (list[_Inputs]): Inputs of the original in this batch.
-        seed (int): Seed of the positions of the samples in this batch.
-        total (Tensor, optional): Mean of the moments (7, C) of all batches.
-        count (int): Number of values of a channel in all batches.
-    """
-    norm: _BatchNorm
+    """A BatchNorm in both models."""
+    norm: _BatchNorm  # that of the changed model
     original: _BatchNorm
-    originals: List[_Inputs] = field(default_factory=list)
-    seed: int = 0
-    total: Optional[Tensor] = None
-    count: int = 0
-
-    def begin(self, number: int) -> None:
-        """Begin another batch."""
-        self.originals, self.seed = [], number
+    originals: List[_Inputs] = field(default_factory=list)  # of the original in this batch
+    seed: int = 0  # of the positions of the samples in this batch
+    mean: Union[Tensor, float] = 0.  # of the moments (7, C) of all batches
+    count: int = 0  # number of values of a channel in all batches
 
     def see_original(self, inputs: Tensor) -> None:
         """Remember inputs of the original BatchNorm."""
         self.originals.append(_summarise(inputs, self.seed))
 
     def adapt_to_batch(self, inputs: Tensor) -> None:
-        """Adapt the BatchNorm to its inputs and add their moments to the total."""
+        """Adapt the BatchNorm to its inputs and let their moments contribute to the mean."""
         if len(self.originals) != 1:
             return
-        old, = self.originals
-        moments, count = _moments(old, _summarise(inputs, self.seed)), self.count + old.count
-        self.total = moments if self.total is None else (
-            self.count * self.total + old.count * moments) / count
-        self.count = count
-        self._adapt_to(moments)
+        old, new = self.originals[0], _summarise(inputs, self.seed)
+        x, y = old.deviations, new.deviations
+        moments = torch.stack((old.mean, new.mean, old.var, new.var, x.square().mean(0),
+                               y.square().mean(0), (x * y).mean(0)))
+        self.count += old.count
+        self.mean = self.mean + (moments - self.mean) * (old.count / self.count)
+        self.adapt(moments)
 
-    def adapt_to_all(self) -> None:
-        """Adapt the BatchNorm to all batches."""
-        if self.total is not None:
-            self._adapt_to(self.total)
-
-    def tensors(self) -> List[Tensor]:
-        """List the tensors that adapting changes."""
-        return [self.norm.running_mean, self.norm.running_var, *self.norm.parameters()]
-
-    def _adapt_to(self, moments: Tensor) -> None:
+    def adapt(self, moments: Tensor) -> None:
+        """Adapt the BatchNorm to moments (7, C) of both inputs and of the samples of both."""
         norm, eps = self.norm, self.norm.eps
         old_mean, new_mean, old_var, new_var, old_sample_var, new_sample_var, cov = moments
         mean, var = self.original.running_mean.double(), self.original.running_var.double() + eps

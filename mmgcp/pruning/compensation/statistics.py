@@ -11,7 +11,7 @@ from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
 
 from mmgcp.errors import PruningError
-from mmgcp.nn.calls import Calls, recording_calls
+from mmgcp.nn.calls import recording_calls
 from mmgcp.nn.forward import ShortRuns
 from mmgcp.nn.layers import WEIGHT_TYPES, is_depthwise
 from mmgcp.nn.temporarily import eval_mode
@@ -21,18 +21,11 @@ Norms = Tuple[_BatchNorm, ...]
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """The smallest, largest and mean values of channels.
-
-    Attributes:
-        low (Tensor): Smallest values (K, ).
-        high (Tensor): Largest values (K, ).
-        total (Tensor): Sums (K, ) in double precision.
-        count (int): Number of values of each channel.
-    """
-    low: Tensor
-    high: Tensor
-    total: Tensor
-    count: int
+    """The smallest, largest and mean values of channels."""
+    low: Tensor  # (K, )
+    high: Tensor  # (K, )
+    total: Tensor  # sums (K, ) in double precision
+    count: int  # number of values of each channel
 
     @classmethod
     def of(cls, values: Tensor, dim: int) -> 'ChannelStatistics':
@@ -67,55 +60,39 @@ InputStatistics = Dict[str, Dict[Norms, ChannelStatistics]]
 @torch.no_grad()
 def measure_inputs(model: nn.Module, channels: Dict[str, Tensor],
                    images: Iterable[Tensor]) -> InputStatistics:
-    """Measure input channels of layers while a model runs on images in eval mode.
+    """Measure input channels of layers while a model runs on images (N, C, H, W) in eval mode.
 
-    Memory does not grow with the number of batches.
+    ``channels`` has the indices (K, ) of input channels by name of the layer: a convolution,
+    transposed convolution or linear layer. Depthwise convolutions are left out, as they only
+    pass channels on, and so are layers that do not run. Memory does not grow with the number of
+    batches.
 
-    Args:
-        model (nn.Module): A detector; see :func:`mmgcp.nn.forward.run_as_tensors`.
-        channels (dict[str, Tensor]): Indices (K, ) of input channels by name of the layer: a
-            convolution, transposed convolution or linear layer. Depthwise convolutions are left
-            out, as they only pass channels on.
-        images (Iterable[Tensor]): Batches (N, C, H, W).
-
-    Returns:
-        dict: Statistics of each layer that ran. Runs that different BatchNorms follow are kept
-        apart, as in heads whose levels share convolutions, but not BatchNorms. If not every run
-        of a layer is followed by BatchNorms of its own, there is only one entry for all runs,
-        with the key ``()``.
-
-    Raises:
-        PruningError: There are no images.
+    Runs that different BatchNorms follow are kept apart, as in heads whose levels share
+    convolutions, but not BatchNorms. If not every run of a layer is followed by BatchNorms of
+    its own, there is only one entry for all runs, with the key ``()``. No images at all are a
+    PruningError.
     """
-    runs = ShortRuns(model)
-    like, number = next(model.parameters()), 0
-    notes = {name: partial(_input_statistics, module, channels[name])
+    def summarise(layer: nn.Module, indices: Tensor, inputs: Tensor, _: Tensor):
+        dim = -1 if isinstance(layer, nn.Linear) else -3
+        return ChannelStatistics.of(inputs.index_select(dim, indices.to(inputs.device)), dim)
+
+    notes = {name: partial(summarise, module, channels[name])
              for name, module in model.named_modules()
              if name in channels and isinstance(module, WEIGHT_TYPES) and not is_depthwise(module)}
+    runs, like, batch = ShortRuns(model), next(model.parameters()), None
     measured: InputStatistics = {}
     with recording_calls(model, notes, runs.seen) as calls, eval_mode(model):
-        for number, batch in enumerate(images, 1):
+        for batch in images:
             runs(batch.to(like))
-            _move_calls(model, calls, measured)
-    if not number:
+            for name, found in calls.items():
+                for call in found:
+                    entries = measured.setdefault(name, {})
+                    norms = tuple(map(model.get_submodule, call.norms))
+                    entries[norms] = entries[norms] + call.note if norms in entries else call.note
+                found.clear()
+    if batch is None:
         raise PruningError('there are no images to calibrate with')
     return _without_shared_norms(measured, map(model.get_submodule, calls.foreign))
-
-
-def _input_statistics(layer: nn.Module, channels: Tensor, inputs: Tensor,
-                      output: Tensor) -> ChannelStatistics:
-    dim = -1 if isinstance(layer, nn.Linear) else -3
-    return ChannelStatistics.of(inputs.index_select(dim, channels.to(inputs.device)), dim)
-
-
-def _move_calls(model: nn.Module, calls: Calls, measured: InputStatistics) -> None:
-    """Add the calls of one run of the model to what was measured before, and forget them."""
-    for name, found in calls.items():
-        for call in found:
-            entries = measured.setdefault(name, {})
-            norms = tuple(map(model.get_submodule, call.norms))
-            entries[norms] = entries[norms] + call.note if norms in entries else call.note
-        found.clear()
 
 
 def _without_shared_norms(measured: InputStatistics,

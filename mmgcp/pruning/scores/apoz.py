@@ -20,13 +20,12 @@ ZEROS = ('nonpositive', 'magnitude')
 
 @TASK_UTILS.register_module()
 class APoZ(Criterion):
-    """The share of a channel's values that are not zero (`Network Trimming
-    <https://arxiv.org/abs/1607.03250>`_): one minus the average percentage of zeros of its
-    equation 1.
+    """The share of a channel's values that are not zero.
 
-    The values are those that the consumers of the channel read: behind activations, shortcuts,
-    pooling and concatenations, over all images, spatial positions, consumers and runs of
-    these. Scores are in [0, 1] in all layers.
+    This is one minus the average percentage of zeros in equation 1 of `Network Trimming
+    <https://arxiv.org/abs/1607.03250>`_. The values are those that the consumers of the channel
+    read: behind activations, shortcuts, pooling and concatenations, over all images, spatial
+    positions, consumers and runs of these. Scores are in [0, 1] in all layers.
 
     Args:
         zero (str): What counts as zero: ``'nonpositive'`` for values up to ``zero_thr``, which
@@ -57,11 +56,12 @@ class APoZ(Criterion):
                   for unit in units}  # of values that are not zero, and of all
 
         def count(reads: Reads, dim: int, inputs: Tensor) -> None:
-            alive = self._alive(inputs.transpose(0, dim).flatten(1)).sum(1).double().cpu()
-            values = torch.full_like(alive, inputs.numel() / max(1, len(alive)))
+            values = inputs.transpose(0, dim).flatten(1)
+            values = values if self.zero == 'nonpositive' else values.abs()
+            alive = (values > self.zero_thr).sum(1).double().cpu()
+            both = torch.stack((alive, torch.full_like(alive, values.shape[1])))
             for unit, item in reads:
-                counts[unit.name].index_add_(
-                    1, item.unit_index, torch.stack((alive, values))[:, item.channels])
+                counts[unit.name].index_add_(1, item.unit_index, both[:, item.channels])
 
         with eval_mode(model), on_unit_inputs(model, units, count):
             for batch in scoring_batches(batches, progress):
@@ -72,6 +72,3 @@ class APoZ(Criterion):
         """Return shares (C, ) by the name of a unit, NaN for channels that nothing reads."""
         scores = self._scores[unit.name]
         return {} if bool(scores.isnan().all()) else {unit.name: scores}
-
-    def _alive(self, values: Tensor) -> Tensor:
-        return (values if self.zero == 'nonpositive' else values.abs()) > self.zero_thr

@@ -76,9 +76,8 @@ class Random(Criterion):
         self.seed = seed
 
     def __call__(self, model: nn.Module, unit: ChannelUnit) -> Dict[str, Tensor]:
-        """Return scores (C, ) by the name of a unit with C channels."""
-        seed = zlib.crc32(f'{self.seed} {unit.name}'.encode())
-        generator = torch.Generator().manual_seed(seed)
+        """Return scores (C, ) by the name of the unit."""
+        generator = torch.Generator().manual_seed(zlib.crc32(f'{self.seed} {unit.name}'.encode()))
         return {unit.name: torch.rand(unit.size, generator=generator)}
 
 
@@ -89,19 +88,10 @@ def criterion_names() -> List[str]:
 
 
 def unit_scores(unit: ChannelUnit, item: ChannelSlice, values: Tensor) -> Tensor:
-    """Turn values of a layer's channels into scores of a unit's channels.
+    """Turn values of all channels of a layer on a side into scores (C, ) of a unit's channels.
 
-    Args:
-        unit (ChannelUnit): The unit, with C channels.
-        item (ChannelSlice): The layer's channels in it.
-        values (Tensor): Values (K, ) of all channels of the layer on that side.
-
-    Returns:
-        Tensor: The scores (C, ), NaN for channels that the layer does not have.
+    Channels that the layer does not have get NaN.
     """
     scores = torch.full((unit.size, ), float('nan'))
     scores[item.unit_index] = values.detach().cpu().float()[item.channels]
     return scores
-
-
-as_row = unit_scores  # the former name

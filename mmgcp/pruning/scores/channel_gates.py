@@ -1,9 +1,8 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Seeing channels of channel units where layers read them, over training batches."""
-from contextlib import contextmanager
 from functools import partial
 from operator import length_hint
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, ContextManager, Dict, Iterable, Iterator, List, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -21,11 +20,7 @@ Reads = List[Tuple[ChannelUnit, ChannelSlice]]
 
 
 def scoring_batches(batches: Iterable[Batch], progress: Progress) -> Iterator[Batch]:
-    """Yield batches and report them as progress of the stage 'scoring'.
-
-    Raises:
-        PruningError: There are none.
-    """
+    """Yield batches and report them as progress 'scoring'; none at all are a PruningError."""
     number, total = 0, length_hint(batches)
     progress('scoring', 0, total)
     for number, batch in enumerate(batches, 1):
@@ -37,29 +32,20 @@ def scoring_batches(batches: Iterable[Batch], progress: Progress) -> Iterator[Ba
         progress('scoring', number, number)
 
 
-@contextmanager
 def on_unit_inputs(model: nn.Module, units: Iterable[ChannelUnit],
-                   function: Callable[[Reads, int, Tensor], Any]) -> Iterator[None]:
+                   function: Callable[[Reads, int, Tensor], Any]) -> ContextManager[None]:
     """Call a function with what the consumers of channel units read, before they run.
 
-    Args:
-        model (nn.Module): The model.
-        units (Iterable[ChannelUnit]): The units.
-        function (Callable): Called with the slices that a layer reads, the dimension of the
-            channels in its input, and the input. What it returns replaces the input, unless it
-            is None.
+    The function takes the slices that a layer reads, the dimension of the channels in its input,
+    and the input. What it returns replaces the input, unless it is None.
     """
     reads: Dict[str, Reads] = {}
     for unit in units:
         for item in unit.side('in'):
             reads.setdefault(item.module, []).append((unit, item))
-
-    def dim(name):
-        return -1 if isinstance(model.get_submodule(name), nn.Linear) else 1
-
-    with on_inputs(model, {name: partial(function, found, dim(name))
-                           for name, found in reads.items()}):
-        yield
+    dims = {name: -1 if isinstance(model.get_submodule(name), nn.Linear) else 1 for name in reads}
+    return on_inputs(model, {name: partial(function, found, dims[name])
+                             for name, found in reads.items()})
 
 
 class ChannelGates:
@@ -71,13 +57,8 @@ class ChannelGates:
     image (behind the pooling of regions in two-stage detectors) have one gate for the whole
     batch.
 
-    Args:
-        model (nn.Module): The model.
-        units (Sequence[ChannelUnit]): The units.
-
-    Attributes:
-        read (dict[str, Tensor]): Masks (C, ) of the channels that any layer has read so far, by
-            name of the unit.
+    The attribute ``read`` has masks (C, ) of the channels that any layer has read so far, by
+    name of the unit.
     """
 
     def __init__(self, model: nn.Module, units: Sequence[ChannelUnit]):
@@ -88,20 +69,12 @@ class ChannelGates:
         self._gates: Dict[Tuple[str, int], Tensor] = {}  # by name of the unit, and their number
 
     def gradients(self, batch: Batch) -> Dict[str, Tensor]:
-        """Compute the derivatives of the loss of a batch with respect to the gates.
+        """Compute the derivatives of the loss of N images with respect to the gates.
 
-        It is to be called in :func:`mmgcp.nn.training_loss.loss_mode`.
-
-        Args:
-            batch (Batch): N images.
-
-        Returns:
-            dict[str, Tensor]: Derivatives (N, C) by name of the unit, or (1, C), the sums over
-            the images, for units with a gate for the whole batch. Units that the loss does
-            not depend on are left out.
-
-        Raises:
-            PruningError: The loss or a derivative is not a finite number.
+        Call it in :func:`mmgcp.nn.training_loss.loss_mode`. Returns derivatives (N, C) by name of
+        the unit, or (1, C), the sums over the images, for units with a gate for the whole batch.
+        Units that the loss does not depend on are left out. Raises a PruningError if the loss or
+        a derivative is not a finite number.
         """
         self._num_images = len(batch.images)
         self._gates.clear()
@@ -112,8 +85,10 @@ class ChannelGates:
         self._gates.clear()
         found: Dict[str, Tensor] = {}
         for (name, _), value in zip(gates, values):
+            if value is not None and name in found:  # (N, C) and (1, C) can only be added as (1, C)
+                value = found[name].sum(0, keepdim=True) + value.sum(0, keepdim=True)
             if value is not None:
-                found[name] = _added(found[name], value) if name in found else value
+                found[name] = value
         if not all(bool(value.isfinite().all()) for value in (loss, *found.values())):
             raise PruningError(f'the loss of a batch of training data is {float(loss)} and has no '
                                'finite derivatives; are the weights those of a trained detector?')
@@ -134,8 +109,3 @@ class ChannelGates:
         shape = [1] * inputs.dim()
         shape[0], shape[dim] = factors.shape
         return inputs * factors.view(shape)
-
-
-def _added(first: Tensor, second: Tensor) -> Tensor:
-    """Add derivatives (N, C) and (1, C), which is only possible as (1, C)."""
-    return first.sum(0, keepdim=True) + second.sum(0, keepdim=True)

@@ -289,7 +289,9 @@ def reads(name, *consumers, channels=4):
 
 def test_readers_with_and_without_regions():
     """Derivatives of the images and of the regions add up to one for the batch."""
-    def run(net, x, gates=torch.ones(4).double()):
+    ones = torch.ones(4).double()
+
+    def run(net, x, gates=ones):
         x = gate(net.a(x), gates)
         regions = torch.cat((x[..., :4], x[..., 4:]), 0)
         return net.whole(x).square().sum() + net.pred(regions).square().sum()
@@ -298,7 +300,7 @@ def test_readers_with_and_without_regions():
                            pred=nn.Conv2d(4, 2, 1))).double().eval()
     item, = make_batches(3)
     sums, images = squared_gradients(model, [reads('a.conv', 'whole', 'pred')], [item], silent)
-    gates = torch.ones(4).double().requires_grad_()
+    gates = ones.clone().requires_grad_()
     expected, = torch.autograd.grad(run(model, item.images, gates), gates)
     assert images == 3 and torch.allclose(sums['a.conv'], expected.square(), rtol=1e-10)
 
