@@ -133,7 +133,8 @@ class _Pipeline:
         sparse = self._train_sparse(trained)
         rows.append(self._test('sparse', self.baseline, sparse))
         self._prune(sparse)
-        rows.append(self._test('pruned', self.pruned, str(self.pruned.with_suffix('.pth'))))
+        rows.append(self._test('pruned', self.pruned, str(self.pruned.with_suffix('.pth')),
+                               self.pruned.read_text()))  # which may also be pruned by hand
         distilled = self._distill(trained)
         rows.append(self._test('distilled', self.pruned, distilled))
         # In direct succession, because the speed of a machine depends on what else it does
@@ -255,18 +256,18 @@ class _Pipeline:
         self.state.run(f'train {stage}', _content(config), work, files=(checkpoint, ))
         return str(checkpoint)
 
-    def _test(self, stage: str, config: Path, checkpoint: str) -> dict:
+    def _test(self, stage: str, config: Path, checkpoint: str, *inputs: str) -> dict:
         return self.state.run(
-            f'test {stage}', (_content(config), checkpoint), lambda _: dict(
+            f'test {stage}', (checkpoint, *inputs), lambda _: dict(
                 stage=stage, **choose_metrics(self.tools.test(stage, config, checkpoint))))
 
     def _measure(self, row: dict, config: Path) -> dict:
         """Add size and speed to the result of a test."""
-        return {**row, **self.state.run(f'measure {row["stage"]}', _content(config),
+        return {**row, **self.state.run(f'measure {row["stage"]}', None,
                                         lambda _: measure_detector(config))}
 
 
 def _content(config: Path) -> Dict[str, object]:
-    """Read the settings of a config on which its training and its test depend."""
+    """Read the settings of a config on which its training depends."""
     content = Config.fromfile(config).to_dict()
     return {name: value for name, value in content.items() if name not in LATER_SETTINGS}

@@ -19,8 +19,8 @@ class State:
 
     def __init__(self, path: Path):
         self.path = path
-        self.steps: Dict[str, dict] = json.loads(path.read_text()) if path.exists() else {}
-        self.current: Dict[str, dict] = {}  # steps of this run
+        self.earlier: Dict[str, dict] = json.loads(path.read_text()) if path.exists() else {}
+        self.current: Dict[str, dict] = {}
         self.history = hashlib.sha256()
 
     def run(self, step: str, inputs: object, work: Callable[[bool], dict],
@@ -41,11 +41,12 @@ class State:
         """
         self.history.update(repr((step, inputs)).encode())
         digest = self.history.hexdigest()
-        record = self.steps.get(step, {})
+        record = self.earlier.get(step, {})
         same = record.get('inputs') == digest
         if same and 'result' in record and all(path.exists() for path in files):
             self.current[step] = record
             return record['result']
+        self.earlier = {}
         self._write(step, dict(inputs=digest))
         result = work(same)
         self._write(step, dict(inputs=digest, result=result))

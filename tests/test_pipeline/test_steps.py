@@ -65,7 +65,8 @@ def start(monkeypatch, tmp_path):
     module = importlib.import_module('mmgcp.pipeline.compress')
     monkeypatch.setattr(module, 'ToolRunner', FakeTools)
     monkeypatch.setattr(module, 'draw_detections', lambda stages, path: None)
-    monkeypatch.setattr(module, '_size_and_speed', lambda config: (10, 20, 1.5))
+    monkeypatch.setattr(module, 'measure_detector', lambda config: dict(
+        parameters=10, macs=20, latency_ms=1.5))
 
     def run(stop_in=None, **options):
         monkeypatch.setattr(FakeTools, 'done', [])
@@ -111,12 +112,36 @@ def test_changed_option(start, options, step):
 
 
 @pytest.mark.parametrize('name, step', [
+    ('prune_cfg.merge', 'prune.py prune'), ('sparse_epochs', 'train.py sparse'),
+    ('distill_epochs', 'train.py distilled'), ('attention_groups', 'train.py distilled'),
+    ('randomness.seed', 'train.py baseline')])
+def test_changed_config(start, tmp_path, name, step):
+    """It is done again from the first stage that the changed setting matters to."""
+    base = tmp_path / 'config.py'
+    for value in (1, 2):
+        base.write_text(f'_base_ = {CONFIG!r}\n')
+        cfg = Config.fromfile(str(base))
+        cfg.merge_from_dict({'sparsity_rate': 0.5, name: value})
+        cfg.dump(base)
+        steps = start(config=str(base))
+    assert steps == ALL[ALL.index(step):]
+
+
+@pytest.mark.parametrize('name, step', [
     ('sparse/epoch_3.pth', 'train.py sparse'), ('pruned/pruned.py', 'prune.py prune'),
     ('pruned/pruned.pth', 'prune.py prune')])
 def test_deleted_result(start, folder, name, step):
     start(sparse_epochs=3)
     (folder / name).unlink()
     assert start(sparse_epochs=3) == ALL[ALL.index(step):]
+
+
+def test_pruned_by_hand(start, folder):
+    """That network is tested and distilled then."""
+    start()
+    with (folder / 'pruned' / 'pruned.py').open('a') as file:
+        file.write('pruned_by_hand = True\n')
+    assert start() == ALL[5:]
 
 
 def test_training_does_not_validate(start, folder):
