@@ -1,9 +1,25 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Writing a config as a short child of another one."""
+"""Changing configs, and writing them as short children of others."""
+import copy
 from pathlib import Path
 from typing import Callable, Dict
 
 from mmengine.config import Config
+
+
+def override(cfg: Config, settings: Dict[str, object]) -> Config:
+    """Return a copy of a config with other settings.
+
+    Args:
+        cfg (Config): The config.
+        settings (dict): Values by dotted key, as for MMEngine's ``Config.merge_from_dict``.
+
+    Returns:
+        Config: The changed copy.
+    """
+    cfg = copy.deepcopy(cfg)
+    cfg.merge_from_dict(copy.deepcopy(settings))  # MMEngine removes ``_delete_`` from them
+    return cfg
 
 
 def write_child(path: Path, base: str, change: Callable[[Config], Config]) -> None:

@@ -1,6 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The configs of the stages, each of which can also be run by hand."""
-import copy
 from typing import Dict, Optional
 
 from mmengine.config import Config
@@ -8,6 +7,7 @@ from mmengine.config import Config
 from mmgcp.datasets import VOCInfo
 from mmgcp.utils.config import drop_collate_scope
 
+from .child_config import override
 from .schedules import derive_schedule
 from .voc_data import num_training_images, use_voc_data
 
@@ -36,7 +36,7 @@ def baseline_config(cfg: Config, epochs: int, voc: Optional[VOCInfo] = None,
         Config: The config.
     """
     options = options or {}
-    cfg = _overridden(cfg, options)
+    cfg = override(cfg, options)
     schedule = derive_schedule(cfg, epochs, lr, trained=False, num_images=num_training_images(voc))
     _import_mmgcp(cfg)
     drop_collate_scope(cfg.get('train_dataloader') or {})
@@ -46,7 +46,7 @@ def baseline_config(cfg: Config, epochs: int, voc: Optional[VOCInfo] = None,
     checkpoints = dict(interval=1, max_keep_ckpts=2, save_best=None)
     cfg.merge_from_dict({f'default_hooks.checkpoint.{name}': value
                          for name, value in checkpoints.items()})
-    return _overridden(_overridden(cfg, options), {
+    return override(override(cfg, options), {
         key: value for key, value in schedule.items()
         if not any(f'{key}.'.startswith(f'{name}.') for name in options)})
 
@@ -66,7 +66,7 @@ def sparse_config(cfg: Config, checkpoint: str, epochs: int, hook: Dict[str, obj
     Returns:
         Config: The config.
     """
-    cfg = _overridden(cfg, derive_schedule(cfg, epochs, lr, num_images=num_images))
+    cfg = override(cfg, derive_schedule(cfg, epochs, lr, num_images=num_images))
     cfg.load_from = str(checkpoint)
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
     return cfg
@@ -113,19 +113,12 @@ def distill_config(cfg: Config, teacher: str, checkpoint: str, epochs: int,
     Returns:
         Config: The config.
     """
-    cfg = _overridden(cfg, derive_schedule(cfg, epochs, lr, num_images=num_images))
+    cfg = override(cfg, derive_schedule(cfg, epochs, lr, num_images=num_images))
     cfg.model = dict(
         type='mmgcp.SpatialAttentionDistiller',
         student=cfg.model,
         teacher=dict(config=str(teacher), checkpoint=str(checkpoint)),
         groups=cfg.get('attention_groups', 'auto'))
-    return cfg
-
-
-def _overridden(cfg: Config, settings: Dict[str, object]) -> Config:
-    """Return a copy of a config with other settings, by dotted key."""
-    cfg = copy.deepcopy(cfg)
-    cfg.merge_from_dict(copy.deepcopy(settings))  # from which MMEngine removes ``_delete_``
     return cfg
 
 

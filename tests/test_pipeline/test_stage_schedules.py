@@ -10,7 +10,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
 
 from mmgcp.errors import UserError
-from mmgcp.pipeline.child_config import write_child
+from mmgcp.pipeline.child_config import override, write_child
 from mmgcp.pipeline.schedules import base_epochs, default_epochs, derive_schedule
 from mmgcp.utils.config import load_config
 
@@ -51,15 +51,9 @@ def essentials(cfg):
 
 def derived_child(base, cfg, epochs, folder, **options):
     """The derived schedule written as a config and read again."""
-    write_child(folder / 'child.py', base, lambda inherited: changed(
+    write_child(folder / 'child.py', base, lambda inherited: override(
         inherited, derive_schedule(cfg, epochs, **options)))
     return load_config(str(folder / 'child.py'))
-
-
-def changed(cfg, settings):
-    cfg = copy.deepcopy(cfg)
-    cfg.merge_from_dict(settings)
-    return cfg
 
 
 @pytest.mark.parametrize('name', BASES)
