@@ -34,7 +34,7 @@ OVERRIDES = ('allocation', 'merge', 'round_to', 'min_keep_ratio')
 BUDGETS = ('ratio', 'target_params', 'target_flops')
 
 
-def parse_args(argv=None):
+def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file, or a config of a package as mmyolo::...; '
                         'its prune_cfg may have layer groups and all other settings')
@@ -84,7 +84,7 @@ def parse_args(argv=None):
                        help='in pixels, for counting MACs; default: of the test images')
     other.add_argument('--cfg-options', nargs='+', action=DictAction,
                        help='settings of the config to override, as key=value')
-    return parser.parse_args(argv)
+    return parser.parse_args()
 
 
 def pruning_options(cfg: Config, args: argparse.Namespace) -> dict:
