@@ -7,22 +7,22 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 
 
+def read(name):
+    return (ROOT / name).read_text(encoding='utf-8')
+
+
 def read_requirements(name):
-    lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
+    lines = read(f'requirements/{name}.txt').splitlines()
     return [line for line in lines if line and not line.startswith('#')]
 
 
-version = re.search(r"__version__ = '(.+)'", (ROOT / 'mmgcp' / 'version.py').read_text()).group(1)
-
-# torch, mmcv, mmengine, mmdet and mmyolo are deliberately absent: mmgcp is
-# installed into an environment that already has them, and mmgcp/__init__.py
-# checks their versions.
+# requirements/runtime.txt says why torch and the OpenMMLab packages are not required
 setup(
     name='mmgcp',
-    version=version,
+    version=re.search(r"__version__ = '(.+)'", read('mmgcp/version.py')).group(1),
     description='Group channel pruning, dynamic sparse training and spatial attention '
     'distilling for MMYOLO and MMDetection detectors',
-    long_description=(ROOT / 'README.md').read_text(),
+    long_description=read('README.md'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmgcp', 'mmgcp.*']),

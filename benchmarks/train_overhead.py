@@ -5,11 +5,11 @@ Compared are, on a batch of noise with a few boxes:
 
 - with a plain training step (loss, backward, SGD with momentum and weight decay, through
   MMEngine's OptimWrapper): the same with ``DynamicSparsityHook`` and its two-phase schedule,
-  as 'subgradient', 'proximal', or 'coupled' (group lasso). They shall take 1 % more at most.
+  as 'subgradient', 'proximal', or 'coupled' (group lasso). The goal is at most 1 % more time.
 - with a step of the student after a forward pass of the teacher without gradients, in a loop
   written by hand: the student in ``SpatialAttentionDistiller`` with ``groups='auto'``, then
   with a channel-wise loss on the neck's outputs beside these, then with a loss of the response
-  beside all of that. They shall take 5 % more at most.
+  beside all of that. The goal is at most 5 % more time.
 
 The student is the model itself pruned at a ratio of 0.4 or, with ``--student``, that of a
 config. All weights are random: the teacher is confident of nearly all predictions, which the

@@ -1,10 +1,13 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-from mmgcp.compatibility import allow_mmengine_checkpoints, check_versions, let_ssd_predict
+"""Model compression for OpenMMLab's detectors.
+
+Importing this package registers its classes, which configs then name as ``type='mmgcp.X'``.
+It changes nothing outside of mmgcp; see :func:`mmgcp.compatibility.mend_openmmlab`.
+"""
+from mmgcp.compatibility import check_versions
 from mmgcp.version import __version__
 
 check_versions()
-allow_mmengine_checkpoints()
-let_ssd_predict()
 
 from mmgcp import attention, datasets, distillation, models, sparsity  # noqa: E402,F401
 from mmgcp.pruning import layerwise  # noqa: E402,F401

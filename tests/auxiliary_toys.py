@@ -9,7 +9,7 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from pruning_samples import Block, randomise
 
-from mmgcp.nn.training_loss import Batch, loss_mode
+from mmgcp.nn.training_loss import Batch
 from mmgcp.pruning.graph import find_units
 
 SIZE = 32
@@ -18,7 +18,7 @@ BOXES = torch.tensor([[0, 1, 4, 4, 20, 20], [1, 2, 10, 6, 30, 22], [1, 0, 0, 0, 
 
 
 class Head(nn.Module):
-    """Says what a head says of itself."""
+    """Has the attributes of a head that criteria read."""
 
     def __init__(self):
         super().__init__()
@@ -27,7 +27,7 @@ class Head(nn.Module):
 
 
 class TinyDetector(nn.Module):
-    """Three layers, and a loss that is as good as any."""
+    """Three layers, with some loss."""
 
     def __init__(self):
         super().__init__()
@@ -52,7 +52,7 @@ def mmyolo_samples(boxes=BOXES):
 
 
 def mmdet_samples(boxes=BOXES, size=SIZE):
-    """The same objects as MMDetection has them."""
+    """The same objects in the format of MMDetection."""
     return [DetDataSample(
         gt_instances=InstanceData(bboxes=boxes[boxes[:, 0] == number, 2:],
                                   labels=boxes[boxes[:, 0] == number, 1].long()),
@@ -67,13 +67,13 @@ def make_batches(number=2, samples=mmyolo_samples, size=SIZE, **kwargs):
 
 
 def tiny_detector():
-    """The detector and its two units by name."""
+    """The detector in eval mode and its two units by name."""
     model = randomise(TinyDetector()).eval()
     return model, {item.name: item for item in find_units(model, (3, SIZE, SIZE))[0]}
 
 
 def silent(stage, done, steps):
-    """A progress that nobody looks at."""
+    """A progress callback that does nothing."""
 
 
 def begun(criterion, model, units, batches):
@@ -81,13 +81,14 @@ def begun(criterion, model, units, batches):
     return criterion
 
 
-def mean_loss(criterion, model, unit, batches):
-    with loss_mode(model), torch.no_grad():
-        return sum(float(criterion.joint_loss(model, unit, batch)) for batch in batches)
+def total_loss(criterion, model, unit, batches):
+    """The sum of the joint losses of all batches."""
+    with criterion.joint_loss(model, unit, batches) as loss:
+        return loss.mean() * len(batches)
 
 
 def state_of(model):
-    """Copies of all weights and statistics, and what else must stay."""
+    """Copies of all weights and statistics, with the gradients, modes and hooks beside them."""
     flags = {name: (param.requires_grad, param.grad) for name, param in model.named_parameters()}
     modes = {name: (module.training, len(module._forward_hooks), len(module._forward_pre_hooks))
              for name, module in model.named_modules()}
@@ -95,7 +96,7 @@ def state_of(model):
 
 
 def changed(model, before):
-    """Names of the tensors that are not as before; everything else is checked to be."""
+    """The names of the changed tensors; asserts that nothing else has changed."""
     now = state_of(model)
     assert now[1:] == before[1:] and now[0].keys() == before[0].keys()
     return [name for name, value in now[0].items() if not torch.equal(value, before[0][name])]

@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Tiny networks with a loss, batches for them, and what scores must leave alone."""
+"""Tiny networks with a loss, batches for them, and a check that a model has not changed."""
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ SHAPE = (3, 8, 8)
 
 
 class LossToy(Toy):
-    """Its loss is the sum over the images of the mean squared error of each output."""
+    """A network whose loss is the mean squared error of each output, summed over the images."""
 
     def forward(self, x, data_samples=None, mode='tensor'):
         outputs = self.run(self, x.to(next(self.parameters()).dtype))
@@ -32,13 +32,13 @@ def relu_block(*args, **kwargs):
 
 
 def chain():
-    """Two layers one after the other."""
+    """Two layers in a row."""
     return LossToy(lambda net, x: net.pred(net.b(net.a(x))), a=Block(3, 6, 3),
                    b=Block(6, 5, 3, stride=2), pred=nn.Conv2d(5, 2, 1))
 
 
 def residual():
-    """A shortcut, read by two layers, inside of the block and behind it."""
+    """A shortcut with two consumers: the first layer of the block, and the prediction."""
     def run(net, x):
         x = net.stem(x)
         return net.pred(x + net.b(net.a(x)))
@@ -47,7 +47,7 @@ def residual():
 
 
 def concat():
-    """Two layers side by side, both read by two others."""
+    """Two parallel layers, whose concatenated outputs have two consumers."""
     def run(net, x):
         x = torch.cat((net.a(x), net.b(x)), 1)
         return net.first(x), net.second(F.max_pool2d(x, 2))
@@ -57,7 +57,7 @@ def concat():
 
 
 def repeated():
-    """A layer that runs on two levels, and behind it a linear layer of all positions."""
+    """A layer that runs on two levels, followed by a convolution and by a linear layer."""
     def run(net, x):
         x = net.a(x)
         levels = [net.shared(x), net.shared(F.max_pool2d(x, 2))]
@@ -71,7 +71,7 @@ TOYS = {make.__name__: make for make in (chain, residual, concat, repeated)}
 
 
 def make_toy(name, double=True):
-    """The network with random weights in eval mode, and its channel units."""
+    """A network with random weights in eval mode, and its channel units."""
     torch.manual_seed(0)
     model = randomise(TOYS[name]()).eval()
     units, _ = find_units(model, SHAPE)
@@ -79,7 +79,7 @@ def make_toy(name, double=True):
 
 
 def make_batches(*sizes, shape=SHAPE, seed=0):
-    """Images and targets of one random sequence, in batches of these sizes."""
+    """Random images and targets in batches of these sizes; all of them depend on the seed alone."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(sum(sizes), *shape, generator=generator)
     targets = torch.randn(sum(sizes), generator=generator)
@@ -88,17 +88,17 @@ def make_batches(*sizes, shape=SHAPE, seed=0):
 
 
 def silent(stage, done, steps):
-    """A progress that nobody looks at."""
+    """A progress callback that does nothing."""
 
 
 def prepared(criterion, model, units, batches):
-    """The scores of all units: name of the unit -> name of the row -> scores."""
+    """The scores of all units: name of the unit -> name of the vote -> scores."""
     criterion.prepare(model, units, batches, silent)
     return {unit.name: criterion(model, unit) for unit in units}
 
 
 def snapshot(model):
-    """Weights, statistics, gradients, modes and hooks of a model, copied."""
+    """Copies of the weights and statistics of a model, and its gradients, modes and hooks."""
     tensors = {name: value.clone() for name, value in model.state_dict().items()}
     flags = {name: (param.grad, param.requires_grad) for name, param in model.named_parameters()}
     modes = {name: (module.training, len(module._forward_hooks), len(module._forward_pre_hooks))

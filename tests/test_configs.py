@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""All configs: do they load, and do their parts fit each other?"""
+"""The configs of detectors: do their parts fit each other?"""
 import math
 from pathlib import Path
 
@@ -18,10 +18,10 @@ from mmgcp.pruning.layer_groups import assign_groups
 from mmgcp.utils.config import build_detector
 
 ROOT = Path(__file__).parents[1] / 'configs'
-# tests/test_example_configs.py is for those of the stages, and
-# the tests of the criteria in tests/test_pruning for theirs
-STAGES = ('sparse', 'finetune', 'distill')
-OTHERS = {'_base_', 'lcp', 'prune', 'ssd', 'thinet'}
+# The stages are tested in tests/test_example_configs.py, and pruning and SSDs in
+# tests/test_pruning/test_prune_configs.py
+STAGES = ('sparse', 'prune', 'finetune', 'distill')
+OTHERS = {'_base_', 'ssd'}
 PATHS = sorted(path for path in ROOT.rglob('*.py')
                if not OTHERS & set(path.relative_to(ROOT).parts)
                and path.stem.rsplit('_', 1)[-1] not in STAGES)

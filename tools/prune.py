@@ -1,13 +1,12 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Prune a detector: config and checkpoint in, config and checkpoint of a smaller one out."""
 import argparse
-import inspect
 import os
 import os.path as osp
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Optional
+from typing import List, Optional, Sequence
 
 import torch
 from mmengine.config import Config, DictAction
@@ -15,96 +14,65 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import mmgcp
+from mmgcp.attention import attention_aside, plain_config
 from mmgcp.datasets.calibration import CalibrationBatches, ImagesOf, evaluate
 from mmgcp.errors import PruningError, UserError
-from mmgcp.pruning import PruningPlan, prune
+from mmgcp.pruning import prune
 from mmgcp.pruning.layerwise.finetuning import LayerFinetuning
+from mmgcp.pruning.options import BUDGETS, PruneOptions, options_of_config
 from mmgcp.pruning.pruned_config import make_pruned_config
 from mmgcp.pruning.report import summarize, write_report
-from mmgcp.pruning.scores import criterion_names
 from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.cli import run_tool
 from mmgcp.utils.config import build_detector, image_size, load_config
-
-# Arguments of prune() that prune_cfg does not have
-NOT_IN_CONFIG = {'model', 'plan', 'calibration', 'batches', 'evaluate', 'checkpoint_file',
-                 'input_shape', 'dry_run', 'progress'}
-# Options of the command line that take the place of those in prune_cfg
-OVERRIDES = ('allocation', 'merge', 'round_to', 'min_keep_ratio')
-BUDGETS = ('ratio', 'target_params', 'target_flops')
+from mmgcp.utils.options import add_arguments, given_options
 
 
-def parse_args():
+def parse_args(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parse the command line, or the given arguments."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file, or a config of a package as mmyolo::...; '
                         'its prune_cfg may have layer groups and all other settings')
     parser.add_argument('checkpoint', nargs='?', help="default: the config's load_from")
     parser.add_argument('--work-dir', help='where to write; default: work_dirs/CONFIG_NAME-pruned')
-    amount = parser.add_argument_group('how much')
-    amount.add_argument('--target-params', type=float, help='share of the parameters to keep')
-    amount.add_argument('--target-flops', type=float, help='share of the MACs to keep')
-    amount.add_argument('--ratio', type=float, help='share of the channels of every layer group '
-                        'that is below its threshold')
-    amount.add_argument('--round-to', type=int, metavar='N',
-                        help='keep multiples of N channels, without exceeding the budget')
-    amount.add_argument('--min-keep-ratio', type=float, metavar='SHARE',
-                        help='share of the channels of a layer that stays at least')
-    which = parser.add_argument_group('which channels')
-    which.add_argument('--criterion', choices=criterion_names(), metavar='NAME',
-                       help=f'how channels are scored: {", ".join(criterion_names())}; default: '
-                       'that of prune_cfg, or BNScale')
-    which.add_argument('--allocation', choices=('global', 'uniform'),
-                       help='one threshold for all layers of a group, or the same share of each; '
-                       'default: as in the paper of the criterion')
-    which.add_argument('--merge', choices=('or', 'mean', 'majority', 'sum'),
-                       help='how coupled layers decide together; default: or')
-    which.add_argument('--sensitivity', action='store_true',
-                       help='measure what each layer group costs on the validation data, and '
-                       'spend the budget where it costs least')
-    which.add_argument('--metric', help='validation metric for --sensitivity; default: the first '
-                       'mAP')
-    which.add_argument('--val-images', type=int, metavar='N',
-                       help='validate --sensitivity on the first N images')
-    which.add_argument('--plan', help='apply the plan of this file, perhaps edited')
-    which.add_argument('--dry-run', action='store_true',
-                       help='print the table, write nothing')
-    other = parser.add_argument_group('other')
-    making_up = other.add_mutually_exclusive_group()
-    making_up.add_argument('--compensate', choices=('fold-means', 'adapt-norms'),
-                           help='make up for what removed channels emit: fold its mean into the '
-                           'layers that read them, or adapt their normalisation, too; default: '
-                           'the latter where there are training images')
-    making_up.add_argument('--no-compensate', action='store_true',
-                           help='make up for nothing: the pruned detector is exactly the '
-                           'original without the removed channels')
-    other.add_argument('--calib-batches', type=int, default=4, metavar='N',
-                       help='batches of training images to measure that on, and for criteria '
-                       'that need some; 0: use none')
-    other.add_argument('--input-size', type=int, nargs=2, metavar=('WIDTH', 'HEIGHT'),
-                       help='in pixels, for counting MACs; default: of the test images')
-    other.add_argument('--cfg-options', nargs='+', action=DictAction,
-                       help='settings of the config to override, as key=value')
-    return parser.parse_args()
+    parser.add_argument('--dry-run', action='store_true', help='print the table, write nothing')
+    parser.add_argument('--no-compensate', action='store_true',
+                        help='make up for nothing: the pruned detector is exactly the original '
+                        'without the removed channels')
+    add_arguments(parser, PruneOptions)
+    data = parser.add_argument_group('data')
+    data.add_argument('--calib-batches', type=int, default=4, metavar='N',
+                      help='batches of training images to compensate with, and for criteria that '
+                      'need some; 0: use none; default: %(default)s')
+    data.add_argument('--input-size', type=int, nargs=2, metavar=('WIDTH', 'HEIGHT'),
+                      help='in pixels, for counting MACs; default: of the test images')
+    data.add_argument('--sensitivity', action='store_true',
+                      help='measure what each layer group costs on the validation data, and '
+                      'spend the budget where it costs least')
+    data.add_argument('--metric', help='validation metric for --sensitivity; default: the first '
+                      'mAP')
+    data.add_argument('--val-images', type=int, metavar='N',
+                      help='validate --sensitivity on the first N images')
+    data.add_argument('--cfg-options', nargs='+', action=DictAction,
+                      help='settings of the config to override, as key=value')
+    args = parser.parse_args(arguments)
+    if args.compensate and args.no_compensate:
+        parser.error('--compensate and --no-compensate exclude each other')
+    return args
 
 
 def pruning_options(cfg: Config, args: argparse.Namespace) -> dict:
-    """The arguments of prune(): the config's prune_cfg, overridden by the command line."""
-    options = cfg.prune_cfg.to_dict() if 'prune_cfg' in cfg else {}
-    unknown = set(options) - (set(inspect.signature(prune).parameters) - NOT_IN_CONFIG)
-    if unknown:
-        raise PruningError(f'prune_cfg of {args.config} has unknown settings: {sorted(unknown)}')
-    given = {name: getattr(args, name) for name in BUDGETS if getattr(args, name) is not None}
-    if given:
-        options.update({**dict.fromkeys(BUDGETS), **given})
-    options.update((name, getattr(args, name)) for name in OVERRIDES
-                   if getattr(args, name) is not None)
-    kind = f'mmgcp.{args.criterion}'
-    if args.criterion and options.get('criterion', {}).get('type') != kind:
-        options['criterion'] = dict(type=kind)
-    if args.compensate or args.no_compensate:
-        options['compensate'] = args.compensate or False
-    if args.plan:
-        options['plan'] = PruningPlan.load(args.plan)
+    """The options of prune(): the config's prune_cfg, overridden by the command line."""
+    options = options_of_config(cfg.get('prune_cfg', {}), args.config)
+    given = given_options(args, PruneOptions)
+    if any(name in given for name in BUDGETS):
+        options.update(dict.fromkeys(BUDGETS))
+    kind = given.pop('criterion', None)
+    if kind and options.get('criterion', {}).get('type') != f'mmgcp.{kind}':
+        options['criterion'] = dict(type=f'mmgcp.{kind}')
+    options.update(given)
+    if args.no_compensate:
+        options['compensate'] = False
     width, height = args.input_size or image_size(cfg)
     return dict(options, input_shape=(3, height, width), dry_run=args.dry_run)
 
@@ -150,14 +118,14 @@ def find_calibration(batches: Optional[CalibrationBatches], compensate) -> Optio
 
 
 def make_finetuning(cfg: Config, settings: dict, progress) -> LayerFinetuning:
-    """The training between layers that prune_cfg asks for."""
+    """The training between units that prune_cfg asks for."""
     unknown = set(settings) - {'epochs', 'lr', 'every'}
     if unknown:
         raise PruningError(f'finetune of prune_cfg has unknown settings: {sorted(unknown)}')
     return LayerFinetuning(cfg, **settings, progress=progress)
 
 
-def write_outputs(result, cfg: Config, package: str, meta: dict, folder: Path) -> list:
+def write_outputs(result, cfg: Config, package: str, meta: dict, folder: Path) -> List[str]:
     """Write everything, or nothing if anything fails; return the names of the files."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}-') as temporary:
@@ -175,7 +143,8 @@ def write_outputs(result, cfg: Config, package: str, meta: dict, folder: Path) -
     return names
 
 
-def main():
+def main() -> None:
+    """Run the tool."""
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options)
     options = pruning_options(cfg, args)
@@ -195,7 +164,7 @@ def main():
     name = osp.splitext(osp.basename(args.config))[0]
     folder = Path(args.work_dir or osp.join('work_dirs', f'{name}-pruned'))
     unfinished = folder / 'unfinished.pth'  # of a run layer by layer that was interrupted
-    with progress_bar() as progress:
+    with progress_bar() as progress, attention_aside(model, put_back=args.dry_run):
         if options.get('finetune') is not None:
             options['finetune'] = make_finetuning(cfg, options['finetune'], progress)
         result = prune(model, progress=progress, checkpoint_file=unfinished, **options)
@@ -208,7 +177,7 @@ def main():
         return
 
     meta = dict(dataset_meta=meta.get('dataset_meta', {}), mmgcp_version=mmgcp.__version__)
-    names = write_outputs(result, cfg, package, meta, folder)
+    names = write_outputs(result, plain_config(cfg), package, meta, folder)
     if 'only_counts' in result.plan.options and unfinished.exists():
         unfinished.unlink()
     print(f'written to {folder}: {", ".join(names)}')

@@ -3,15 +3,41 @@
 
 It takes the arguments of MMYOLO's tools/train.py; see --help.
 """
+import os.path as osp
+
+from mmengine.config import Config
+
 import mmgcp  # noqa: F401
+from mmgcp.compatibility import mend_openmmlab
+from mmgcp.errors import UserError
+from mmgcp.pruning.detector import check_channels
 from mmgcp.utils.cli import run_tool
 from mmgcp.utils.config import load_config
 from mmgcp.utils.mmyolo_tools import load_mmyolo_tool
 
 
+def check_files(cfg: Config) -> None:
+    """Look for the files that a training begins with, before the runner does.
+
+    Args:
+        cfg (Config): The config of the training.
+
+    Raises:
+        UserError: The channel table of a pruned detector or the checkpoint is missing.
+    """
+    check_channels(cfg.model)
+    path = cfg.get('load_from')
+    if path and '://' not in path and not osp.isfile(path):
+        raise UserError(f'there is no checkpoint {path} to start from (load_from of the config)')
+
+
 def main():
     tool = load_mmyolo_tool('train.py')
-    load_config(tool.parse_args().config)
+    args = tool.parse_args()
+    cfg = load_config(args.config, args.cfg_options)
+    if not args.resume:
+        check_files(cfg)
+    mend_openmmlab()  # a checkpoint to resume from may be loaded before any class of mmgcp
     tool.main()
 
 

@@ -1,37 +1,13 @@
-# Sparse training of MMYOLO's RTMDet-s:
+# Not trained yet, only run for a few iterations with narrow layers.
+# Sparse training of RTMDet-s:
 #   python tools/train.py configs/rtmdet/rtmdet_s_syncbn_fast_8xb32-300e_coco_sparse.py
-_base_ = 'mmyolo::rtmdet/rtmdet_s_syncbn_fast_8xb32-300e_coco.py'
+_base_ = ['../_base_/finetune/rtmdet_s_coco.py', '../_base_/sparse/two_phase.py']
 
-custom_imports = dict(imports=['mmgcp'], allow_failed_imports=False)
-
-# ========================Frequently modified parameters======================
-load_from = 'https://download.openmmlab.com/mmyolo/v0/rtmdet/rtmdet_s_syncbn_fast_8xb32-300e_coco/rtmdet_s_syncbn_fast_8xb32-300e_coco_20221230_182329-0a8c901a.pth'  # noqa
-max_epochs = 50
-# Above that of other detectors: past Adam, a factor moves by lr * rate an iteration
+load_from = _base_.baseline.checkpoint
+# Higher than for other detectors: with Adam, a scale factor moves by lr * rate per iteration
 sparsity_rate = 2e-2
-
-# ===============================Unmodified in most cases====================
-switch_epoch = max_epochs - _base_.num_epochs_stage2
 custom_hooks = [
-    _base_.custom_hooks[0],  # EMA
-    dict(_base_.custom_hooks[1], switch_epoch=switch_epoch),
-    dict(
-        type='mmgcp.DynamicSparsityHook',
-        rate=sparsity_rate,
-        schedule=dict(type='two_phase'),
-        modules='prunable',
-        # A gradient would lose its scale in Adam
-        penalty='proximal')
+    *_base_.custom_hooks,
+    # Adam would normalise the scale of a gradient away
+    dict(_base_.sparsity_hook, rate=sparsity_rate, penalty='proximal')
 ]
-train_cfg = dict(
-    max_epochs=max_epochs, val_interval=10, dynamic_intervals=[(switch_epoch, 1)])
-param_scheduler = [
-    _base_.param_scheduler[0],  # warm-up
-    dict(
-        _base_.param_scheduler[1],
-        begin=max_epochs // 2,
-        end=max_epochs,
-        T_max=max_epochs - max_epochs // 2)
-]
-# Said anew because MMEngine cannot call a function inherited from `mmyolo::`
-train_dataloader = dict(collate_fn=dict(_delete_=True, type='yolov5_collate'))

@@ -1,6 +1,6 @@
-# A small SSD300, with half a ResNet-18 up to its third stage, from scratch, for one VOC-format
-# folder (JPEGImages, Annotations, ImageSets/Main) and a CPU. For another folder change
-# data_root, classes and the two splits.
+# A small SSD300 for a CPU and one folder in VOC format (JPEGImages, Annotations, ImageSets/Main):
+# a ResNet-18 of half the width, up to its third stage, trained from scratch. For another folder,
+# change data_root, classes and the two splits.
 _base_ = 'mmdet::pascal_voc/ssd300_voc0712.py'
 custom_imports = dict(imports=['mmgcp'], allow_failed_imports=False)
 
@@ -50,7 +50,7 @@ model = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
-    # Boxes without width or height, as BCCD has some, have no logarithm of their size
+    # The encoded size of a box is a logarithm, but some boxes of BCCD have no width or height
     dict(type='FilterAnnotations', min_gt_bbox_wh=(1, 1), keep_empty=True),
     dict(
         type='Expand',

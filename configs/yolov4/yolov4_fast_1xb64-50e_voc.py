@@ -1,3 +1,4 @@
+# Not trained yet.
 # YOLOv4 on PASCAL VOC: trained on 07+12 trainval, tested on 07 test.
 _base_ = './yolov4_syncbn_fast_8xb16-300e_coco.py'
 
@@ -7,8 +8,8 @@ num_classes = 20
 max_epochs = 50
 train_batch_size_per_gpu = 64
 base_lr = 0.00334
-# A checkpoint of the COCO model or of a converted Darknet file such as
-# yolov4.conv.137 (tools/model_converters/darknet_to_mmgcp.py) to start from
+# The checkpoint to start from: of the COCO model, or of a converted Darknet file such as
+# yolov4.conv.137 (tools/model_converters/darknet_to_mmgcp.py)
 load_from = None
 
 # ========================Possible modified parameters========================
@@ -69,7 +70,7 @@ train_dataloader = dict(
                 filter_cfg=dict(filter_empty_gt=False, min_size=32),
                 pipeline=train_pipeline) for year in (2007, 2012)
         ],
-        # The two years differ in this key alone
+        # The two years differ only in this key
         ignore_keys='dataset_type'))
 
 test_pipeline = [

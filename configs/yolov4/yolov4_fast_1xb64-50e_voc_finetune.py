@@ -1,11 +1,10 @@
+# Not trained yet, only run for a few iterations with narrow layers.
 # Fine-tuning of the pruned YOLOv4 on PASCAL VOC, which this command writes:
 #   python tools/prune.py configs/yolov4/yolov4_fast_1xb64-50e_voc.py \
 #       work_dirs/yolov4_fast_1xb64-50e_voc_sparse/epoch_50.pth
-_base_ = '../../work_dirs/yolov4_fast_1xb64-50e_voc-pruned/pruned.py'
+_base_ = '../_base_/finetune/yolov4_voc.py'
 
-# ========================Frequently modified parameters======================
-max_epochs = 50
-
-# ===============================Unmodified in most cases====================
-train_cfg = dict(max_epochs=max_epochs, val_interval=5)
-default_hooks = dict(param_scheduler=dict(max_epochs=max_epochs))
+pruned = 'work_dirs/yolov4_fast_1xb64-50e_voc-pruned'
+load_from = f'{pruned}/pruned.pth'
+model = dict(
+    type='mmgcp.PrunedDetector', detector=_base_.model.type, channels=f'{pruned}/pruned.py')

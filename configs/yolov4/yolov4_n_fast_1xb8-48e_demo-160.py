@@ -15,7 +15,7 @@ sparsity_rate = 8e-3
 widen_factor = 0.125
 affine_scale = 0.2
 match_iou_thr = 0.213
-# In pixels at the input scale, from the sizes of the rendered shapes
+# In pixels at the input scale, chosen for the sizes of the rendered shapes
 anchors = [
     [(14, 14), (17, 17), (21, 21)],  # P3/8
     [(25, 25), (30, 30), (36, 36)],  # P4/16
@@ -36,7 +36,7 @@ model = dict(
         loss_bbox=dict(loss_weight=0.1),
         loss_obj=dict(loss_weight=0.25)))
 
-# Without mosaic, which pays off in longer schedules alone
+# Without mosaic, which only pays off in longer schedules
 train_pipeline = [
     *_base_.pre_transform,
     dict(

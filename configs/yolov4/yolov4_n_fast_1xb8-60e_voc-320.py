@@ -1,5 +1,5 @@
-# A small YOLOv4 for one VOC-format folder (JPEGImages, Annotations, ImageSets/Main)
-# and a CPU. For another folder change data_root, classes and the two splits.
+# A small YOLOv4 for a CPU and one folder in VOC format (JPEGImages, Annotations, ImageSets/Main).
+# For another folder, change data_root, classes and the two splits.
 _base_ = './yolov4_fast_1xb64-50e_voc.py'
 
 # ========================Frequently modified parameters======================
@@ -14,28 +14,26 @@ img_scale = (320, 320)  # width, height
 train_batch_size_per_gpu = 8
 train_num_workers = 2
 base_lr = 0.02
-# Of sparse training: so high because the schedule is so short. A scale factor of 1 moves by
-# about lr / (1 - momentum) * rate an iteration.
+# For sparse training: high because the schedule is short. A scale factor of 1 moves by about
+# lr / (1 - momentum) * rate per iteration.
 sparsity_rate = 7e-3
 
 # ========================Possible modified parameters========================
 deepen_factor = 0.33
 widen_factor = 0.1875
 affine_scale = 0.5
-# More positives for each target than with YOLOv4's settings, for short schedules
+# These give each target more positives than YOLOv4's settings, for short schedules
 match_iou_thr = 0.1
 scale_x_y = [2.0, 2.0, 2.0]
 lr_factor = 0.01
-# Of GCP-SAD's weights: they are for larger images, and for losses that are sums
-attention_factor = 1e-4
 dataset_type = 'mmgcp.VOCFormatDataset'
 
 # ===============================Unmodified in most cases====================
-# Operations are left to themselves: a narrow network has them elsewhere
+# No target for the MACs: a narrow network spends them in other layers
 prune_cfg = dict(target_flops=None)
 num_classes = len(classes)
 metainfo = dict(classes=classes)
-# Anchors for the scale of 608 above, shrunk with the image
+# The base's anchors are for a scale of 608; they shrink with the image
 anchors = [[(width * img_scale[0] / 608, height * img_scale[0] / 608)
             for width, height in level] for level in _base_.anchors]
 model = dict(
@@ -47,10 +45,6 @@ model = dict(
         bbox_coder=dict(scale_x_y=scale_x_y),
         match_iou_thr=match_iou_thr,
         loss_obj=dict(loss_weight=_base_.loss_obj_weight * (img_scale[0] / 640)**2)))
-
-attention_groups = [
-    dict(group, weight=attention_factor * group['weight']) for group in _base_.attention_groups
-]
 
 train_pipeline = [
     *_base_.pre_transform,
@@ -108,7 +102,7 @@ test_evaluator = val_evaluator
 optim_wrapper = dict(
     optimizer=dict(lr=base_lr, batch_size_per_gpu=train_batch_size_per_gpu))
 default_hooks = dict(
-    # MMYOLO's warm-up lasts 1000 iterations at least, too long for a small data set
+    # MMYOLO's warm-up takes at least 1000 iterations, too many for a small data set
     param_scheduler=dict(
         lr_factor=lr_factor, max_epochs=max_epochs, warmup_epochs=3, warmup_mim_iter=50),
     checkpoint=dict(interval=10, save_best='pascal_voc/mAP'),

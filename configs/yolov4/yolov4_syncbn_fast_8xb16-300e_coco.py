@@ -1,3 +1,4 @@
+# Not trained yet.
 # YOLOv4 (https://arxiv.org/abs/2004.10934) trained the way MMYOLO trains YOLOv5.
 _base_ = [
     'mmyolo::yolov5/yolov5_s-v61_syncbn_fast_8xb16-300e_coco.py',
@@ -9,7 +10,7 @@ custom_imports = dict(imports=['mmgcp'], allow_failed_imports=False)
 # ========================Frequently modified parameters======================
 num_classes = 80
 max_epochs = 300
-# Sizes in pixels at the input scale of 608 that they were found for
+# In pixels, for the input scale of 608 that they were found for
 anchors = [
     [(12, 16), (19, 36), (40, 28)],  # P3/8
     [(36, 75), (76, 55), (72, 146)],  # P4/16
@@ -26,8 +27,10 @@ mixup_prob = 0.1
 loss_cls_weight = 0.5
 loss_bbox_weight = 0.05
 loss_obj_weight = 1.0
-match_iou_thr = 0.213  # Shape overlap above which an anchor is positive
-ignore_iou_thr = 0.7  # Overlap above which the objectness of a negative is ignored
+match_iou_thr = 0.213  # IoU of the shapes above which an anchor is positive
+ignore_iou_thr = 0.7  # IoU above which the objectness of a negative is ignored
+# Factor on the weights of GCP-SAD, which make up far more than MMYOLO's detection loss
+attention_factor = 1e-4
 
 # ===============================Unmodified in most cases====================
 strides = [8, 16, 32]
@@ -110,7 +113,10 @@ train_pipeline = [
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'flip', 'flip_direction'))
 ]
 train_dataloader = dict(
-    # Said anew because MMEngine cannot call a function inherited from `mmyolo::`
+    # Stated again because MMEngine cannot call a collate function inherited from `mmyolo::`
     collate_fn=dict(_delete_=True, type='yolov5_collate'),
     dataset=dict(pipeline=train_pipeline))
 default_hooks = dict(param_scheduler=dict(scheduler_type='cosine'))
+attention_groups = [
+    dict(group, weight=attention_factor * group['weight']) for group in _base_.attention_groups
+]

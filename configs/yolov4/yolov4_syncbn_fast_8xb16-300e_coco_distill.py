@@ -1,17 +1,10 @@
-# Distilling: as the fine-tuning of the pruned YOLOv4, but with the unpruned as teacher.
+# Not trained yet, only run for a few iterations with narrow layers.
+# Fine-tuning of the pruned YOLOv4 on COCO with the unpruned one as its teacher.
 _base_ = './yolov4_syncbn_fast_8xb16-300e_coco_finetune.py'
 
-teacher_config = 'configs/yolov4/yolov4_syncbn_fast_8xb16-300e_coco.py'
-teacher_checkpoint = 'work_dirs/yolov4_syncbn_fast_8xb16-300e_coco/epoch_300.pth'
-# Of GCP-SAD's weights, which exceed MMYOLO's detection loss by far
-attention_factor = 1e-4
-
-groups = [
-    dict(group, weight=attention_factor * group['weight']) for group in _base_.attention_groups
-]
 model = dict(
     _delete_=True,
     type='mmgcp.SpatialAttentionDistiller',
     student=_base_.model,
-    teacher=dict(config=teacher_config, checkpoint=teacher_checkpoint),
-    groups=groups)
+    teacher=_base_.baseline,
+    groups=_base_.attention_groups)

@@ -1,5 +1,5 @@
-# MMYOLO's YOLOv5-n with the data, epochs and augmentation of the small YOLOv4, and MMYOLO's
-# batch size and learning rate.
+# MMYOLO's YOLOv5-n with its usual batch size and learning rate, and the data, epochs and
+# augmentation of the small YOLOv4.
 _base_ = '../yolov4/yolov4_n_fast_1xb8-60e_voc-320.py'
 
 train_batch_size_per_gpu = 16
@@ -61,7 +61,7 @@ model = dict(
 train_dataloader = dict(batch_size=train_batch_size_per_gpu)
 optim_wrapper = dict(
     optimizer=dict(lr=base_lr, batch_size_per_gpu=train_batch_size_per_gpu))
-# The base's layer groups are YOLOv4's
+# The layer groups of the base are for YOLOv4
 prune_cfg = dict(groups=[
     dict(name='stride-8', modules=['backbone.stem', 'backbone.stage[12]']),
     dict(name='stride-16', modules=['backbone.stage3']),

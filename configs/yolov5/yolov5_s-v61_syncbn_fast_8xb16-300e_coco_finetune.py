@@ -1,11 +1,10 @@
+# Not trained yet, only run for a few iterations with narrow layers.
 # Fine-tuning of the pruned YOLOv5-s, which this command writes:
 #   python tools/prune.py mmyolo::yolov5/yolov5_s-v61_syncbn_fast_8xb16-300e_coco.py \
 #       work_dirs/yolov5_s-v61_syncbn_fast_8xb16-300e_coco_sparse/epoch_50.pth --target-params 0.5
-_base_ = '../../work_dirs/yolov5_s-v61_syncbn_fast_8xb16-300e_coco-pruned/pruned.py'
+_base_ = '../_base_/finetune/yolov5_s_coco.py'
 
-# ========================Frequently modified parameters======================
-max_epochs = 50
-
-# ===============================Unmodified in most cases====================
-train_cfg = dict(max_epochs=max_epochs, val_interval=10)
-default_hooks = dict(param_scheduler=dict(max_epochs=max_epochs))
+pruned = 'work_dirs/yolov5_s-v61_syncbn_fast_8xb16-300e_coco-pruned'
+load_from = f'{pruned}/pruned.pth'
+model = dict(
+    type='mmgcp.PrunedDetector', detector=_base_.model.type, channels=f'{pruned}/pruned.py')

@@ -1,25 +1,7 @@
-# Sparse training of MMYOLO's YOLOv5-s:
+# Not trained yet, only run for a few iterations with narrow layers.
+# Sparse training of YOLOv5-s:
 #   python tools/train.py configs/yolov5/yolov5_s-v61_syncbn_fast_8xb16-300e_coco_sparse.py
-_base_ = 'mmyolo::yolov5/yolov5_s-v61_syncbn_fast_8xb16-300e_coco.py'
+_base_ = ['../_base_/finetune/yolov5_s_coco.py', '../_base_/sparse/two_phase.py']
 
-custom_imports = dict(imports=['mmgcp'], allow_failed_imports=False)
-
-# ========================Frequently modified parameters======================
-load_from = 'https://download.openmmlab.com/mmyolo/v0/yolov5/yolov5_s-v61_syncbn_fast_8xb16-300e_coco/yolov5_s-v61_syncbn_fast_8xb16-300e_coco_20220918_084700-86e02187.pth'  # noqa
-max_epochs = 50
-# Typical are 1e-4 to 1e-3: a scale factor moves by up to lr / (1 - momentum) * rate an iteration
-sparsity_rate = 1e-3
-
-# ===============================Unmodified in most cases====================
-custom_hooks = [
-    *_base_.custom_hooks,
-    dict(
-        type='mmgcp.DynamicSparsityHook',
-        rate=sparsity_rate,
-        schedule=dict(type='two_phase'),
-        modules='prunable')
-]
-train_cfg = dict(max_epochs=max_epochs, val_interval=10)
-default_hooks = dict(param_scheduler=dict(max_epochs=max_epochs))
-# Said anew because MMEngine cannot call a function inherited from `mmyolo::`
-train_dataloader = dict(collate_fn=dict(_delete_=True, type='yolov5_collate'))
+load_from = _base_.baseline.checkpoint
+custom_hooks = [*_base_.custom_hooks, _base_.sparsity_hook]

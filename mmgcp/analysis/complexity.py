@@ -7,20 +7,19 @@ from typing import Dict, Sequence, Tuple
 import torch.nn as nn
 
 from mmgcp.nn.forward import record_shapes
-
-COUNTED_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+from mmgcp.nn.layers import WEIGHT_TYPES, channel_counts
 
 
 @dataclass(frozen=True)
 class ConvStatistics:
-    """What the cost of a convolution or linear layer consists of.
+    """The quantities that determine the cost of a convolution or linear layer.
 
     Attributes:
-        in_channels (int): Input channels.
-        out_channels (int): Output channels.
-        kernel_size (int): Weights for each pair of input and output channel.
-        positions (int): Positions at which the kernel is applied to an image.
-        groups (int): Groups of a convolution. Defaults to 1.
+        in_channels (int): Number of input channels.
+        out_channels (int): Number of output channels.
+        kernel_size (int): Number of weights between an input and an output channel.
+        positions (int): Number of positions at which the kernel is applied to an image.
+        groups (int): Number of groups of a convolution. Defaults to 1.
     """
     in_channels: int
     out_channels: int
@@ -35,11 +34,11 @@ class ConvStatistics:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulate MACs for one image, without the bias."""
+        """Number of MACs (multiply-accumulate operations) for an image, without the bias."""
         return self.weights * self.positions
 
     def pruned(self, fewer_in: int, fewer_out: int) -> 'ConvStatistics':
-        """Return the same with fewer channels, in a depthwise convolution fewer groups."""
+        """Return the statistics with fewer channels; depthwise convolutions lose groups as well."""
         if 1 < self.groups == self.in_channels == self.out_channels:
             left = self.out_channels - fewer_out
             return replace(self, in_channels=left, out_channels=left, groups=left)
@@ -55,12 +54,12 @@ def record_convs(model: nn.Module, input_shape: Sequence[int]) -> Dict[str, Conv
         input_shape (Sequence[int]): Shape (C, H, W) of the image in pixels.
 
     Returns:
-        dict[str, ConvStatistics]: One for each layer. A layer that runs several times (a
-        head shared by the levels) has the sum of its positions; one that does not run
-        in eval mode has none.
+        dict[str, ConvStatistics]: Statistics by name of the layer. The positions of a layer
+        that runs several times (in a head that all levels share) add up; those of a layer
+        that does not run in eval mode are zero.
     """
     layers = {name: module for name, module in model.named_modules()
-              if isinstance(module, COUNTED_TYPES)}
+              if isinstance(module, WEIGHT_TYPES)}
     positions = dict.fromkeys(layers, 0)
     for name, inputs, outputs in record_shapes(model, layers, input_shape):
         # a transposed convolution applies its kernel at each input position
@@ -71,24 +70,22 @@ def record_convs(model: nn.Module, input_shape: Sequence[int]) -> Dict[str, Conv
 
 
 def count_complexity(model: nn.Module, input_shape: Sequence[int]) -> Tuple[int, int]:
-    """Count the parameters and the MACs of a detector.
+    """Count the parameters and MACs of a detector.
 
-    The MACs are those of convolutions and linear layers, as in the literature.
+    As in the literature, only the MACs of convolutions and linear layers count.
 
     Args:
         model (nn.Module): A detector; see :func:`mmgcp.nn.forward.run_as_tensors`.
         input_shape (Sequence[int]): Shape (C, H, W) of the image in pixels.
 
     Returns:
-        tuple[int, int]: Parameters, and MACs for one image.
+        tuple[int, int]: Parameters, and MACs for an image.
     """
     macs = sum(item.macs for item in record_convs(model, input_shape).values())
     return sum(param.numel() for param in model.parameters()), macs
 
 
-def _statistics(module: nn.Module, positions: int) -> ConvStatistics:
-    if isinstance(module, nn.Linear):
-        return ConvStatistics(module.in_features, module.out_features, 1, positions)
-    return ConvStatistics(module.in_channels, module.out_channels,
-                          module.kernel_size[0] * module.kernel_size[1], positions,
-                          module.groups)
+def _statistics(layer: nn.Module, positions: int) -> ConvStatistics:
+    kernel_size = math.prod(getattr(layer, 'kernel_size', ()))
+    return ConvStatistics(*channel_counts(layer), kernel_size, positions,
+                          getattr(layer, 'groups', 1))

@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""How long a detector takes for an image."""
+"""The time that a detector takes for an image."""
 import statistics
 import time
 from typing import Sequence
@@ -8,6 +8,7 @@ import torch
 import torch.nn as nn
 
 from mmgcp.nn.forward import random_image
+from mmgcp.nn.temporarily import eval_mode
 
 
 @torch.no_grad()
@@ -16,22 +17,21 @@ def measure_latency(model: nn.Module, input_shape: Sequence[int], runs: int = 20
     """Measure the time of a forward pass for one image, without post-processing.
 
     Args:
-        model (nn.Module): A detector that understands ``model(x, mode='tensor')``; it is
-            left in eval mode.
+        model (nn.Module): A detector that supports ``model(x, mode='tensor')``. It runs in
+            eval mode; its modes are restored.
         input_shape (Sequence[int]): Shape (C, H, W) of the image in pixels.
-        runs (int): Number of timed passes. Defaults to 20.
-        warmup (int): Number of passes before. Defaults to 3.
+        runs (int): Number of passes that are timed. Defaults to 20.
+        warmup (int): Number of passes before these. Defaults to 3.
 
     Returns:
-        float: The median in milliseconds, on the device that the model is on.
+        float: The median in milliseconds, on the device of the model.
     """
-    image = random_image(model, input_shape)
-    model.eval()
-    times = []
-    for _ in range(warmup + runs):
-        start = time.perf_counter()
-        model(image, mode='tensor')
-        if image.is_cuda:
-            torch.cuda.synchronize(image.device)
-        times.append(time.perf_counter() - start)
+    image, times = random_image(model, input_shape), []
+    with eval_mode(model):
+        for _ in range(warmup + runs):
+            start = time.perf_counter()
+            model(image, mode='tensor')
+            if image.is_cuda:
+                torch.cuda.synchronize(image.device)
+            times.append(time.perf_counter() - start)
     return 1000 * statistics.median(times[warmup:])

@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Pictures of what pruning did, as PNG files."""
+"""Plots of sparse training and pruning, as PNG files."""
 from pathlib import Path
 from typing import Dict, Iterable, List, Optional, Sequence, Union
 
@@ -14,12 +14,12 @@ NO_GROUP_COLOR = '#555555'
 
 def plot_channels(layers: Sequence[str], before: Sequence[int], after: Sequence[int],
                   groups: Sequence[str], path: Union[str, Path]) -> None:
-    """Draw the number of channels of each layer before and after pruning.
+    """Plot the number of channels of each layer before and after pruning.
 
     Args:
         layers (Sequence[str]): Names of the layers, in the order of the model.
-        before (Sequence[int]): Channels of each layer before.
-        after (Sequence[int]): Channels of each layer after.
+        before (Sequence[int]): Number of channels of each layer before.
+        after (Sequence[int]): Number of channels of each layer after.
         groups (Sequence[str]): Layer group of each layer, '' for none.
         path (str | Path): The PNG file to write.
     """
@@ -42,12 +42,12 @@ def plot_channels(layers: Sequence[str], before: Sequence[int], after: Sequence[
 def plot_score_histograms(scores: Dict[str, Sequence[float]],
                           thresholds: Dict[str, Optional[float]], label: str,
                           path: Union[str, Path]) -> None:
-    """Draw a histogram of the scores of each layer group with its threshold.
+    """Plot a histogram of the scores of each layer group with its threshold.
 
     Args:
         scores (dict[str, Sequence[float]]): Scores by layer group.
-        thresholds (dict[str, float | None]): Threshold by layer group; None for none.
-        label (str): What the scores are.
+        thresholds (dict[str, float | None]): Threshold by layer group, None if it has none.
+        label (str): Name of the scores, for the axis.
         path (str | Path): The PNG file to write.
     """
     columns = 1 if len(scores) <= 6 else 2
@@ -77,14 +77,14 @@ def plot_score_histograms(scores: Dict[str, Sequence[float]],
 def plot_sparsity(steps: Sequence[int], near_zero: Dict[str, Sequence[float]],
                   rates: Sequence[float], losses: Sequence[float],
                   path: Union[str, Path]) -> None:
-    """Draw how the scale factors went to zero in a sparse training.
+    """Plot how the scale factors approach zero in a sparse training.
 
     Args:
         steps (Sequence[int]): Iterations.
-        near_zero (dict[str, Sequence[float]]): Share of near-zero channels at each of them, by
-            layer group; '' for all channels.
-        rates (Sequence[float]): Sparsity rate at each of them.
-        losses (Sequence[float]): Penalty at each of them.
+        near_zero (dict[str, Sequence[float]]): Share of near-zero channels in each of these
+            iterations by layer group, '' for all channels.
+        rates (Sequence[float]): Sparsity rate in each of these iterations.
+        losses (Sequence[float]): Penalty in each of these iterations.
         path (str | Path): The PNG file to write.
     """
     figure = Figure(figsize=(9, 8), layout='constrained')
@@ -108,7 +108,7 @@ def plot_sparsity(steps: Sequence[int], near_zero: Dict[str, Sequence[float]],
 
 
 def _colors(groups: Iterable[str]) -> Dict[str, tuple]:
-    """A color for each group, dark grey for none."""
+    """Choose a color for each layer group, dark grey for no group."""
     names = [name for name in dict.fromkeys(groups) if name]
     palette = colormaps['tab10' if len(names) <= 10 else 'tab20']
     colors = {name: palette(number % palette.N) for number, name in enumerate(names)}

@@ -1,6 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""Scores from the attention that a detector was trained with."""
 from dataclasses import dataclass
-from typing import Dict, Iterable, Optional, Sequence
+from typing import Dict, Iterable, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -15,26 +16,27 @@ from mmgcp.pruning.scores.channel_gates import scoring_batches
 from mmgcp.pruning.units import ChannelUnit
 from mmgcp.registry import TASK_UTILS
 
-from .modules import InsertedAttention, find_attention, inserted, is_aside
+from .inserted import InsertedAttention, attention_in_place, find_attention
 from .scale_folding import fold_scales
 
 
 @TASK_UTILS.register_module()
 class CPSCA(Criterion):
-    """The mean scales that attention gave the channels in training (`CPSCA
+    """The mean channel scale of the attention that a detector was trained with (`CPSCA
     <https://arxiv.org/abs/2011.03891>`_).
 
-    The detector has to be a :class:`mmgcp.models.SCADetector` with the weights of its training.
-    The score of a layer's channel is the mean, over the images, of the scale in (0, 1) by
-    which the channel part of its attention multiplies it; if the layer runs several times on
-    an image, as in a head that the levels share, over all runs.
+    The detector has to be built by :class:`mmgcp.attention.SCADetector` and trained. The score
+    of a layer's channel is the scale in (0, 1) by which the channel part of its attention
+    multiplies it, averaged over the images and, for a layer that runs several times on each
+    image (a head shared by the levels), over all runs.
 
-    :func:`mmgcp.pruning.prune` takes the attention out of the detector, which then computes
-    something else than it was trained to. ``fold_scales`` keeps it near: what the attention
-    multiplies a channel with on average, places included, is multiplied into the layers that
-    read it (see :func:`mmgcp.attention.scale_folding.fold_scales`), before anything is pruned.
-    How the scales differ from image to image and from place to place is lost in any case, and
-    fine-tuning has to make up for it.
+    Attention is taken out of a detector before it is pruned, see
+    :func:`mmgcp.attention.attention_aside`. Without it, the detector no longer computes what it
+    was trained for. ``fold_scales`` limits the damage: before anything is pruned, the factor by
+    which the attention multiplies a channel on average, spatial part included, is folded into
+    the layers that read the channel (see :func:`mmgcp.attention.scale_folding.fold_scales`).
+    How the scales vary between images and positions is lost in any case, and is left to
+    fine-tuning.
 
     Args:
         fold_scales (bool): Whether to fold. Defaults to True.
@@ -50,11 +52,11 @@ class CPSCA(Criterion):
         """Measure the scales, and fold them if the attention has been set aside.
 
         Args:
-            model (nn.Module): The detector. With folding, the layers that read scaled
-                channels have other parameters afterwards; ``prune`` takes this back if the
-                model is not pruned.
+            model (nn.Module): The detector. Folding gives new parameters to the layers that
+                read scaled channels; :func:`mmgcp.attention.attention_aside` takes this back if
+                the model is not pruned.
             units (Sequence[ChannelUnit]): All units that will be scored.
-            batches (Iterable[Batch]): Training batches. They are gone through once.
+            batches (Iterable[Batch]): Training batches. They are read once.
             progress (Callable): Called with a stage, the steps done in it, and all its steps.
 
         Raises:
@@ -64,16 +66,16 @@ class CPSCA(Criterion):
         if attention is None:
             raise PruningError('the criterion CPSCA needs a detector that was trained with '
                                'attention, but this one has none: see mmgcp.SCADetector')
-        with inserted(model):
+        with attention_in_place(model):
             measured, shape = _measure(model, attention, batches, progress)
         layers: Dict[str, _Sums] = {}
         for block, sums in measured.items():
             layer = attention.producers[block]
             layers[layer] = layers[layer] + sums if layer in layers else sums
         self._scales = {layer: sums.scales / sums.count for layer, sums in layers.items()}
-        if self.fold_scales and is_aside(model):
+        if self.fold_scales and not attention.is_in(model):
             fold_scales(model, units, attention.producers,
-                        {block: sums.scaled for block, sums in measured.items()},
+                        {block: sums.products for block, sums in measured.items()},
                         {block: sums.energies for block, sums in measured.items()},
                         working_shape(model, shape))
 
@@ -86,7 +88,7 @@ class CPSCA(Criterion):
 
         Returns:
             dict[str, Tensor]: The scores (C, ) in (0, 1) of each layer with attention, NaN for
-            channels that it does not have.
+            channels that the layer does not have.
         """
         return {item.module: as_row(unit, item, self._scales[item.module])
                 for item in unit.side('out') if item.module in self._scales}
@@ -94,32 +96,33 @@ class CPSCA(Criterion):
 
 @dataclass
 class _Sums:
-    """What is added up of an attention with C channels, in double precision on the CPU.
+    """Sums over the images and runs of an attention module with C channels.
+
+    The tensors are in double precision on the CPU; x is the input and y the output.
 
     Attributes:
-        count (int): Number of images, in all runs.
-        scales (Tensor): Sums (C, ) of the scales of the channels over these.
-        scaled (Tensor): Sums (C, ) over images and places of the value before the attention
-            times the value behind it.
-        energies (Tensor): Sums (C, ) of the squared value before it.
+        count (int): Number of images, each counted once a run.
+        scales (Tensor): Sums (C, ) of the channel scales.
+        products (Tensor): Sums (C, ) of x * y, also over the positions.
+        energies (Tensor): Sums (C, ) of x * x, also over the positions.
     """
     count: int
     scales: Tensor
-    scaled: Tensor
+    products: Tensor
     energies: Tensor
 
     def __add__(self, other: '_Sums') -> '_Sums':
         return _Sums(self.count + other.count, self.scales + other.scales,
-                     self.scaled + other.scaled, self.energies + other.energies)
+                     self.products + other.products, self.energies + other.energies)
 
 
 @torch.no_grad()
 def _measure(model: nn.Module, attention: InsertedAttention, batches: Iterable[Batch],
-             progress: Progress):
+             progress: Progress) -> Tuple[Dict[str, _Sums], Sequence[int]]:
     """Run the model with its attention on all images.
 
     Returns:
-        tuple: The sums by block, of the blocks that ran, and the shape (C, H, W) of the images.
+        tuple: The sums of each block that ran, and the shape (C, H, W) of the images.
     """
     measured: Dict[str, _Sums] = {}
     scales: Dict[str, Tensor] = {}
@@ -129,12 +132,12 @@ def _measure(model: nn.Module, attention: InsertedAttention, batches: Iterable[B
             scales[block] = output.double()
         return hook
 
-    def add(block):
+    def add_run(block):
         def hook(module, args, output):
-            before = args[0].double()
-            sums = _Sums(len(before), scales.pop(block).sum(0).cpu(),
-                         (before * output.double()).sum((0, 2, 3)).cpu(),
-                         before.square().sum((0, 2, 3)).cpu())
+            x = args[0].double()
+            sums = _Sums(len(x), scales.pop(block).sum(0).cpu(),
+                         (x * output.double()).sum((0, 2, 3)).cpu(),
+                         x.square().sum((0, 2, 3)).cpu())
             measured[block] = measured[block] + sums if block in measured else sums
         return hook
 
@@ -142,10 +145,10 @@ def _measure(model: nn.Module, attention: InsertedAttention, batches: Iterable[B
     for block in attention.producers:
         module = attention.of_block(block)
         handles.append(module.channel.register_forward_hook(keep_scales(block)))
-        handles.append(module.register_forward_hook(add(block)))
-    like, shape = next(model.parameters()), None
+        handles.append(module.register_forward_hook(add_run(block)))
+    parameter, shape = next(model.parameters()), None
     with hooked(handles), eval_mode(model):
         for batch in scoring_batches(batches, progress):
-            run_as_tensors(model, batch.images.to(like))
+            run_as_tensors(model, batch.images.to(parameter))
             shape = batch.images.shape[1:]
     return measured, shape

@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Folding factors on the outputs of blocks into the layers that read them."""
+"""Folding factors of the outputs of blocks into the layers that read them."""
 from collections import defaultdict
 from typing import Dict, Iterable, List, Optional, Sequence, Set
 
@@ -16,43 +16,45 @@ from mmgcp.pruning.units import ChannelUnit
 
 
 def fold_scales(model: nn.Module, units: Iterable[ChannelUnit],
-                producers: Dict[str, str], scaled: Dict[str, Tensor], energies: Dict[str, Tensor],
-                input_shape: Sequence[int] = (3, 128, 128)) -> None:
-    """Multiply factors on the outputs of blocks into the layers that read them.
+                producers: Dict[str, str], products: Dict[str, Tensor],
+                energies: Dict[str, Tensor], input_shape: Sequence[int] = (3, 128, 128)) -> None:
+    """Fold factors of the outputs of blocks into the layers that read them.
 
-    The factor of a block's channel with the values x and the scaled values y is
-    E[xy] / E[x^2], which comes nearest to y. Between a block and a layer that reads it
-    there may be sums, concatenations, pooling and upsampling. Where the outputs of several
-    blocks are added up, all of them get E[sum of xy] / E[sum of x^2]; other summands are left
-    out of account. Layers that read are convolutions, linear layers and BatchNorms.
+    If a channel of a block has the values x without and y with its factor, the factor is
+    E[xy] / E[x^2], with which x comes closest to y. Sums, concatenations, pooling and upsampling
+    may be between a block and a layer that reads it. Where the outputs of several blocks are
+    added, all get the factor sum(E[xy]) / sum(E[x^2]); other summands are ignored. Convolutions,
+    linear layers and BatchNorms can take up the factors.
 
     Args:
         model (nn.Module): The model without the factors. Its parameters are replaced, not
             changed in place.
         units (Iterable[ChannelUnit]): Its channel units.
-        producers (dict[str, str]): Name of the layer whose channels a block returns, by name
-            of the block.
-        scaled (dict[str, Tensor]): Sums (C, ) of xy over images and places, by block; blocks
-            that are missing have no factors.
-        energies (dict[str, Tensor]): Sums (C, ) of x^2.
-        input_shape (Sequence[int]): Shape (C, H, W) of an image to trace the model with.
+        producers (dict[str, str]): For each block the name of the layer that produces the
+            channels of its output.
+        products (dict[str, Tensor]): For each block the sums (C, ) of xy over images and
+            positions; blocks without an entry have no factors.
+        energies (dict[str, Tensor]): The sums (C, ) of x^2 in the same way.
+        input_shape (Sequence[int]): Shape (C, H, W) in pixels of an image to trace the model
+            with. Defaults to (3, 128, 128).
     """
     modules = dict(model.named_modules())
-    sources = find_sources(model, producers, input_shape)
+    read = find_read_blocks(model, producers, input_shape)
     factors: Dict[str, Tensor] = {}
     for unit in units:
         outputs = {item.module: item for item in unit.side('out')}
         for item in unit.slices:
             layer = modules.get(item.module)
-            if item.side != _reading_side(layer) or not sources.get(item.module):
+            if item.side != _input_side(layer) or not read.get(item.module):
                 continue
-            above, below = torch.zeros(2, unit.size, dtype=torch.double)
-            for block in sources[item.module]:
-                source = outputs.get(producers[block])
-                if source is not None and block in scaled:
-                    above.index_add_(0, source.unit_index, scaled[block][source.channels])
-                    below.index_add_(0, source.unit_index, energies[block][source.channels])
-            quotients = torch.where(below > 0, above / below, torch.ones_like(above))
+            numerators, denominators = torch.zeros(2, unit.size, dtype=torch.double)
+            for block in read[item.module]:
+                output = outputs.get(producers[block])
+                if output is not None and block in products:
+                    numerators.index_add_(0, output.unit_index, products[block][output.channels])
+                    denominators.index_add_(0, output.unit_index, energies[block][output.channels])
+            quotients = torch.where(denominators > 0, numerators / denominators,
+                                    torch.ones_like(numerators))
             values = factors.setdefault(
                 item.module, torch.ones(num_channels(layer, item.side), dtype=torch.double))
             values[item.channels] = quotients[item.unit_index]
@@ -60,45 +62,47 @@ def fold_scales(model: nn.Module, units: Iterable[ChannelUnit],
         _scale_inputs(modules[name], values)
 
 
-def find_sources(model: nn.Module, blocks: Iterable[str],
-                 input_shape: Sequence[int]) -> Dict[str, Set[str]]:
-    """Find the blocks that layers read without another layer between them.
+def find_read_blocks(model: nn.Module, blocks: Iterable[str],
+                     input_shape: Sequence[int]) -> Dict[str, Set[str]]:
+    """Find the blocks whose outputs each layer reads, with no other layer in between.
 
     Args:
         model (nn.Module): The model.
         blocks (Iterable[str]): Names of modules that return feature maps.
-        input_shape (Sequence[int]): Shape (C, H, W) of an image to trace the model with.
+        input_shape (Sequence[int]): Shape (C, H, W) in pixels of an image to trace the model
+            with.
 
     Returns:
-        dict[str, set[str]]: Blocks by name of the layer: a convolution, linear layer or
+        dict[str, set[str]]: Names of the blocks by name of the convolution, linear layer or
         normalisation.
     """
     blocks = set(blocks)
-    ends: Dict[object, Optional[str]] = {}  # node of the autograd graph -> block that ends there
-    reads: Dict[str, List[object]] = defaultdict(list)
+    # Nodes of the autograd graph that layers and blocks return; None for layers
+    ends: Dict[object, Optional[str]] = {}
+    inputs: Dict[str, List[object]] = defaultdict(list)
     handles = []
 
-    def mark(name):
+    def record_output(name):
         def hook(module, args, output):
             ends[output.grad_fn] = name if name in blocks else None
         return hook
 
-    def read(name):
-        return lambda module, args: reads[name].append(args[0].grad_fn)
+    def record_input(name):
+        return lambda module, args: inputs[name].append(args[0].grad_fn)
 
     for name, module in model.named_modules():
         is_layer = isinstance(module, (*WEIGHT_TYPES, *NORM_TYPES))
         if is_layer:
-            handles.append(module.register_forward_pre_hook(read(name)))
+            handles.append(module.register_forward_pre_hook(record_input(name)))
         if is_layer or name in blocks:
-            handles.append(module.register_forward_hook(mark(name)))
+            handles.append(module.register_forward_hook(record_output(name)))
     with hooked(handles), traceable(model), torch.enable_grad():
         run_as_tensors(model, random_image(model, input_shape))
-    return {name: _blocks_before(nodes, ends) for name, nodes in reads.items()}
+    return {name: _nearest_blocks(nodes, ends) for name, nodes in inputs.items()}
 
 
-def _blocks_before(nodes: List[object], ends: Dict[object, Optional[str]]) -> Set[str]:
-    """The blocks among the nearest ends before some nodes of the autograd graph."""
+def _nearest_blocks(nodes: Iterable[object], ends: Dict[object, Optional[str]]) -> Set[str]:
+    """The blocks that are reached first when going back from nodes of the autograd graph."""
     found, seen, pending = set(), set(), list(nodes)
     while pending:
         node = pending.pop()
@@ -112,15 +116,15 @@ def _blocks_before(nodes: List[object], ends: Dict[object, Optional[str]]) -> Se
     return found - {None}
 
 
-def _reading_side(layer: Optional[nn.Module]) -> Optional[str]:
-    """The side by which a channel unit names what a layer reads."""
+def _input_side(layer: Optional[nn.Module]) -> Optional[str]:
+    """The side that stands for a layer's inputs in a channel unit."""
     if isinstance(layer, _BatchNorm) or is_depthwise(layer):
         return 'out'
     return 'in' if isinstance(layer, WEIGHT_TYPES) else None
 
 
 def _scale_inputs(layer: nn.Module, factors: Tensor) -> None:
-    """Let a layer do what it does with inputs that are multiplied by factors (C, )."""
+    """Make a layer compute what it computes of inputs multiplied by factors (C, )."""
     if isinstance(layer, _BatchNorm):
         _scale_norm_inputs(layer, factors)
         return
@@ -130,7 +134,7 @@ def _scale_inputs(layer: nn.Module, factors: Tensor) -> None:
 
 
 def _scale_norm_inputs(norm: _BatchNorm, factors: Tensor) -> None:
-    """The same for a normalisation with running statistics."""
+    """The same for a BatchNorm, unless it has no weights or no running statistics."""
     if not norm.affine or norm.running_mean is None:
         return
     weight, bias = norm.weight.detach(), norm.bias.detach()

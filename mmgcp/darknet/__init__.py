@@ -1,9 +1,10 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""YOLOv4 from and to the files of Darknet (cfg, weights, names)."""
+"""Conversion of YOLOv4 from and to the files of Darknet (cfg, weights, names)."""
 from .cfg import DarknetError, Section, first_line, format_cfg, parse_cfg, read_cfg
 from .files import check_file, check_folder
 from .from_darknet import checkpoint, complete_config, is_pruned, load_parameters, model_config
-from .layers import channel_table, match_layers, yolov4_layers
+from .layers import yolov4_layers
+from .matching import channel_table, match_layers
 from .names import class_names, read_names
 from .to_darknet import check_model, darknet_parameters, darknet_sections, input_size, load_detector
 from .weights import Header, read_weights, write_weights

@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""The unpruned YOLOv4 that a network with any numbers of filters is a part of."""
+"""The unpruned YOLOv4 that contains a network with any numbers of filters."""
 from typing import Callable, Dict, List, Sequence
 
 import torch.nn as nn
@@ -7,39 +7,39 @@ import torch.nn as nn
 from mmgcp.pruning import count_channels
 
 from .cfg import DarknetError, Section
-from .layers import channel_table, conv_channels, match_layers
+from .matching import channel_table, conv_channels, match_layers
 
-# A detector that wide takes 4 GB while it is built.
+# Building a detector of this width takes 4 GB of memory.
 MAX_WIDEN_FACTOR = 4
 
 
 def find_widen_factor(sections: Sequence[Section],
                       build: Callable[[float], nn.Module]) -> float:
-    """Find the smallest widen_factor that gives every layer at least its filters.
+    """Find the smallest widen_factor that gives each layer at least as many filters.
 
-    The network is unpruned if it gives every layer just as many.
+    If it gives each layer exactly as many, the network is unpruned.
 
     Args:
         sections (Sequence[Section]): All sections of the cfg.
         build (Callable): Builds the unpruned detector of a widen_factor.
 
     Returns:
-        float: The factor, a multiple of 1 / 128: all between give nothing new.
+        float: The factor, a multiple of 1 / 128; factors between these give the same widths.
 
     Raises:
-        DarknetError: It would be more than 4.
+        DarknetError: The factor would exceed 4.
     """
-    # Channels come in units of 8, or 16 where YOLOv4 doubles a width that has been rounded up.
-    # At 1 / 128 every layer has one unit, at 1 / 2 exactly half of its full width.
+    # Widths are multiples of 8, or of 16 where YOLOv4 doubles a width that was rounded up.
+    # At 1 / 128 each layer has this multiple, at 1 / 2 exactly half of its full width.
     narrowest, half = build(1 / 128), build(1 / 2)
     smallest = 1 / 128
     for index, layer in enumerate(match_layers(sections)):
         if not layer.has_norm:
             continue
         filters = sections[index + 1].integer('filters')
-        unit = conv_channels(narrowest, layer.module)[1]
+        step = conv_channels(narrowest, layer.module)[1]
         full_width = 2 * conv_channels(half, layer.module)[1]
-        too_few = (filters - 1) // unit * unit
+        too_few = (filters - 1) // step * step
         factor = (128 * too_few // full_width + 1) / 128  # the first above too_few / full_width
         if factor > MAX_WIDEN_FACTOR:
             raise DarknetError(

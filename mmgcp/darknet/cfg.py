@@ -4,15 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List, Sequence, Union
 
-from mmgcp.errors import UserError
-
-
-class DarknetError(UserError):
-    """A Darknet file or a model that cannot be converted; the message says why."""
+from mmgcp.errors import DarknetError
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error, for use in the one sentence of another."""
+    """Return the first line of an error, to quote it in the message of another one."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -23,8 +19,8 @@ class Section:
 
     Args:
         name (str): Name between the brackets, such as 'convolutional'.
-        options (dict[str, str]): The options in their order, as they are written.
-        line (int): Line in the file, 0 if it does not come from one. Defaults to 0.
+        options (dict[str, str]): The options as they are written, in order.
+        line (int): Line in the file, 0 if there is no file. Defaults to 0.
     """
 
     name: str
@@ -62,21 +58,20 @@ class Section:
         try:
             return [number_type(item) for item in text.strip(',').split(',')]
         except ValueError:
-            raise DarknetError(f'{self}: {key}={text} are not {what}') from None
+            raise DarknetError(f'{self}: {key}={text} must be {what}') from None
 
 
 def parse_cfg(text: str, name: str = 'cfg') -> List[Section]:
     """Parse the text of a cfg file.
 
-    Like Darknet, it ignores all white space and the lines that begin with ``#``
-    or ``;``.
+    As in Darknet, white space and lines that begin with ``#`` or ``;`` are ignored.
 
     Args:
         text (str): Content of the file.
-        name (str): What to call the file in errors. Defaults to 'cfg'.
+        name (str): What to call the file in error messages. Defaults to 'cfg'.
 
     Returns:
-        list[Section]: The sections, that of the network (``[net]``) first.
+        list[Section]: The sections, beginning with that of the network (``[net]``).
 
     Raises:
         DarknetError: A line is neither a section nor an option.

@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""From Darknet's cfg and weights to a config and a checkpoint of mmgcp."""
+"""Conversion of Darknet's cfg and weights to a config and a checkpoint of mmgcp."""
 from pathlib import Path
 from typing import Dict, List, Sequence, Tuple, Union
 
@@ -16,13 +16,14 @@ from mmgcp.utils.config import build_detector
 
 from .base_network import changed_channels, find_widen_factor
 from .cfg import DarknetError, Section
-from .layers import BN_EPS, STAGE_BLOCKS, channel_table, count_blocks, match_layers
+from .layers import BN_EPS, STAGE_BLOCKS
+from .matching import channel_table, count_blocks, match_layers
 from .weights import Header, read_weights
 
 BASE_CONFIG = 'mmyolo::yolov5/yolov5_s-v61_syncbn_fast_8xb16-300e_coco.py'
 STRIDES = [8, 16, 32]
 
-# What is taken from the base config; the other variables only describe its own model.
+# What to take from the base config; its other variables only describe its own model.
 _KEPT_KEYS = (
     'default_hooks', 'custom_hooks', 'env_cfg', 'vis_backends', 'visualizer', 'log_processor',
     'log_level', 'load_from', 'resume', 'optim_wrapper', 'param_scheduler', 'train_cfg',
@@ -34,7 +35,8 @@ _KEPT_KEYS = (
 def model_config(sections: Sequence[Section]) -> dict:
     """Translate a cfg to the config of a detector with the same channels.
 
-    If no widen_factor gives them, it is that of a :func:`mmgcp.pruning.PrunedDetector`.
+    If no widen_factor gives these channels, the detector is a
+    :func:`mmgcp.pruning.PrunedDetector`.
 
     Args:
         sections (Sequence[Section]): All sections of the cfg.
@@ -43,21 +45,21 @@ def model_config(sections: Sequence[Section]) -> dict:
         dict: The model config.
 
     Raises:
-        DarknetError: The cfg is not YOLOv4, has more channels than four times as wide a
-            YOLOv4, or numbers of residual blocks that no deepen_factor gives.
+        DarknetError: The cfg is not YOLOv4, has more channels than a YOLOv4 four times as
+            wide, or numbers of residual blocks that no deepen_factor gives.
     """
     unpruned = Config(dict(model=_unpruned_model(sections)))
     return _with_channels(unpruned, sections).to_dict()['model']
 
 
 def _with_channels(config: Config, sections: Sequence[Section]) -> Config:
-    """Give a config of the unpruned detector the channels of the cfg, if they are others."""
+    """Give a config of the unpruned detector the channels of the cfg, if they differ."""
     changed = changed_channels(sections, build_detector(config))
     return make_pruned_config(config, 'mmyolo', changed) if changed else config
 
 
 def _unpruned_model(sections: Sequence[Section]) -> dict:
-    """The narrowest model with at least the channels of the cfg."""
+    """The config of the narrowest model with at least the channels of the cfg."""
     channel_table(sections)
     if sections[0].integer('channels', '3') != 3:
         raise DarknetError(f'{sections[0]}: only images of 3 channels are supported')
@@ -99,7 +101,7 @@ def infer_deepen_factor(num_blocks: Sequence[int]) -> float:
         float: The factor.
 
     Raises:
-        DarknetError: There is none with at most two decimals.
+        DarknetError: No factor with at most two decimals gives them.
     """
     for factor in (1.0, 0.33, 0.67, *(i / 100 for i in range(1, 500))):
         if [make_round(blocks, factor) for blocks in STAGE_BLOCKS] == list(num_blocks):
@@ -108,7 +110,7 @@ def infer_deepen_factor(num_blocks: Sequence[int]) -> float:
 
 
 def _head_config(sections: Sequence[Section]) -> dict:
-    """The head but for its widen_factor and norm_cfg."""
+    """The config of the head, without its widen_factor and norm_cfg."""
     yolos = [section for section in sections if section.name == 'yolo']
     base_sizes = [_anchors(section) for section in yolos]
     num_classes = yolos[0].integer('classes', '20')
@@ -202,10 +204,11 @@ def checkpoint(parameters: Dict[str, np.ndarray], header: Header,
 
 def complete_config(sections: Sequence[Section], classes: Sequence[str],
                     checkpoint_name: str = 'pruned.pth') -> Config:
-    """Make a config with all that training and inference need.
+    """Make a complete config for training and inference.
 
-    All but the model and the input size is as MMYOLO trains YOLOv5-s on COCO. The config of
-    a pruned network also loads a checkpoint from beside itself, as that of tools/prune.py.
+    Everything except the model and the input size is as in MMYOLO's config of YOLOv5-s on
+    COCO. The config of a pruned network loads a checkpoint from its own folder, as the configs
+    that tools/prune.py writes do.
 
     Args:
         sections (Sequence[Section]): All sections of the cfg.
@@ -241,14 +244,14 @@ def complete_config(sections: Sequence[Section], classes: Sequence[str],
 
 
 def is_pruned(config: Config) -> bool:
-    """Whether a config of this module is that of a pruned network."""
+    """Whether a config of this module describes a pruned network."""
     return config.model.type == 'mmgcp.PrunedDetector'
 
 
 def _replace_scale(value, old: Tuple[int, int], new: Tuple[int, int]):
-    """Put another (width, height) wherever the config says the old one or half of it.
+    """Replace a (width, height) and its negative half everywhere in a config.
 
-    Albumentations, which not everyone has installed, is left out on the way.
+    Transforms of Albumentations, which is an optional package, are dropped.
     """
     if isinstance(value, dict):
         return {key: _replace_scale(item, old, new) for key, item in value.items()}

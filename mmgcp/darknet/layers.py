@@ -1,31 +1,16 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""The layers of YOLOv4 in Darknet's order and the modules of mmgcp they belong to.
+"""The layers of YOLOv4 in Darknet's order, and the modules of mmgcp that they belong to.
 
-:func:`yolov4_layers` is the one description of the network that reading and
-writing share.
+:func:`yolov4_layers` is the only description of the network; reading and writing share it.
 """
 from typing import Dict, List, Sequence, Tuple
 
-import torch.nn as nn
-
-from .cfg import DarknetError, Section
+from .cfg import Section
 
 NUM_STAGES = 5
 STAGE_BLOCKS = (1, 2, 8, 8, 4)
 SPP_KERNELS = (5, 9, 13)
 BN_EPS = 1e-5
-
-# What Darknet assumes for an option that is not written. An option of a layer has
-# this value unless the layer's table entry has another one.
-_DEFAULTS = {
-    'convolutional': dict(batch_normalize='0', size='1', stride='1', activation='logistic',
-                          groups='1', dilation='1', antialiasing='0', flipped='0'),
-    'maxpool': dict(size='1', stride='1'),
-    'route': dict(groups='1'),
-    'shortcut': dict(activation='linear', weights_type='none'),
-    'upsample': dict(stride='2', scale='1'),
-    'yolo': dict(new_coords='0'),
-}
 
 
 class Layer(Section):
@@ -51,7 +36,7 @@ class Layer(Section):
         return self.options.get('batch_normalize') == '1'
 
     def parameter_shapes(self, channels: Tuple[int, int]) -> Dict[str, Tuple[int, ...]]:
-        """Keys in the state dict and shapes of the parameters, in Darknet's order.
+        """Return the state dict keys and the shapes of the parameters, in Darknet's order.
 
         Args:
             channels (tuple[int, int]): Numbers of input and output channels.
@@ -70,7 +55,7 @@ class Layer(Section):
 
 
 class _LayerList(list):
-    """A list of layers that grows by one layer a call."""
+    """A list of layers with methods that append some."""
 
     def conv(self, module: str, size: int, stride: int = 1, activation: str = 'leaky'):
         self.append(Layer('convolutional', dict(
@@ -164,142 +149,3 @@ def _add_head(layers: _LayerList, level: int):
         'convolutional', dict(size='1', stride='1', pad='1', activation='linear'),
         f'bbox_head.head_module.convs_pred.{level}'))
     layers.append(Layer('yolo', {}))
-
-
-def count_blocks(sections: Sequence[Section]) -> List[int]:
-    """Count the residual blocks of each stage of a cfg.
-
-    Every convolution with stride 2 begins a stage; a stage counts as one block if it
-    has none, so that :func:`match_layers` can say where the cfg differs from YOLOv4.
-
-    Args:
-        sections (Sequence[Section]): All sections of the cfg.
-
-    Returns:
-        list[int]: Number of blocks of each of the five stages.
-    """
-    counts: List[int] = []
-    for section in sections:
-        if section.name == 'convolutional' and section.options.get('stride') == '2':
-            counts.append(0)
-        elif section.name == 'shortcut' and counts:
-            counts[-1] += 1
-    counts = (counts + [0] * NUM_STAGES)[:NUM_STAGES]
-    return [max(count, 1) for count in counts]
-
-
-def match_layers(sections: Sequence[Section]) -> List[Layer]:
-    """Check that a cfg is a YOLOv4 network, whatever its depth and its channels.
-
-    Args:
-        sections (Sequence[Section]): All sections of the cfg.
-
-    Returns:
-        list[Layer]: The layers that the sections after ``[net]`` are.
-
-    Raises:
-        DarknetError: The cfg is another network; the message has the first difference.
-    """
-    layers = yolov4_layers(count_blocks(sections))
-    for index, layer in enumerate(layers):
-        if index + 1 >= len(sections):
-            raise DarknetError(f'not a YOLOv4 network: it ends before layer {index}, {layer}')
-        _check_layer(index, layer, sections[index + 1])
-    if len(sections) > len(layers) + 1:
-        raise DarknetError(f'not a YOLOv4 network: {sections[len(layers) + 1]} follows the '
-                           f'last of the {len(layers)} layers')
-    return layers
-
-
-def _check_layer(index: int, layer: Layer, section: Section):
-    if section.name != layer.name:
-        raise DarknetError(f'not a YOLOv4 network: layer {index} should be {layer}, '
-                           f'but is {section}')
-    options = dict.fromkeys((*layer.options, *_DEFAULTS[layer.name]))
-    for key in options:
-        expected, found = (_effective(key, index, part) for part in (layer, section))
-        if expected != found:
-            raise DarknetError(
-                f'not a YOLOv4 network: layer {index}, {section}, should have '
-                f'{key}={_text(expected)}, but has {key}={_text(found)}')
-
-
-def _effective(key: str, index: int, section: Section):
-    """The meaning of an option: an absolute layer, a padding in pixels, a number or a text."""
-    text = section.options.get(key, _DEFAULTS[section.name].get(key, ''))
-    if key in ('layers', 'from'):
-        return sources(index, section)
-    if key == 'pad':
-        if section.integer('pad', '0'):
-            return section.integer('size', '1') // 2
-        return section.integer('padding', '0')
-    return int(text) if text.isdecimal() else text
-
-
-def _text(value) -> str:
-    return ','.join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def sources(index: int, section: Section) -> List[int]:
-    """Indices of the layers that a layer takes its input from (-1 is the image).
-
-    Args:
-        index (int): Index of the layer.
-        section (Section): The layer.
-
-    Returns:
-        list[int]: Absolute indices.
-    """
-    if section.name == 'route':
-        steps = section.ints('layers')
-    elif section.name == 'shortcut':
-        steps = [-1] + section.ints('from')
-    else:
-        return [index - 1]
-    return [index + step if step < 0 else step for step in steps]
-
-
-def channel_table(sections: Sequence[Section]) -> Dict[str, Tuple[int, int]]:
-    """Read the numbers of channels of all convolutions off a YOLOv4 cfg.
-
-    Args:
-        sections (Sequence[Section]): All sections of the cfg.
-
-    Returns:
-        dict[str, tuple[int, int]]: Input and output channels of each module, in
-        Darknet's order.
-
-    Raises:
-        DarknetError: The cfg is not YOLOv4, a layer has no filters, or the inputs of a
-            shortcut differ.
-    """
-    table = {}
-    outputs = {-1: sections[0].integer('channels', '3')}
-    for index, layer in enumerate(match_layers(sections)):
-        section = sections[index + 1]
-        inputs = [outputs[source] for source in sources(index, section)]
-        if layer.name == 'shortcut' and len(set(inputs)) > 1:
-            raise DarknetError(f'layer {index}, {section}, adds maps of {inputs[1]} and '
-                               f'{inputs[0]} channels')
-        outputs[index] = sum(inputs) if layer.name == 'route' else inputs[0]
-        if layer.module:
-            outputs[index] = section.integer('filters')
-            if outputs[index] < 1:
-                raise DarknetError(f'layer {index}, {section}, has {outputs[index]} filters')
-            table[layer.module] = (inputs[0], outputs[index])
-    return table
-
-
-def conv_channels(detector: nn.Module, name: str) -> Tuple[int, int]:
-    """Return the numbers of input and output channels of a convolution of a detector.
-
-    Args:
-        detector (nn.Module): The detector.
-        name (str): Name of a ConvModule or a Conv2d in it.
-
-    Returns:
-        tuple[int, int]: The numbers of channels.
-    """
-    module = detector.get_submodule(name)
-    weight = getattr(module, 'conv', module).weight
-    return weight.shape[1], weight.shape[0]

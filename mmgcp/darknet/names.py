@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Names of the classes, which Darknet keeps in a file with one a line."""
+"""Names of the classes, which Darknet keeps in a file with one name per line."""
 from pathlib import Path
 from typing import Optional, Tuple, Union
 
@@ -11,7 +11,7 @@ _DATASETS = {80: 'coco', 20: 'voc'}
 
 
 def read_names(path: Union[str, Path]) -> Tuple[str, ...]:
-    """Read a names file; lines without text do not count."""
+    """Read a names file; empty lines are ignored."""
     lines = Path(path).read_text(encoding='utf-8', errors='replace').splitlines()
     return tuple(line.strip() for line in lines if line.strip())
 
@@ -21,8 +21,8 @@ def class_names(num_classes: int, path: Optional[Union[str, Path]] = None) -> Tu
 
     Args:
         num_classes (int): Number of classes of the network.
-        path (str | Path, optional): A names file. Without one, 80 classes are taken
-            for COCO's, 20 for VOC's, and others are called 'class_0' and so on.
+        path (str | Path, optional): A names file. Defaults to None: 80 classes are taken to
+            be COCO's and 20 to be VOC's, and others are called 'class_0' and so on.
 
     Returns:
         tuple[str, ...]: The names.

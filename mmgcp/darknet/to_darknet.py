@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""From a detector of mmgcp to Darknet's cfg and weights."""
+"""Conversion of a detector of mmgcp to Darknet's cfg and weights."""
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -13,15 +13,8 @@ from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.config import build_detector
 
 from .cfg import DarknetError, Section, first_line
-from .layers import (
-    BN_EPS,
-    NUM_STAGES,
-    SPP_KERNELS,
-    Layer,
-    channel_table,
-    conv_channels,
-    yolov4_layers,
-)
+from .layers import BN_EPS, NUM_STAGES, SPP_KERNELS, Layer, yolov4_layers
+from .matching import channel_table, conv_channels
 
 # Options of yolov4.cfg that a detector does not have
 _NET_OPTIONS = dict(
@@ -42,14 +35,14 @@ def load_detector(config: Config, path: str) -> Tuple[nn.Module, dict]:
         path (str): The checkpoint.
 
     Returns:
-        tuple[nn.Module, dict]: The detector and the meta data of the checkpoint.
+        tuple[nn.Module, dict]: The detector in eval mode and the metadata of the checkpoint.
 
     Raises:
-        UserError: The detector is not YOLOv4, or the checkpoint is not its own.
+        UserError: The detector is not YOLOv4, or the checkpoint does not fit it.
     """
     try:
         detector = build_detector(config)
-    except Exception as error:  # the model's constructors may raise anything
+    except Exception as error:  # constructors of models may raise anything
         raise DarknetError(f'the model of {config.filename} cannot be built: '
                            f'{first_line(error)}') from error
     check_model(detector)
@@ -58,13 +51,13 @@ def load_detector(config: Config, path: str) -> Tuple[nn.Module, dict]:
 
 
 def check_model(detector: nn.Module):
-    """Check that a detector is YOLOv4 as Darknet knows it, pruned or not.
+    """Check that a detector is a YOLOv4 that Darknet can run, pruned or not.
 
     Args:
         detector (nn.Module): The detector.
 
     Raises:
-        DarknetError: It is another one; the message says where it differs.
+        DarknetError: It is another detector; the message says where it differs.
     """
     parts = dict(backbone=YOLOv4CSPDarknet, neck=YOLOv4PAFPN, bbox_head=YOLOv4Head)
     for name, expected in parts.items():
@@ -83,7 +76,7 @@ def check_model(detector: nn.Module):
 
 
 def _check_parameters(detector: nn.Module):
-    """Each convolution must be what Darknet's layer is, and there must be no others."""
+    """Check that the convolutions are those of Darknet's layers, and that there are no others."""
     unknown = {name for name, _ in detector.named_parameters()}
     for layer in _convolutions(detector):
         _check_conv(layer, detector.get_submodule(layer.module))
@@ -109,7 +102,7 @@ def _check_conv(layer: Layer, module: nn.Module):
             raise DarknetError(f'{layer.module} has the {name} {found_value}, but YOLOv4 has '
                                f'{expected_value} in Darknet')
     if conv.groups != 1 or conv.dilation != (1, 1):
-        raise DarknetError(f'{layer.module} has groups or a dilation, YOLOv4 has not')
+        raise DarknetError(f'{layer.module} has groups or a dilation, which YOLOv4 has not')
 
 
 def _activation(module: ConvModule) -> str:
@@ -141,8 +134,8 @@ def darknet_sections(detector: nn.Module, size: Tuple[int, int]) -> List[Section
         list[Section]: All sections.
 
     Raises:
-        DarknetError: The size does not fit, or the channels are not those of a
-            network of Darknet.
+        DarknetError: The size is not a multiple of 32, or a layer takes other channels
+            than it gets from the layers before it.
     """
     width, height = size
     if min(size) <= 0 or width % 32 or height % 32:
@@ -189,9 +182,8 @@ def _number(value: float) -> str:
 def darknet_parameters(detector: nn.Module) -> List[np.ndarray]:
     """List the parameters of a detector in Darknet's order.
 
-    Batch normalisation is rewritten for Darknet's epsilon, and the bias that a
-    convolution may have in front of it becomes part of its mean, so that the network
-    computes the same.
+    Batch normalisation is converted to Darknet's epsilon, and the bias that a convolution
+    before it may have is subtracted from its running mean. The network computes the same.
 
     Args:
         detector (nn.Module): A YOLOv4 detector, see :func:`check_model`.
@@ -212,7 +204,7 @@ def darknet_parameters(detector: nn.Module) -> List[np.ndarray]:
 
 
 def _darknet_norm(norm: nn.Module, conv_bias: Optional[Tensor]) -> Dict[str, Tensor]:
-    """The statistics and the scale that give the same with Darknet's epsilon."""
+    """The statistics and the scale that have the same effect with Darknet's epsilon."""
     weight, mean, var = norm.weight, norm.running_mean, norm.running_var
     if conv_bias is not None:
         mean = mean - conv_bias
@@ -227,7 +219,7 @@ def _darknet_norm(norm: nn.Module, conv_bias: Optional[Tensor]) -> Dict[str, Ten
 
 
 def input_size(config: Config) -> Tuple[int, int]:
-    """Find the width and height that a config gives its detector at test time.
+    """Find the width and height of the images that a config tests its detector on.
 
     Args:
         config (Config): The config.

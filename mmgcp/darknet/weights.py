@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Darknet's weights files: a header, then the parameters as little-endian float32."""
+"""Darknet's weights files: a header, followed by the parameters as little-endian float32."""
 import math
 import struct
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Header:
 
     @property
     def seen_format(self) -> str:
-        """str: How the number of images is packed, 64 bits since version 0.2."""
+        """str: Format of the number of images, which has 64 bits since version 0.2."""
         return '<q' if self.major * 10 + self.minor >= 2 else '<i'
 
 
@@ -41,14 +41,14 @@ def read_weights(path: Union[str, Path],
 
     Args:
         path (str | Path): The file.
-        layers (Sequence[tuple[str, dict]]): For each convolution what to call it in
-            errors and the names and shapes of its parameters, in Darknet's order.
+        layers (Sequence[tuple[str, dict]]): For each convolution, what to call it in
+            error messages and the names and shapes of its parameters, in Darknet's order.
 
     Returns:
         tuple[Header, dict[str, np.ndarray]]: The header and the parameters by name.
 
     Raises:
-        DarknetError: The file ends inside a layer, holds no layer, or has bytes left.
+        DarknetError: The file ends inside a layer, has no layer, or continues after the last.
     """
     left = Path(path).stat().st_size
     arrays: Dict[str, np.ndarray] = {}

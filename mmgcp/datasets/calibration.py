@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Images and accuracy of a detector, from the data that its own config names."""
+"""Training batches for a detector and its accuracy, from the data of its config."""
 import contextlib
 import copy
 import io
@@ -26,7 +26,7 @@ from mmgcp.nn.training_loss import Batch
 from mmgcp.utils.config import drop_collate_scope
 from mmgcp.utils.process_state import hub_info, random_states_kept
 
-# Images that are kept in memory, to be gone through again
+# How much of the images is kept in memory for further iterations
 CACHE_BYTES = 256 * 2**20
 
 
@@ -34,21 +34,21 @@ def calibration_batches(cfg: Config, model: nn.Module, num_batches: int,
                         batch_size: int = 8) -> Iterator[Batch]:
     """Load batches of training data as the model sees them in training.
 
-    The same batches come at every call; the random states of the process stay as they are.
+    Each call gives the same batches and leaves the random states of the process unchanged.
 
     Args:
-        cfg (Config): A whole config with ``train_dataloader``.
-        model (nn.Module): The detector. Its data preprocessor is copied and used.
-        num_batches (int): How many batches; there are fewer if the data end before.
-        batch_size (int): At most so many images a batch, and at most as many as the
-            config has. Defaults to 8.
+        cfg (Config): A complete config with ``train_dataloader``.
+        model (nn.Module): The detector. A copy of its data preprocessor is used.
+        num_batches (int): Number of batches; there are fewer if the data set is too small.
+        batch_size (int): Largest number of images in a batch, unless the config has a
+            smaller one. Defaults to 8.
 
     Yields:
-        Batch: Images (N, C, H, W) on the device and of the precision of the model, and
+        Batch: Images (N, C, H, W) with the device and the precision of the model, and
         their ground truth.
 
     Raises:
-        UserError: The config has no training data, or they cannot be loaded.
+        UserError: The config has no training data, or it cannot be loaded.
     """
     preprocessor = copy.deepcopy(model.data_preprocessor)
     with _training_iteration(cfg, 0), _one_sentence('calibration images'):
@@ -65,9 +65,9 @@ def calibration_batches(cfg: Config, model: nn.Module, num_batches: int,
 
 
 class CalibrationBatches:
-    """Batches of training data that can be gone through several times.
+    """Batches of training data to iterate over several times.
 
-    They are loaded once if they fit into ``CACHE_BYTES``, and else each time.
+    They are loaded once if they fit into ``CACHE_BYTES``, otherwise in each iteration.
 
     Args:
         cfg, model, num_batches, batch_size: See :func:`calibration_batches`.
@@ -93,12 +93,12 @@ class CalibrationBatches:
             self._loaded = loaded
 
     def __len__(self) -> int:
-        """How many were asked for; the data may end before."""
+        """The number of batches that was asked for; the data set may be smaller."""
         return self._arguments[2]
 
 
 class ImagesOf:
-    """The images (N, C, H, W) of batches.
+    """The images (N, C, H, W) of batches, to iterate over.
 
     Args:
         batches (Iterable[Batch]): The batches.
@@ -121,18 +121,19 @@ def evaluate(model: nn.Module,
 
     Args:
         model (nn.Module): The detector. The modes of its modules are restored.
-        cfg (Config): A whole config with ``val_dataloader`` and ``val_evaluator``.
-        metric (str, optional): Name of the metric, as ``'coco/bbox_mAP'``. The first whose
-            name contains mAP if not given, or else the first.
-        num_images (int, optional): Only so many images, the first ones of the data set.
-        progress (Callable, optional): Called after each batch with the numbers of batches
-            done and of all batches.
+        cfg (Config): A complete config with ``val_dataloader`` and ``val_evaluator``.
+        metric (str, optional): Name of the metric, such as ``'coco/bbox_mAP'``. Defaults to
+            None: the first one whose name contains mAP, or otherwise the first one.
+        num_images (int, optional): Number of images, the first ones of the data set.
+            Defaults to None: all.
+        progress (Callable, optional): Called after each batch with the number of finished
+            batches and the number of all batches.
 
     Returns:
         tuple[str, float]: Name and value of the metric.
 
     Raises:
-        UserError: The config has no validation data or evaluator, they cannot be loaded,
+        UserError: The config has no validation data or evaluator, the data cannot be loaded,
             or there is no such metric.
     """
     if num_images is not None and num_images < 1:
@@ -154,7 +155,7 @@ def evaluate(model: nn.Module,
 
 
 def _loader_options(cfg: Config, name: str) -> dict:
-    """A copy of the config of a data loader that works in this process alone."""
+    """A copy of the config of a data loader, for loading in this process only."""
     if not cfg.get(name):
         raise UserError(f'the config has no {name}')
     options = copy.deepcopy(cfg[name])
@@ -187,7 +188,7 @@ def _build_evaluator(options: Union[dict, List[dict]]) -> Evaluator:
 
 
 def _limit_images(evaluator: Evaluator, dataset: BaseDataset) -> None:
-    """Keep metrics with an annotation file of their own from counting the other images."""
+    """Keep metrics that have their own annotation file from counting the other images."""
     ids = [dataset.get_data_info(index)['img_id'] for index in range(len(dataset))]
     for metric in evaluator.metrics:
         if hasattr(metric, 'img_ids'):
@@ -208,12 +209,12 @@ def _scope(cfg: Config) -> str:
 
 @contextmanager
 def _one_sentence(what: str) -> Iterator[None]:
-    """Turn whatever goes wrong while data are loaded into a UserError."""
+    """Turn any error in loading data into a UserError."""
     try:
         yield
     except UserError as error:
         raise UserError(f'the {what} cannot be loaded: {error}') from error
-    except Exception as error:  # data sets and transforms are any code
+    except Exception as error:  # data sets and transforms may raise anything
         reason = ' '.join(str(error).split())
         raise UserError(
             f'the {what} cannot be loaded: {type(error).__name__}: {reason}') from error
@@ -221,18 +222,18 @@ def _one_sentence(what: str) -> Iterator[None]:
 
 @contextmanager
 def _training_iteration(cfg: Config, number: int) -> Iterator[None]:
-    """Let data loading find what it finds in an iteration of training, always the same."""
+    """Load data as in an iteration of training, with the same random choices each time."""
     with DefaultScope.overwrite_default_scope(_scope(cfg)), random_states_kept():
         random.seed(number)
         np.random.seed(number)
         torch.default_generator.manual_seed(number)
-        with hub_info('iter', number):  # batch augmentations ask for it
+        with hub_info('iter', number):  # read by batch augmentations
             yield
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Swallow what data sets and metrics print, but for warnings."""
+    """Suppress what data sets and metrics print, except warnings."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(max(level, logging.WARNING))

@@ -1,8 +1,8 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Looks into a folder in PASCAL VOC's layout before anything is trained on it.
+"""Checks a folder in PASCAL VOC's layout before a detector is trained on it.
 
 The layout is ``JPEGImages/*.jpg``, ``Annotations/*.xml`` and ``ImageSets/Main/*.txt``.
-Boxes are ``xmin ymin xmax ymax``, counted from one, both ends belonging to the object.
+Boxes are ``xmin ymin xmax ymax``, counted from one; the last pixel belongs to the object.
 """
 import re
 import xml.etree.ElementTree as ElementTree
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
-from mmgcp.errors import UserError
+from mmgcp.errors import VOCError
 
 IMAGE_DIR = 'JPEGImages'
 ANNOTATION_DIR = 'Annotations'
@@ -22,13 +22,9 @@ BOX_KEYS = ('xmin', 'ymin', 'xmax', 'ymax')
 PathLike = Union[str, Path]
 
 
-class VOCError(UserError):
-    """A data set that is not in PASCAL VOC's format, said in one sentence."""
-
-
 @dataclass(frozen=True)
 class VOCInfo:
-    """What a VOC-format folder holds.
+    """The contents of a data set in PASCAL VOC's format.
 
     Attributes:
         root (Path): The folder with JPEGImages, Annotations and ImageSets/Main.
@@ -62,34 +58,21 @@ def find_voc_root(path: PathLike) -> Path:
     raise VOCError(f'{path} is not a VOC data set: it has no {missing}.')
 
 
-def inspect_voc(path: PathLike) -> VOCInfo:
-    """Read all image sets and their annotations.
+def check_voc(path: PathLike, classes: Optional[Sequence[str]] = None) -> VOCInfo:
+    """Read all image sets of a data set and check their annotations.
 
     Args:
-        path (str | Path): A VOC-format folder or the parent of one.
+        path (str | Path): The folder with the three VOC folders, or its parent.
+        classes (Sequence[str], optional): The only class names that are allowed. Defaults to
+            None: any.
 
     Returns:
         VOCInfo: The image sets, classes and counts.
 
     Raises:
-        VOCError: The folder is not a sound VOC data set.
-    """
-    return check_voc(path)
-
-
-def check_voc(path: PathLike, classes: Optional[Sequence[str]] = None) -> VOCInfo:
-    """Check a VOC-format data set as a whole; the first fault found is raised.
-
-    Args:
-        path (str | Path): A VOC-format folder or the parent of one.
-        classes (Sequence[str], optional): The only class names allowed. Any by default.
-
-    Returns:
-        VOCInfo: What the data set holds.
-
-    Raises:
         VOCError: A folder or file is missing, an annotation cannot be read, a box has no
-            positive size or an object has a class outside ``classes``.
+            positive size or an object has a class that is not allowed. The message names
+            the first fault.
     """
     root = find_voc_root(path)
     splits = _read_splits(root)
@@ -110,16 +93,19 @@ def check_voc(path: PathLike, classes: Optional[Sequence[str]] = None) -> VOCInf
 
 
 def choose_splits(info: VOCInfo) -> Tuple[List[str], str]:
-    """Choose image sets that share no image for training and for testing.
+    """Choose image sets without common images for training and for testing.
 
-    With a test set, training gets trainval or else train and val. Without one, val is
-    the test set and training gets train alone. An empty image set counts as missing.
+    If there is a test set, trainval or otherwise train and val are for training. If there is
+    none, val is for testing and train for training. An empty image set counts as missing.
 
     Args:
-        info (VOCInfo): From :func:`inspect_voc`.
+        info (VOCInfo): The data set.
 
     Returns:
         tuple[list[str], str]: Names of the training sets and of the test set.
+
+    Raises:
+        VOCError: There are no such image sets.
     """
     present = [name for name, number in info.splits.items() if number]
     if 'test' in present:
@@ -138,13 +124,16 @@ def choose_splits(info: VOCInfo) -> Tuple[List[str], str]:
 
 
 def read_class_names(xml_path: PathLike) -> List[str]:
-    """Read the class of every object of an annotation, whose boxes are checked.
+    """Read the classes of all objects in an annotation, and check their boxes.
 
     Args:
         xml_path (str | Path): The annotation.
 
     Returns:
-        list[str]: One name an object.
+        list[str]: One name per object.
+
+    Raises:
+        VOCError: The annotation cannot be read, or a box has no positive size.
     """
     try:
         root = ElementTree.parse(str(xml_path)).getroot()
@@ -156,7 +145,7 @@ def read_class_names(xml_path: PathLike) -> List[str]:
 
 
 def check_class_names(names: Sequence[str], classes: Sequence[str], where: PathLike) -> None:
-    """Raise :class:`VOCError` when one of ``names`` is not one of ``classes``."""
+    """Raise a :class:`VOCError` if one of ``names`` is not one of ``classes``."""
     for name in names:
         if name not in classes:
             raise VOCError(f'Class {name!r} in {where} is not one of the known classes '
@@ -182,7 +171,7 @@ def _read_splits(root: Path) -> Dict[str, List[str]]:
 
 
 def _is_class_list(lines: List[str]) -> bool:
-    """Whether these are the lines of, say, dog_train.txt: an image and 1, 0 or -1."""
+    """Whether the lines have an image and 1, 0 or -1 each, as those of dog_train.txt."""
     return bool(lines) and all(re.fullmatch(r'\S+\s+(-1|0|1)', line.strip()) for line in lines)
 
 
@@ -203,7 +192,7 @@ def _read_object(element: ElementTree.Element, xml_path: PathLike) -> str:
         xmin, ymin, xmax, ymax = (float(element.findtext(f'bndbox/{key}')) for key in BOX_KEYS)
     except (TypeError, ValueError) as error:
         raise VOCError(f'An object {name!r} in {xml_path} has no box of four numbers.') from error
-    # Both ends belong to the object: xmin == xmax is one pixel wide.
+    # The last pixel belongs to the object: with xmin == xmax it is one pixel wide.
     if not (xmax >= xmin and ymax >= ymin):
         raise VOCError(f'An object {name!r} in {xml_path} has a box without positive size: '
                        f'{xmin:g} {ymin:g} {xmax:g} {ymax:g}.')

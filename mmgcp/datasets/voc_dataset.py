@@ -12,20 +12,20 @@ from .voc import VOCError, check_class_names, read_class_names
 
 @DATASETS.register_module()
 class VOCFormatDataset(BatchShapePolicyDataset, XMLDataset):
-    """Any folder in PASCAL VOC's layout, with classes of its own.
+    """Any folder in PASCAL VOC's layout, with any classes.
 
-    MMYOLO's ``YOLOv5VOCDataset`` is made for PASCAL VOC itself: it skips objects of other
-    classes without a word, and a folder whose path contains ``VOC2007`` or ``VOC2012``
-    makes ``mmdet.VOCMetric`` print the twenty VOC names whatever the classes are.
+    MMYOLO's ``YOLOv5VOCDataset`` is meant for PASCAL VOC itself: it silently skips objects of
+    other classes, and if the path of the folder contains ``VOC2007`` or ``VOC2012``,
+    ``mmdet.VOCMetric`` prints the twenty VOC names whatever the classes are.
 
     Args:
         strict_classes (bool): Raise :class:`VOCError` for an object whose class is not in
             ``metainfo`` instead of skipping it, and for an annotation that cannot be read.
             Defaults to True.
-        **kwargs: Those of ``mmdet.XMLDataset``, and ``batch_shapes_cfg``. ``data_root`` is
-            the folder with JPEGImages, ``ann_file`` is ``'ImageSets/Main/train.txt'`` or
-            another, ``data_prefix`` is ``dict(sub_data_root='')``, the default here, and
-            ``metainfo`` must be ``dict(classes=(...))``.
+        **kwargs: Arguments of ``mmdet.XMLDataset``, and ``batch_shapes_cfg``. ``data_root`` is
+            the folder with JPEGImages, ``ann_file`` is for example
+            ``'ImageSets/Main/train.txt'``, ``data_prefix`` defaults to
+            ``dict(sub_data_root='')``, and ``metainfo`` must be ``dict(classes=(...))``.
     """
 
     def __init__(self, *args, strict_classes: bool = True, **kwargs) -> None:
@@ -36,11 +36,11 @@ class VOCFormatDataset(BatchShapePolicyDataset, XMLDataset):
     def load_data_list(self) -> List[dict]:
         """Load the annotations of the image set ``ann_file``."""
         if not self._metainfo.get('classes'):
-            raise VOCError(f'{type(self).__name__} needs metainfo=dict(classes=(...)).')
+            raise VOCError(f'{type(self).__name__} needs metainfo=dict(classes=(...))')
         return super().load_data_list()
 
     def parse_data_info(self, img_info: dict) -> dict:
-        """Parse one annotation, which is first checked if ``strict_classes``."""
+        """Parse one annotation, and check it first if ``strict_classes``."""
         if self.strict_classes:
             self._check_annotation(img_info['xml_path'])
         return super().parse_data_info(img_info)

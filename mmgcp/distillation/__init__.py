@@ -1,16 +1,16 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""Distillation: a pruned detector learns from the features and predictions of a teacher."""
 from .adapter_hook import DistillAdapterHook
-from .feature_recorder import FeatureRecorder
-from .frozen_teacher import FrozenTeacher
-from .losses import (
+from .distiller import SpatialAttentionDistiller
+from .feature_losses import (
     ChannelWiseLoss,
     FeatureMimicLoss,
-    ResponseLoss,
     SpatialAttentionLoss,
     spatial_attention,
 )
+from .features import FeatureRecorder, FrozenTeacher
 from .part_outputs import find_part_outputs
-from .spatial_attention_distiller import SpatialAttentionDistiller
+from .response_loss import ResponseLoss
 from .weight_schedule import WeightSchedule
 
 __all__ = [

@@ -11,11 +11,11 @@ KEY = 'distill_adapters'
 
 @HOOKS.register_module()
 class DistillAdapterHook(Hook):
-    """Keep the adapters of a distiller in the checkpoint, beside the student's weights.
+    """Save the adapters of a distiller in the checkpoint, next to the student's weights.
 
-    They are no part of ``state_dict``, which is the student's alone, but have a key
-    ``distill_adapters`` of their own. They are read only when training is resumed.
-    Without this hook they begin anew then.
+    The ``state_dict`` of the checkpoint is the student's alone; the adapters have a key
+    ``distill_adapters`` of their own, which is only read when training is resumed. Without
+    this hook a resumed training starts with new adapters.
     """
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -29,11 +29,11 @@ class DistillAdapterHook(Hook):
         checkpoint[KEY] = {name: value.cpu() for name, value in adapters.state_dict().items()}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Take the adapters from the checkpoint if training is resumed from it.
+        """Load the adapters from the checkpoint if training is resumed from it.
 
         Args:
             runner (Runner): The runner of the training.
-            checkpoint (dict): The checkpoint that has been read.
+            checkpoint (dict): The checkpoint that was loaded.
         """
         if runner._resume and KEY in checkpoint:
             _distiller(runner).load_adapters(checkpoint[KEY])

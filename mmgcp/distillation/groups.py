@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""The groups of layers that are distilled."""
+"""Groups of layers that are distilled with the same kind of loss."""
 import copy
 import warnings
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ from mmgcp.errors import UserError
 from mmgcp.nn.lookup import find_module
 from mmgcp.registry import MODELS
 
-from .losses import AdaptedLoss
-from .part_outputs import count_channels, find_part_outputs
+from .feature_losses import AdaptedLoss
+from .part_outputs import count_feature_channels, find_part_outputs
 
 PARTS = {'backbone_outputs': 'backbone', 'neck_outputs': 'neck'}
-# A ten-thousandth of what the paper gives the backbone's layers and the finer of the others'
+# A ten-thousandth of the paper's weights for the backbone and the finer one of the other groups
 DEFAULT_WEIGHTS = dict(backbone=1e2, neck=1.)
 
 
@@ -25,13 +25,13 @@ class DistillationGroup:
     """Layers that share a kind of loss and its weight.
 
     Attributes:
-        name (str): Its loss is reported as ``loss_<kind>_<name>``.
+        name (str): The loss is reported as ``loss_<kind>_<name>``.
         layers (list[tuple[str, str]] | str): The layers' names in student and teacher, or
-            one of :data:`PARTS` as long as they have not been looked up.
+            one of :data:`PARTS` until :func:`connect_groups` replaces it.
         template (nn.Module): The loss, of which each layer gets a copy.
-        losses (list[nn.Module]): The loss of each layer, called with the student's and the
+        losses (list[nn.Module]): The loss of each layer, a function of the student's and the
             teacher's feature.
-        optional (bool): Whether the group is left out if the detectors lack the part.
+        optional (bool): Whether to leave the group out if the detectors lack the part.
     """
     name: str
     layers: Union[List[Tuple[str, str]], str]
@@ -41,7 +41,7 @@ class DistillationGroup:
 
     @property
     def loss_name(self) -> str:
-        """str: What the loss is reported as."""
+        """str: The name that the loss is reported with."""
         return f'loss_{getattr(self.template, "kind", "feature")}_{self.name}'
 
     @property
@@ -57,14 +57,17 @@ class DistillationGroup:
 
 
 def read_groups(configs: Union[str, Sequence[dict]], loss: dict) -> List[DistillationGroup]:
-    """Read the groups of a config, before there are any models.
+    """Read the groups of a config and build their losses, before there are any models.
 
     Args:
         configs (str | Sequence[dict]): See :class:`SpatialAttentionDistiller`.
-        loss (dict): Config of the loss of groups that have none of their own.
+        loss (dict): Config of the loss for groups without one of their own.
 
     Returns:
         list[DistillationGroup]: The groups.
+
+    Raises:
+        UserError: A group is malformed, or two groups have the same name.
     """
     optional = configs == 'auto'
     if optional:
@@ -77,53 +80,6 @@ def read_groups(configs: Union[str, Sequence[dict]], loss: dict) -> List[Distill
     if len(set(names)) < len(names):
         raise UserError(f'the names of the groups must differ, but they are {names}')
     return groups
-
-
-def connect_groups(groups: List[DistillationGroup], student: nn.Module,
-                   teacher: nn.Module) -> List[DistillationGroup]:
-    """Look up the layers in the models and make the losses with their adapters.
-
-    Args:
-        groups (list[DistillationGroup]): The groups, completed in place.
-        student (nn.Module): The student.
-        teacher (nn.Module): The teacher.
-
-    Returns:
-        list[DistillationGroup]: Those of the groups that have layers.
-    """
-    connected = []
-    for group in groups:
-        if isinstance(group.layers, str):
-            part = PARTS[group.layers]
-            if group.optional and getattr(teacher, part, None) is None:
-                continue
-            group.layers = _part_layers(group.name, part, student, teacher)
-        group.losses = [copy.deepcopy(group.template) for _ in group.layers]
-        connected.append(group)
-    adapted = [pair for group in connected for pair, loss in zip(group.layers, group.losses)
-               if isinstance(loss, AdaptedLoss)]
-    if adapted:
-        channels = [count_channels(model, {pair[side] for pair in adapted}, owner)
-                    for side, (model, owner) in enumerate([(student, 'student'),
-                                                           (teacher, 'teacher')])]
-        for group in connected:
-            for pair, loss in zip(group.layers, group.losses):
-                if isinstance(loss, AdaptedLoss):
-                    loss.adapt(channels[0][pair[0]], channels[1][pair[1]])
-    return connected
-
-
-def layer_names(groups: List[DistillationGroup], side: int) -> List[str]:
-    """Names of all layers that are known by now in the student (0) or the teacher (1)."""
-    return list(dict.fromkeys(pair[side] for group in groups if not isinstance(group.layers, str)
-                              for pair in group.layers))
-
-
-def check_layers(groups: List[DistillationGroup], model: nn.Module, side: int,
-                 owner: str) -> None:
-    """Check that the student (0) or the teacher (1) has all layers that are known by now."""
-    for name in layer_names(groups, side):
-        find_module(model, name, owner)
 
 
 def _read_group(config: dict, loss: dict, optional: bool) -> DistillationGroup:
@@ -143,13 +99,54 @@ def _read_group(config: dict, loss: dict, optional: bool) -> DistillationGroup:
 
 
 def _as_pair(layer: Union[str, Sequence[str]]) -> Tuple[str, str]:
-    """The names in student and teacher of a layer given by one name or by both."""
+    """The names in student and teacher of a layer that is given by one name or by both."""
     if isinstance(layer, str):
         return layer, layer
     if len(layer) != 2 or not all(isinstance(name, str) for name in layer):
         raise UserError('a layer must be a name or a pair of names (in student and teacher), '
                         f'but is {layer!r}')
     return tuple(layer)
+
+
+def layer_names(groups: List[DistillationGroup], side: int) -> List[str]:
+    """List the known layers of all groups in the student (side 0) or the teacher (side 1)."""
+    return list(dict.fromkeys(pair[side] for group in groups if not isinstance(group.layers, str)
+                              for pair in group.layers))
+
+
+def check_layers(groups: List[DistillationGroup], model: nn.Module, side: int,
+                 owner: str) -> None:
+    """Raise a UserError if a model lacks one of the layers of :func:`layer_names`."""
+    for name in layer_names(groups, side):
+        find_module(model, name, owner)
+
+
+def connect_groups(groups: List[DistillationGroup], student: nn.Module,
+                   teacher: nn.Module) -> List[DistillationGroup]:
+    """Find the layers of the groups in the models, and make their losses with adapters.
+
+    Args:
+        groups (list[DistillationGroup]): The groups, which are completed in place.
+        student (nn.Module): The student.
+        teacher (nn.Module): The teacher.
+
+    Returns:
+        list[DistillationGroup]: The groups that have layers.
+
+    Raises:
+        UserError: A model lacks a part, or the outputs of a part do not correspond.
+    """
+    connected = []
+    for group in groups:
+        if isinstance(group.layers, str):
+            part = PARTS[group.layers]
+            if group.optional and getattr(teacher, part, None) is None:
+                continue
+            group.layers = _part_layers(group.name, part, student, teacher)
+        group.losses = [copy.deepcopy(group.template) for _ in group.layers]
+        connected.append(group)
+    _make_adapters(connected, student, teacher)
+    return connected
 
 
 def _part_layers(group: str, part: str, student: nn.Module,
@@ -164,11 +161,25 @@ def _part_layers(group: str, part: str, student: nn.Module,
     layers = []
     for number, pair in enumerate(zip(*names)):
         if None in pair:
-            warnings.warn(f'the output {number} of the {part} is not distilled because no module '
-                          'of it emits that')
+            warnings.warn(f'output {number} of the {part} is not distilled because none of its '
+                          'modules emits it')
         else:
             layers.append(pair)
     if not layers:
         raise UserError(f'there is no layer for the group {group!r} because no module emits an '
                         f'output of the {part}')
     return layers
+
+
+def _make_adapters(groups: List[DistillationGroup], student: nn.Module,
+                   teacher: nn.Module) -> None:
+    """Give losses that compare channel with channel their adapters where they need them."""
+    adapted = [(loss, pair) for group in groups for loss, pair in zip(group.losses, group.layers)
+               if isinstance(loss, AdaptedLoss)]
+    if not adapted:
+        return
+    channels = [count_feature_channels(model, {pair[side] for _, pair in adapted}, owner)
+                for side, (model, owner) in enumerate([(student, 'student'),
+                                                       (teacher, 'teacher')])]
+    for loss, names in adapted:
+        loss.adapt(channels[0][names[0]], channels[1][names[1]])

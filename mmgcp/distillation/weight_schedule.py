@@ -10,20 +10,19 @@ DECAYS = ('none', 'linear', 'cosine')
 
 
 class WeightSchedule:
-    """The factor on the weights of distilling in the course of training.
+    """The factor on the weights of the distillation in the course of the training.
 
-    It rises linearly from 0 during the warm-up, is 1, and falls from the end of the
-    warm-up on to ``final_factor``, which it reaches at the stop epoch or else at the end
-    of the training. It knows the progress from the Runner, so that it is right after
-    resuming.
+    During the warm-up it rises linearly from 0 to 1. From then on it stays at 1, or falls to
+    ``final_factor``, which it reaches at the stop epoch or otherwise at the end of the
+    training. The progress is the Runner's, so that it is right after resuming.
 
     Args:
-        warmup (float): Length of the warm-up in epochs, or if less than 1 as a share of the
+        warmup (float): Length of the warm-up in epochs or, if below 1, as a share of the
             whole training. Defaults to 0.
         decay (str): 'none', 'linear' or 'cosine' (half a wave). Defaults to 'none'.
-        final_factor (float): Where the decay ends. Defaults to 0.
-        stop_epoch (int, optional): Number of epochs after which there is no distilling any
-            more. Defaults to None.
+        final_factor (float): The factor at the end of the decay. Defaults to 0.
+        stop_epoch (int, optional): Number of epochs after which the distillation stops.
+            Defaults to None.
 
     Raises:
         UserError: A setting is out of its range.
@@ -51,26 +50,25 @@ class WeightSchedule:
         self.stop_epoch = stop_epoch
 
     def current_factor(self) -> Optional[float]:
-        """The factor at the present iteration; see :meth:`factor_at`.
+        """Return the factor at the current iteration; see :meth:`factor_at`.
 
         Raises:
-            RuntimeError: No Runner has told its progress, which is needed unless the factor
-                is always 1.
+            RuntimeError: The factor depends on the progress of a Runner, but there is none.
         """
         if not self.warmup and self.decay == 'none' and self.stop_epoch is None:
             return 1.
         hub = MessageHub.get_current_instance()
         progress = [hub.get_info(name) for name in ('iter', 'max_iters', 'max_epochs')]
         if None in progress:
-            raise RuntimeError("the schedule of the distilling needs MMEngine's Runner, which "
-                               'tells the progress of the training')
+            raise RuntimeError("the schedule of the distillation needs MMEngine's Runner, which "
+                               'knows the progress of the training')
         return self.factor_at(*progress)
 
     def factor_at(self, iteration: int, max_iters: int, max_epochs: int) -> Optional[float]:
-        """The factor at an iteration.
+        """Return the factor at an iteration.
 
         Args:
-            iteration (int): Number of iterations done.
+            iteration (int): Number of finished iterations.
             max_iters (int): Number of all iterations.
             max_epochs (int): Number of all epochs.
 
@@ -89,3 +87,12 @@ class WeightSchedule:
         progress = min((iteration - warmup_iters) / max(end - warmup_iters, 1), 1.)
         left = 1 - progress if self.decay == 'linear' else (1 + math.cos(math.pi * progress)) / 2
         return self.final_factor + (1 - self.final_factor) * left
+
+
+def build_schedule(config: dict) -> WeightSchedule:
+    """Build a :class:`WeightSchedule` from its arguments; unknown ones raise a UserError."""
+    try:
+        return WeightSchedule(**config)
+    except TypeError:
+        raise UserError("schedule may have the keys 'warmup', 'decay', 'final_factor' and "
+                        f"'stop_epoch', but is {dict(config)}") from None

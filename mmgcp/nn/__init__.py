@@ -1,2 +1,2 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Layers of any model, and running it: what every method of this package is made of."""
+"""Tools for the layers of any model and for running it, which all methods build on."""

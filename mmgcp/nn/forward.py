@@ -1,7 +1,8 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Running a detector, most of the time on an image of noise."""
-from contextlib import contextmanager, suppress
-from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+"""Running a detector, mostly on an image of noise."""
+from contextlib import suppress
+from functools import partial
+from typing import Any, Iterable, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -10,21 +11,22 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .hooks import hooked
+from .hooks import hooked, on_outputs
+from .temporarily import eval_mode
 
-# Shape (C, H, W) of an image that detectors run on which do not run on small ones
+# Shape (C, H, W) of the images for detectors that do not run on small ones
 IMAGE_SHAPE = (3, 640, 640)
-# What takes the time of a forward pass, and what leaves shapes as they are
+# Functions that take most of the time of a forward pass, and functions that keep shapes
 COSTLY = {F.conv2d, F.conv_transpose2d, F.linear}
 POINTWISE = {F.batch_norm, F.silu, F.relu, F.relu6, F.leaky_relu, F.mish, F.hardswish,
              F.hardsigmoid, torch.sigmoid, Tensor.sigmoid}
 
 
 def random_image(model: nn.Module, shape: Sequence[int]) -> Tensor:
-    """Make an image of noise, the same at every call.
+    """Make an image of noise, the same one in each call.
 
     Args:
-        model (nn.Module): Says the device and the precision.
+        model (nn.Module): The model that it is for, with its device and precision.
         shape (Sequence[int]): Shape (C, H, W) in pixels.
 
     Returns:
@@ -39,7 +41,7 @@ def run_as_tensors(model: nn.Module, image: Tensor):
 
     Args:
         model (nn.Module): A detector that understands ``model(x, mode='tensor')``, or one
-            of MMDetection's two-stage detectors.
+            of MMDetection's two-stage detectors, whose second stage runs on fixed proposals.
         image (Tensor): Batch (N, C, H, W) of images.
 
     Returns:
@@ -51,9 +53,9 @@ def run_as_tensors(model: nn.Module, image: Tensor):
 
 
 def _run_two_stage(model: nn.Module, image: Tensor):
-    """Both stages of a detector, the second one on fixed proposals.
+    """Run both stages of a detector, the second one on fixed proposals.
 
-    The proposals of its own depend on the first stage's scores by sorting, without gradients.
+    Its own proposals come from sorting the scores of the first stage, which has no gradient.
     """
     sizes = image.new_tensor([[56.], [112.], [224.], [448.]])  # one for each level of an FPN
     boxes = torch.cat((torch.zeros(4, 2).to(image), sizes, sizes), 1)
@@ -63,27 +65,36 @@ def _run_two_stage(model: nn.Module, image: Tensor):
 
 
 @torch.no_grad()
-def run_with_hooks(model: nn.Module, shape: Sequence[int], handles: Iterable) -> None:
-    """Run a detector once in eval mode, then remove hooks and restore the modes.
+def run_on_noise(model: nn.Module, shape: Sequence[int]) -> Any:
+    """Run a detector once in eval mode on an image of noise, without gradients.
 
     Args:
-        model (nn.Module): The detector; see :func:`run_as_tensors`.
+        model (nn.Module): The detector; see :func:`run_as_tensors`. Its modes are restored.
         shape (Sequence[int]): Shape (C, H, W) of the image in pixels.
-        handles (Iterable): Handles of the hooks that look at the run.
+
+    Returns:
+        Any: The raw predictions, nested as the model has them.
     """
-    with hooked(handles), eval_mode(model):
-        run_as_tensors(model, random_image(model, shape))
+    with eval_mode(model):
+        return run_as_tensors(model, random_image(model, shape))
+
+
+@torch.no_grad()
+def run_with_hooks(model: nn.Module, shape: Sequence[int], handles: Iterable) -> None:
+    """Run a detector once and remove hooks; use :func:`run_on_noise` instead."""
+    with hooked(handles):
+        run_on_noise(model, shape)
 
 
 class ShortRuns:
-    """Runs a detector only as far as hooks look at it.
+    """Runs a detector only until hooks have seen everything they look for.
 
-    Each hook has to call :meth:`seen` when it is through. How often they do is the same in
-    each run; if it is not known, the first run is whole.
+    Each hook has to call :meth:`seen` when it is done. The number of these calls must be the
+    same in each run; if it is not given, the first run is a whole one.
 
     Args:
         model (nn.Module): The detector; see :func:`run_as_tensors`.
-        number (int, optional): How often hooks look at a run. Defaults to None.
+        number (int, optional): How often hooks call :meth:`seen` in a run. Defaults to None.
     """
 
     def __init__(self, model: nn.Module, number: Optional[int] = None):
@@ -99,54 +110,50 @@ class ShortRuns:
         self._last = self._number
 
     def seen(self) -> None:
-        """Count that a hook has looked at the run, and end the run after the last."""
+        """Count a call of a hook, and end the run after the last one."""
         self._number += 1
         if self._number == self._last:
             raise _SeenAll
 
 
 class _SeenAll(Exception):
-    """The hooks have looked at everything in a run."""
+    """The hooks have seen everything in a run."""
 
 
-def record_shapes(model: nn.Module, layers: Dict[str, nn.Module],
+def record_shapes(model: nn.Module, names: Iterable[str],
                   shape: Sequence[int]) -> List[Tuple[str, torch.Size, torch.Size]]:
-    """Run a detector in eval mode and record the shapes that its layers see.
+    """Run a detector in eval mode and record the shapes of what its layers read and emit.
 
-    Nothing is computed by convolutions and linear layers, so that it costs little. Detectors
-    that do not run on the zeros that they emit instead run in earnest.
+    Convolutions and linear layers emit zeros instead of computing anything, which saves most
+    of the time. A detector that cannot run on these zeros is run a second time, computing
+    everything.
 
     Args:
         model (nn.Module): The detector; see :func:`run_as_tensors`.
-        layers (dict[str, nn.Module]): The layers to look at, by any names.
+        names (Iterable[str]): Names of the layers.
         shape (Sequence[int]): Shape (C, H, W) of the image in pixels.
 
     Returns:
-        list[tuple]: Name, and shapes of the first input and of the output, for each time a
-        layer ran, in this order.
+        list[tuple]: Name, shape of the input and shape of the output for each run of a layer,
+        in the order of the runs.
     """
     runs: List[Tuple[str, torch.Size, torch.Size]] = []
 
-    def hook(name):
-        def record(_, args, output):
-            runs.append((name, args[0].shape, output.shape))
-        return record
+    def record(name, inputs, output):
+        runs.append((name, inputs.shape, output.shape))
 
-    def run():
-        runs.clear()
-        run_with_hooks(model, shape, [layer.register_forward_hook(hook(name))
-                                      for name, layer in layers.items()])
-
-    try:
-        with _ShapesOnly():
-            run()
-    except Exception:  # whatever the model raises; it may be for the zeros
-        run()
+    with on_outputs(model, {name: partial(record, name) for name in names}):
+        try:
+            with _ShapesOnly():
+                run_on_noise(model, shape)
+        except Exception:  # whatever the model raises, perhaps because of the zeros
+            runs.clear()
+            run_on_noise(model, shape)
     return runs
 
 
 class _ShapesOnly(TorchFunctionMode):
-    """Let convolutions and linear layers emit zeros, and pointwise functions their inputs."""
+    """Makes convolutions and linear layers emit zeros, and pointwise functions their inputs."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -158,36 +165,21 @@ class _ShapesOnly(TorchFunctionMode):
         return args[0].new_zeros(len(args[0]), *shape[1:])
 
 
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put all modules in eval mode and restore their modes at the end.
-
-    Unlike ``model.eval()`` it does not let backbones freeze their stages.
-    """
-    training = {module: module.training for module in model.modules()}
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-
-
-def working_shape(model: nn.Module, input_shape: Sequence[int]) -> Sequence[int]:
-    """Return a small shape of an image that a model runs on, to look at its structure.
+def working_shape(model: nn.Module, input_shape: Sequence[int] = IMAGE_SHAPE) -> Sequence[int]:
+    """Return the shape of a small image that a model runs on, to look at its structure.
 
     Args:
         model (nn.Module): The detector.
-        input_shape (Sequence[int]): Shape (C, H, W) that it is used with.
+        input_shape (Sequence[int]): Shape (C, H, W) of the images that it is meant for.
+            Defaults to (3, 640, 640).
 
     Returns:
         Sequence[int]: (C, 128, 128), or the given shape if the model does not run on that,
-        such as SSD300.
+        as SSD300 does not.
     """
     small = (input_shape[0], 128, 128)
     try:
-        record_shapes(model, {}, small)
+        record_shapes(model, (), small)
     except RuntimeError:
         return input_shape
     return small

@@ -1,11 +1,10 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Hooks of modules, and what they note on the tensors that they see."""
+"""Looking at what modules read and emit while a model runs, and replacing it."""
 from contextlib import contextmanager
-from typing import Any, Iterable, Iterator
+from functools import partial
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping
 
-from torch import Tensor
-
-MAKER = '_mmgcp_maker'  # attribute of a tensor
+import torch.nn as nn
 
 
 @contextmanager
@@ -23,17 +22,81 @@ def hooked(handles: Iterable[Any]) -> Iterator[None]:
             handle.remove()
 
 
-def set_maker(tensor: Tensor, maker: Any) -> None:
-    """Note on a tensor what made it.
+@contextmanager
+def on_inputs(model: nn.Module, functions: Mapping[str, Callable[[Any], Any]]) -> Iterator[None]:
+    """Call functions with what modules read, each time before they run.
 
     Args:
-        tensor (Tensor): The tensor.
-        maker (Any): What made it, not None.
+        model (nn.Module): The model.
+        functions (Mapping[str, Callable]): By name of the module: a function of its first
+            positional input. What the function returns replaces the input, unless it is None.
+
+    Raises:
+        AttributeError: The model has no module of such a name.
     """
-    setattr(tensor, MAKER, (maker, tensor._version))
+    def make_hook(function):
+        def hook(_, args):
+            replacement = function(args[0])
+            return None if replacement is None else (replacement, *args[1:])
+        return hook
+
+    modules = [model.get_submodule(name) for name in functions]
+    with hooked([module.register_forward_pre_hook(make_hook(function))
+                 for module, function in zip(modules, functions.values())]):
+        yield
 
 
-def maker_of(tensor: Tensor) -> Any:
-    """Return what was noted on a tensor, None if nothing was or it has been changed since."""
-    maker, version = getattr(tensor, MAKER, (None, None))
-    return maker if version == tensor._version else None
+@contextmanager
+def on_outputs(model: nn.Module,
+               functions: Mapping[str, Callable[[Any, Any], Any]]) -> Iterator[None]:
+    """Call functions with what modules read and emit, each time after they ran.
+
+    Args:
+        model (nn.Module): The model.
+        functions (Mapping[str, Callable]): By name of the module: a function of its first
+            positional input (None if there is none) and its output. What the function returns
+            replaces the output, unless it is None.
+
+    Raises:
+        AttributeError: The model has no module of such a name.
+    """
+    def make_hook(function):
+        return lambda _, args, output: function(args[0] if args else None, output)
+
+    modules = [model.get_submodule(name) for name in functions]
+    with hooked([module.register_forward_hook(make_hook(function))
+                 for module, function in zip(modules, functions.values())]):
+        yield
+
+
+@contextmanager
+def recording(model: nn.Module, names: Iterable[str], inputs: bool = False, copy: bool = True,
+              then: Callable[[], Any] = lambda: None) -> Iterator[Dict[str, List[Any]]]:
+    """Record what modules emit, or what they read.
+
+    Args:
+        model (nn.Module): The model.
+        names (Iterable[str]): Names of the modules, as in ``model.named_modules()``.
+        inputs (bool): Record the first positional inputs instead of the outputs. Defaults to
+            False.
+        copy (bool): Record copies, through which gradients flow, as later layers may
+            overwrite a tensor in place. Modules that return anything but a tensor need False.
+            Defaults to True.
+        then (Callable): Called after each recording, such as
+            :meth:`mmgcp.nn.forward.ShortRuns.seen`. Defaults to nothing.
+
+    Yields:
+        dict[str, list]: What was recorded of each module, call by call.
+
+    Raises:
+        AttributeError: The model has no module of such a name.
+    """
+    found: Dict[str, List[Any]] = {name: [] for name in names}
+
+    def record(name, *values):
+        found[name].append(values[-1].clone() if copy else values[-1])
+        then()
+
+    watch = on_inputs if inputs else on_outputs
+    with watch(model, {name: partial(record, name) for name in found}):
+        yield found

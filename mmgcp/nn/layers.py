@@ -1,8 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""The layers whose channels can be removed: counting their channels, and keeping some."""
-from typing import List, Union
+"""The layers whose channels can be removed: their channels, views of their weights, surgery."""
+from typing import List, Optional, Union
 
-import torch
 import torch.nn as nn
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
@@ -17,7 +16,7 @@ Layer = Union[nn.Module, nn.Parameter]
 
 
 def find_layer(model: nn.Module, name: str) -> Layer:
-    """Return the module or the parameter of a name."""
+    """Return the module or parameter of that name."""
     owner, _, attribute = name.rpartition('.')
     return getattr(model.get_submodule(owner), attribute) if name else model
 
@@ -29,27 +28,27 @@ def is_depthwise(layer: Layer) -> bool:
 
 
 def is_grouped(layer: Layer) -> bool:
-    """Whether a layer is a convolution in groups of several channels."""
+    """Whether a layer is a grouped, but not depthwise convolution."""
     return isinstance(layer, CONV_TYPES) and layer.groups > 1 and not is_depthwise(layer)
 
 
 def has_channels(parameter: nn.Parameter) -> bool:
-    """Whether a bare parameter has one dimension, that of the channels, beside those of 1."""
+    """Whether a bare parameter has a dimension of channels: the only one larger than 1."""
     return sum(size > 1 for size in parameter.shape) == 1
 
 
 def channel_dim(parameter: nn.Parameter) -> int:
-    """Return the dimension of the channels in a parameter that has them."""
+    """Return the dimension of the channels of a parameter that has channels."""
     return [size > 1 for size in parameter.shape].index(True)
 
 
 def num_channels(layer: Layer, side: str) -> int:
-    """Number of channels that a layer has on a side, ``'in'`` or ``'out'``."""
+    """Count the channels of a layer on a side, ``'in'`` or ``'out'``."""
     return channel_counts(layer)[0 if side == 'in' else -1]
 
 
 def channel_counts(layer: Layer) -> List[int]:
-    """List the numbers of channels of a layer.
+    """Count the channels of a layer.
 
     Args:
         layer (nn.Module | nn.Parameter): The layer.
@@ -71,23 +70,59 @@ def channel_counts(layer: Layer) -> List[int]:
     return []
 
 
+def weight_by_output(layer: nn.Module) -> Tensor:
+    """View the weight of a layer by its output channels.
+
+    Args:
+        layer (nn.Module): A convolution, transposed convolution or linear layer with I inputs
+            and O outputs in G groups.
+
+    Returns:
+        Tensor: (O, I / G, height, width), or (O, I) of a linear layer.
+    """
+    transposed = isinstance(layer, nn.ConvTranspose2d)
+    return _swap_sides(layer, layer.weight) if transposed else layer.weight
+
+
+def weight_by_input(layer: nn.Module, tensor: Optional[Tensor] = None) -> Tensor:
+    """View the weight of a layer by its input channels.
+
+    Args:
+        layer (nn.Module): A convolution, transposed convolution or linear layer with I inputs
+            and O outputs in G groups.
+        tensor (Tensor, optional): View this instead, which has the shape of the weight, such
+            as its gradient. Defaults to None.
+
+    Returns:
+        Tensor: (I, O / G, height, width), or (I, O) of a linear layer.
+    """
+    tensor = layer.weight if tensor is None else tensor
+    return tensor if isinstance(layer, nn.ConvTranspose2d) else _swap_sides(layer, tensor)
+
+
 def spread_inputs(layer: nn.Module, values: Tensor) -> Tensor:
-    """Give values of a layer's input channels the dimensions of its weight.
+    """Spread values of a layer's input channels over its weight.
 
     Args:
         layer (nn.Module): A convolution, transposed convolution or linear layer.
-        values (Tensor): Values (I, ) of the input channels.
+        values (Tensor): Values (I, ) of its input channels.
 
     Returns:
-        Tensor: The value of the channel that each weight reads, with dimensions of 1 where it
-        is the same for all.
+        Tensor: The value of the channel that each weight is multiplied with. It can be
+        broadcast to the shape of the weight.
     """
-    if isinstance(layer, nn.Linear):
-        return values[None]
+    by_input = values.view(-1, *[1] * (layer.weight.dim() - 1))
     if isinstance(layer, nn.ConvTranspose2d):
-        return values[:, None, None, None]
-    groups = values.view(layer.groups, -1)
-    return groups.repeat_interleave(layer.out_channels // layer.groups, 0)[..., None, None]
+        return by_input
+    groups = getattr(layer, 'groups', 1)
+    outputs = num_channels(layer, 'out') // groups if groups > 1 else 1
+    return _swap_sides(layer, by_input.repeat_interleave(outputs, 1))
+
+
+def _swap_sides(layer: nn.Module, tensor: Tensor) -> Tensor:
+    """Turn (A, B / G, ...), with channels A and B on both sides in G groups, to (B, A / G, ...)."""
+    groups = getattr(layer, 'groups', 1)
+    return tensor.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def keep_channels(model: nn.Module, name: str, side: str, keep: Tensor) -> None:
@@ -97,65 +132,56 @@ def keep_channels(model: nn.Module, name: str, side: str, keep: Tensor) -> None:
         model (nn.Module): The model.
         name (str): Name of the layer in it.
         side (str): ``'out'`` or ``'in'``. Normalisation layers, depthwise convolutions and
-            parameters have one kind of channels, ``'out'``.
-        keep (Tensor): Indices of the channels that stay, ascending. Of a grouped
-            convolution, equally many of each group; of a GroupNorm, whole groups.
+            parameters have channels on one side only, ``'out'``.
+        keep (Tensor): Ascending indices (K, ) of the channels to keep: for a grouped
+            convolution as many of each group, for a GroupNorm whole groups.
 
     Raises:
-        PruningError: The layer is of a type that cannot be reduced.
+        PruningError: Channels of layers of this type cannot be removed.
     """
     layer = find_layer(model, name)
     if isinstance(layer, nn.Parameter):
         owner, _, attribute = name.rpartition('.')
-        _select(model.get_submodule(owner), attribute, channel_dim(layer), keep)
+        _select(model.get_submodule(owner), attribute, keep, channel_dim(layer))
     elif isinstance(layer, _BatchNorm):
-        for tensor in ('weight', 'bias', 'running_mean', 'running_var'):
-            _select(layer, tensor, 0, keep)
+        _select_all(layer, keep)
         layer.num_features = len(keep)
     elif isinstance(layer, nn.GroupNorm):
+        _select_all(layer, keep)
         layer.num_groups = len(keep) * layer.num_groups // layer.num_channels
-        for tensor in ('weight', 'bias'):
-            _select(layer, tensor, 0, keep)
         layer.num_channels = len(keep)
     elif is_depthwise(layer):
-        for tensor in ('weight', 'bias'):
-            _select(layer, tensor, 0, keep)
+        _select_all(layer, keep)
         layer.in_channels = layer.out_channels = layer.groups = len(keep)
-    elif is_grouped(layer):
-        _keep_of_grouped(layer, side, keep)
     elif isinstance(layer, WEIGHT_TYPES):
-        transposed = isinstance(layer, nn.ConvTranspose2d)
-        _select(layer, 'weight', int((side == 'in') != transposed), keep)
-        _set_count(layer, side, keep)
+        _keep_of_weight(layer, side, keep)
     else:
         raise PruningError(f'cannot remove channels of the {type(layer).__name__} {name}')
 
 
-def _keep_of_grouped(conv: nn.Module, side: str, keep: Tensor) -> None:
-    """Reduce a grouped convolution; its weight numbers one side within the groups."""
-    whole_side = 'in' if isinstance(conv, nn.ConvTranspose2d) else 'out'
-    if side == whole_side:
-        _select(conv, 'weight', 0, keep)
-    else:
-        size = num_channels(conv, side) // conv.groups
-        groups = conv.weight.detach().unflatten(0, (conv.groups, -1))
-        keep_of_groups = (keep % size).view(conv.groups, -1).to(groups.device)
-        weight = torch.cat([group.index_select(1, kept)
-                            for group, kept in zip(groups, keep_of_groups)])
-        conv.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
-    _set_count(conv, side, keep)
-
-
-def _set_count(layer: nn.Module, side: str, keep: Tensor) -> None:
+def _keep_of_weight(layer: nn.Module, side: str, keep: Tensor) -> None:
+    """Reduce a convolution or linear layer, whose weight has the channels of two sides."""
+    if (side == 'in') == isinstance(layer, nn.ConvTranspose2d):
+        _select(layer, 'weight', keep)
+    else:  # this side is numbered within groups
+        weight = _swap_sides(layer, layer.weight.detach())
+        weight = _swap_sides(layer, weight.index_select(0, keep.to(weight.device)))
+        layer.weight = nn.Parameter(weight.contiguous(), layer.weight.requires_grad)
     if side == 'out':
-        _select(layer, 'bias', 0, keep)
-    unit = 'features' if isinstance(layer, nn.Linear) else 'channels'
-    setattr(layer, f'{side}_{unit}', len(keep))
+        _select(layer, 'bias', keep)
+    counted = 'features' if isinstance(layer, nn.Linear) else 'channels'
+    setattr(layer, f'{side}_{counted}', len(keep))
 
 
-def _select(module: nn.Module, name: str, dim: int, keep: Tensor) -> None:
-    """Index a parameter or buffer of a module along a dimension."""
-    tensor = getattr(module, name)
+def _select_all(layer: nn.Module, keep: Tensor) -> None:
+    """Select channels of a layer that has them in dimension 0 of all its tensors."""
+    for name in ('weight', 'bias', 'running_mean', 'running_var'):
+        _select(layer, name, keep)
+
+
+def _select(module: nn.Module, name: str, keep: Tensor, dim: int = 0) -> None:
+    """Index a parameter or buffer of a module, if it has it, along a dimension."""
+    tensor = getattr(module, name, None)
     if tensor is None:
         return
     selected = tensor.detach().index_select(dim, keep.to(tensor.device)).contiguous()

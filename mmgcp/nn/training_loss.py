@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""The loss of a detector on training data, for scores that depend on it."""
+"""The training loss of a detector, for scores that depend on it."""
 import copy
 import random
 from contextlib import contextmanager
@@ -17,14 +17,16 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from mmgcp.utils.process_state import hub_info, random_states_kept
 
-# Detectors that begin with an assigner for untrained networks (YOLOv6) are past that
+from .temporarily import modes, values_kept
+
+# An epoch in which detectors no longer use their assigner for untrained networks (YOLOv6)
 LATE_EPOCH = 10**6
-# Modules that stay in eval mode: the statistics of the data must not change, nor chance decide
+# Modules that stay in eval mode, so that running statistics do not change and nothing is random
 QUIET_TYPES = (_BatchNorm, _DropoutNd, DropPath, DropBlock)
 
 
 class Batch(NamedTuple):
-    """A batch of training data as a detector gets it from its data preprocessor.
+    """A batch of training data, as a data preprocessor returns it.
 
     Attributes:
         images (Tensor): Preprocessed images (N, C, H, W).
@@ -39,10 +41,10 @@ def detection_loss(model: nn.Module, batch: Batch) -> Tensor:
 
     Args:
         model (nn.Module): The detector.
-        batch (Batch): The data, which stay as they are.
+        batch (Batch): The data, which are not changed.
 
     Returns:
-        Tensor: A scalar with a gradient.
+        Tensor: A differentiable scalar.
     """
     # YOLOv5's head normalises the boxes of the ground truth in place
     losses = model(batch.images, copy.deepcopy(batch.data_samples), mode='loss')
@@ -51,33 +53,24 @@ def detection_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 @contextmanager
 def loss_mode(model: nn.Module) -> Iterator[None]:
-    """Let a detector compute losses with gradients, reproducibly and without traces in it.
+    """Let a detector compute losses with gradients, reproducibly and without lasting effects.
 
-    All modules are in training mode, as heads need it, but normalisation takes the running
-    statistics and nothing is dropped out. What is drawn at random, such as the proposals
-    that a two-stage detector learns from, is the same each time. Modes, buffers and the
-    random states of the process are restored at the end.
+    All modules are in training mode, as heads require it, but normalisation uses its running
+    statistics and nothing is dropped out. Random choices, such as the proposals that a
+    two-stage detector learns from, are the same each time. Modes, buffers and the random states
+    of the process are restored at the end.
 
     Args:
         model (nn.Module): The detector.
     """
-    modes = {module: module.training for module in model.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with hub_info('epoch', LATE_EPOCH), _same_chance(model), torch.enable_grad():
-        for module in modes:
-            module.training = not isinstance(module, QUIET_TYPES)
-        try:
-            yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
+    with hub_info('epoch', LATE_EPOCH), _same_seeds(model), torch.enable_grad(), \
+            modes(model, lambda module: not isinstance(module, QUIET_TYPES)), \
+            values_kept(model.buffers()):
+        yield
 
 
 @contextmanager
-def _same_chance(model: nn.Module) -> Iterator[None]:
+def _same_seeds(model: nn.Module) -> Iterator[None]:
     """Seed the random generators of the process and of the model's devices for a while."""
     devices = {param.device.index for param in model.parameters() if param.is_cuda}
     with random_states_kept(sorted(devices)):

@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Attributes of modules that repeat channel counts and that their methods read."""
+"""Attributes of modules that repeat channel counts, and how to correct them after pruning."""
 from typing import Callable, Dict, Set, Type
 
 import torch
@@ -7,17 +7,18 @@ import torch.nn as nn
 from mmyolo.models.layers import CSPLayerWithTwoConv, RepVGGBlock
 from torch import Tensor
 
-# Type of a module -> function that corrects the attributes of one
+# Type of module -> function that corrects the attributes of a module
 ATTRIBUTE_RULES: Dict[Type[nn.Module], Callable[[nn.Module], None]] = {}
-# Types whose forwards split channels where their corrected attributes say
+# Types that split channels in forward() according to attributes that such a function corrects
 SPLITTING_TYPES: Set[Type[nn.Module]] = set()
 
 
 def refresh_attributes(model: nn.Module) -> None:
-    """Make the attributes of modules agree with the channels of their layers.
+    """Make the attributes of all modules agree with the channels of their layers.
 
     Args:
-        model (nn.Module): A model whose layers have been reduced, changed in place.
+        model (nn.Module): A model whose layers have fewer channels than before. It is changed
+            in place.
     """
     for module in model.modules():
         for kind, rule in ATTRIBUTE_RULES.items():
@@ -28,17 +29,17 @@ def refresh_attributes(model: nn.Module) -> None:
 def register_attribute_rule(kind: Type[nn.Module], splits: bool = False) -> Callable:
     """Register a function that corrects the attributes of modules of a type.
 
-    It is called with the module after its layers have been reduced, also where a
+    It is called with the module after channels have been removed from its layers, and when a
     pruned detector is built from its config.
 
     Args:
-        kind (type): The type; its subclasses are meant too.
-        splits (bool): Whether its forward splits a feature map into channels and does so
-            rightly after the correction. Channels that other modules split are not pruned.
-            Defaults to False.
+        kind (type): The type, including its subclasses.
+        splits (bool): Whether ``forward`` splits the channels of a feature map, and does so
+            rightly once the attributes are corrected. Channels that are split by other modules
+            are not pruned. Defaults to False.
 
     Returns:
-        Callable: The decorator.
+        Callable: A decorator for the function, which gets the module.
     """
     def register(rule: Callable[[nn.Module], None]) -> Callable[[nn.Module], None]:
         ATTRIBUTE_RULES[kind] = rule
@@ -50,21 +51,21 @@ def register_attribute_rule(kind: Type[nn.Module], splits: bool = False) -> Call
 
 @register_attribute_rule(RepVGGBlock)
 def _refresh_rep_vgg(block: RepVGGBlock) -> None:
-    """``switch_to_deploy`` makes its convolution from these."""
+    """``switch_to_deploy`` builds its convolution from these counts."""
     conv = block.rbr_reparam if hasattr(block, 'rbr_reparam') else block.rbr_dense.conv
     block.in_channels, block.out_channels, block.groups = (
         conv.in_channels, conv.out_channels, conv.groups)
-    block.__dict__.pop('id_tensor', None)  # made for as many channels as there were
+    block.__dict__.pop('id_tensor', None)  # a cache for the former number of channels
 
 
 class UnequalCSPLayerWithTwoConv(CSPLayerWithTwoConv):
-    """YOLOv8's CSP layer, split where the second part has what the blocks read.
+    """YOLOv8's CSP layer, split so that the second part has the channels that the blocks read.
 
-    The original splits into equal halves.
+    The original splits its feature map into equal halves.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Process a feature map (N, C, H, W)."""
+        """Compute a feature map (N, C', H, W) from a feature map (N, C, H, W)."""
         x = self.main_conv(x)
         parts = [x[:, :self.mid_channels], x[:, self.mid_channels:]]
         for block in self.blocks:
@@ -74,7 +75,7 @@ class UnequalCSPLayerWithTwoConv(CSPLayerWithTwoConv):
 
 @register_attribute_rule(CSPLayerWithTwoConv, splits=True)
 def _refresh_csp_layer(layer: CSPLayerWithTwoConv) -> None:
-    """The first part has what the blocks do not read."""
+    """The first part has the channels that the blocks do not read."""
     outputs = layer.main_conv.conv.out_channels
     layer.mid_channels = outputs - layer.blocks[0].conv1.conv.in_channels
     if 2 * layer.mid_channels != outputs:

@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Layer groups that follow from the model alone."""
+"""Layer groups that are derived from the model."""
 import math
 from collections import defaultdict
 from typing import Dict, List, Sequence, Set, Tuple
@@ -16,38 +16,38 @@ KINDS = ('backbone', 'top-down', 'bottom-up', 'head')
 BOTTOM_UP = ('bottom_up', 'downsample', 'pafpn', 'out_', 'extra_')
 NO_STRIDE = math.inf
 
-# Name of a layer and its stride, NO_STRIDE if it did not see a map
+# Name of a layer and its stride; NO_STRIDE if its output is no feature map
 Run = Tuple[str, float]
 
 
 def auto_groups(model: nn.Module, input_shape: Sequence[int] = IMAGE_SHAPE) -> List[LayerGroup]:
     """Group the layers of a detector by their kind and the stride of their feature maps.
 
-    The kind is in the name: ``backbone.*`` is backbone and ``neck.*`` is top-down or
-    bottom-up, the rest is head. A neck's layer is bottom-up if the attribute of the neck
-    that holds it starts with ``downsample``, ``bottom_up``, ``pafpn``, ``out_`` or
-    ``extra_``, as in MMYOLO's necks and MMDetection's PAFPN and SSDNeck; any other is
-    top-down, such as all layers of FPN and YOLOV3Neck.
+    The kind follows from the name: ``backbone.*`` is backbone, ``neck.*`` is top-down or
+    bottom-up, and everything else is head. A layer of a neck is bottom-up if the neck's
+    attribute that contains it starts with ``downsample``, ``bottom_up``, ``pafpn``, ``out_`` or
+    ``extra_``, as in MMYOLO's necks and in MMDetection's PAFPN and SSDNeck. All others are
+    top-down, for example all layers of FPN and YOLOV3Neck.
 
-    The stride is the image's height over that of the layer's output, rounded to a power of
-    two. Linear layers, and those that emit 1x1 maps as squeeze-excitation does, see no
-    map: they have the stride of the layer that ran on one last before them in the nearest
-    module around them that has any, or first after them.
+    The stride is the height of the image divided by that of the layer's output, rounded to a
+    power of two. Linear layers and layers that emit 1x1 maps, as in squeeze-excitation, have no
+    stride of their own. They take that of a layer with one in the smallest enclosing module
+    that contains any: the last to run before them, or else the first after them.
 
-    Some groups are of a kind without a stride: layers that ran at several strides, as in
-    a head shared by the levels, those of a ``roi_head``, which see regions instead of the
-    image, and those of a head that did not run in eval mode, as auxiliary predictions. A
-    layer outside of heads that did not run joins the smallest stride of its kind.
+    Some groups have a kind but no stride: layers that run at several strides, as in a head
+    shared by the levels; the layers of a ``roi_head``, which see regions instead of the image;
+    and layers of a head that do not run in eval mode, such as auxiliary predictions. Layers
+    outside of heads that do not run join the smallest stride of their kind.
 
     Args:
         model (nn.Module): A detector; see :func:`mmgcp.nn.forward.run_as_tensors`.
-        input_shape (Sequence[int]): Shape (C, H, W) of the image to run it with, larger
-            than the largest stride. Defaults to (3, 640, 640).
+        input_shape (Sequence[int]): Shape (C, H, W) in pixels of the image to run it with,
+            larger than the largest stride. Defaults to (3, 640, 640).
 
     Returns:
-        list[LayerGroup]: The groups, as ``backbone-8``, with every layer that has channels
-        in one of them. They are ordered by kind (backbone, top-down, bottom-up, head),
-        then by stride, and have neither ratio nor threshold.
+        list[LayerGroup]: The groups, called for example ``backbone-8``. Each layer with
+        channels is in one of them. They are ordered by kind (backbone, top-down, bottom-up,
+        head), then by stride, and have neither ratio nor threshold.
 
     Raises:
         PruningError: The model does not run.
@@ -66,7 +66,7 @@ def auto_groups(model: nn.Module, input_shape: Sequence[int] = IMAGE_SHAPE) -> L
 
 
 def _find_layers(model: nn.Module) -> Dict[str, nn.Module]:
-    """The layers that have channels, without those inside of other ones, which go with them."""
+    """The layers with channels by name, apart from layers inside of others, which go with them."""
     layers: Dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if channel_counts(module) and not any(name.startswith(f'{layer}.') for layer in layers):
@@ -76,7 +76,7 @@ def _find_layers(model: nn.Module) -> Dict[str, nn.Module]:
 
 def _record_runs(model: nn.Module, layers: Dict[str, nn.Module],
                  input_shape: Sequence[int]) -> List[Run]:
-    """Run the model once; list the layers in the order in which they ran."""
+    """Run the model once and list the layers in the order in which they ran."""
     try:
         runs = record_shapes(model, layers, input_shape)
     except Exception as error:  # whatever the model raises
@@ -86,14 +86,14 @@ def _record_runs(model: nn.Module, layers: Dict[str, nn.Module],
 
 
 def _stride(layer: nn.Module, output: Sequence[int], height: int) -> float:
-    """The stride of a layer from the shape of its output."""
+    """The stride of a layer, given the shape of its output and the height of the image."""
     if isinstance(layer, nn.Linear) or len(output) != 4 or tuple(output[2:]) == (1, 1):
         return NO_STRIDE
     return 2**max(0, round(math.log2(height / output[2])))
 
 
 def _find_strides(runs: Sequence[Run]) -> Dict[str, float]:
-    """The strides of the layers that ran."""
+    """The strides of the layers that ran, by name."""
     found: Dict[str, Set[float]] = defaultdict(set)
     for index, (name, stride) in enumerate(runs):
         found[name].add(_nearby_stride(runs, index) if stride == NO_STRIDE else stride)
@@ -102,7 +102,7 @@ def _find_strides(runs: Sequence[Run]) -> Dict[str, float]:
 
 
 def _nearby_stride(runs: Sequence[Run], index: int) -> float:
-    """The stride that a layer has which did not see a map when it ran."""
+    """The stride for a run of a layer that has none of its own."""
     around = runs[index][0]
     while around:
         around = around.rpartition('.')[0]
@@ -116,13 +116,13 @@ def _nearby_stride(runs: Sequence[Run], index: int) -> float:
 
 
 def _kind(name: str) -> str:
-    """The kind of a layer by its name."""
+    """The kind of a layer, given its name."""
     first, *parts = name.split('.')
     if first == 'backbone':
         return 'backbone'
     if first != 'neck':
         return 'head'
-    # A neck may be a sequence of necks, of which the number is no attribute
+    # A neck may be a sequence of necks; their numbers are no attributes
     attribute = next((part for part in parts if not part.isdigit()), '')
     return 'bottom-up' if attribute.startswith(BOTTOM_UP) else 'top-down'
 

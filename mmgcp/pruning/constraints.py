@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Which channels of a channel unit have to go together, because of its layers."""
+"""Which channels of a unit can only be removed together, or equally many of each group."""
 from dataclasses import replace
 from typing import Dict, List, Optional
 
@@ -14,17 +14,17 @@ from .units import ChannelSlice, ChannelUnit
 
 
 def constrain(unit: ChannelUnit, layers: Dict[str, Layer]) -> ChannelUnit:
-    """Add to a unit the groups that its GroupNorms and grouped convolutions ask for.
+    """Add the groups that GroupNorms and grouped convolutions require to a unit.
 
     Args:
         unit (ChannelUnit): The unit.
         layers (dict[str, nn.Module | nn.Parameter]): Its layers by name.
 
     Returns:
-        ChannelUnit: The unit, with norm_groups and conv_groups if its layers need them.
+        ChannelUnit: The unit, with ``norm_groups`` or ``conv_groups`` if its layers need them.
 
     Raises:
-        PruningError: No part of the unit can be removed; says why.
+        PruningError: No part of the unit can be removed; the message is the reason.
     """
     norms = [item for item in unit.slices if isinstance(layers[item.module], nn.GroupNorm)]
     convs = [item for item in unit.slices if is_grouped(layers[item.module])]
@@ -39,9 +39,9 @@ def constrain(unit: ChannelUnit, layers: Dict[str, Layer]) -> ChannelUnit:
 
 
 def _norm_groups(unit: ChannelUnit, norms: List[ChannelSlice],
-           layers: Dict[str, Layer]) -> Tensor:
-    """Join the channels that any GroupNorm normalises together."""
-    norm_groups = torch.arange(unit.size)
+                 layers: Dict[str, Layer]) -> Tensor:
+    """Number (C, ) the groups of channels that are linked by what GroupNorms normalise jointly."""
+    numbers = torch.arange(unit.size)
     for item in norms:
         norm = layers[item.module]
         size = norm.num_channels // norm.num_groups
@@ -50,14 +50,14 @@ def _norm_groups(unit: ChannelUnit, norms: List[ChannelSlice],
             raise PruningError(f'not all channels of a group of the GroupNorm {item.module} are '
                                'coupled with it')
         for group in groups.unique().tolist():
-            members = norm_groups[item.unit_index[groups == group]]
-            norm_groups[torch.isin(norm_groups, members)] = members.min()
-    return norm_groups.unique(return_inverse=True)[1]
+            members = numbers[item.unit_index[groups == group]]
+            numbers[torch.isin(numbers, members)] = members.min()
+    return numbers.unique(return_inverse=True)[1]
 
 
 def _conv_groups(unit: ChannelUnit, convs: List[ChannelSlice],
-            layers: Dict[str, Layer]) -> Optional[Tensor]:
-    """The conv_groups of the grouped convolutions, if they all have the same."""
+                 layers: Dict[str, Layer]) -> Optional[Tensor]:
+    """Number (C, ) the channels by their group in the grouped convolutions, -1 for no group."""
     found = None
     for item in convs:
         conv = layers[item.module]
@@ -65,10 +65,10 @@ def _conv_groups(unit: ChannelUnit, convs: List[ChannelSlice],
         if len(item.channels.unique()) < channels or len(item.unit_index.unique()) < channels:
             raise PruningError(f'it has only some channels of the grouped convolution '
                                f'{item.module}')
-        conv_groups = torch.full((unit.size, ), -1)
-        conv_groups[item.unit_index] = item.channels // (channels // conv.groups)
-        if found is not None and not torch.equal(found, conv_groups):
+        numbers = torch.full((unit.size, ), -1)
+        numbers[item.unit_index] = item.channels // (channels // conv.groups)
+        if found is not None and not torch.equal(found, numbers):
             raise PruningError(f'the grouped convolutions {convs[0].module} and {item.module} '
                                'divide its channels differently')
-        found = conv_groups
+        found = numbers
     return found

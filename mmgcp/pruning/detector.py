@@ -1,5 +1,8 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-from typing import Dict, Iterator, List, Tuple
+"""Building a pruned detector: an ordinary one, reduced to the channels that a table lists."""
+import copy
+from pathlib import Path
+from typing import Dict, Iterator, List, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -16,35 +19,112 @@ from mmgcp.nn.layers import (
     num_channels,
 )
 from mmgcp.registry import MODELS
+from mmgcp.utils.config import load_config
 
 from .attributes import refresh_attributes
 
 ChannelTable = Dict[str, List[int]]
+PRUNED_DETECTOR = 'mmgcp.PrunedDetector'
 
 
 @MODELS.register_module()
-def PrunedDetector(detector: str, channels: ChannelTable, **kwargs) -> nn.Module:  # noqa: N802
+def PrunedDetector(detector: str, channels: Union[ChannelTable, str, Path],  # noqa: N802
+                   **kwargs) -> nn.Module:
     """Build a pruned detector: an ordinary detector with fewer channels in some layers.
 
-    It is a function that the registry calls like a class: what it returns is of the
-    original detector's class, with the original names of parameters.
+    The registry calls this function like a class. What it returns is of the original
+    detector's class, and its parameters have their original names.
+
+    .. code-block:: python
+
+        _base_ = 'my_detector.py'
+        load_from = 'pruned/pruned.pth'
+        model = dict(
+            type='mmgcp.PrunedDetector',
+            detector=_base_.model.type,
+            channels='pruned/pruned.py')  # both written by tools/prune.py
 
     Args:
-        detector (str): Type of the original detector, as ``'YOLODetector'``.
-        channels (dict[str, list[int]]): The channels that are left in the layers that
-            were pruned: [in, out] of convolutions and linear layers, [features] of
-            normalisation layers and bare parameters.
-        **kwargs: The arguments of the original detector.
+        detector (str): Type of the original detector, such as ``'YOLODetector'``.
+        channels (dict[str, list[int]] | str | Path): The numbers of channels left in the
+            pruned layers: [in, out] of convolutions and linear layers, [features] of
+            normalisation layers and bare parameters; or the ``pruned.py`` that has this
+            table. The file is read when the detector is built, and a relative path
+            starts at the working directory.
+        **kwargs: The arguments of the original detector. Pretrained weights in any
+            ``init_cfg`` are ignored, as they have the original's channels.
 
     Returns:
         nn.Module: The detector.
 
     Raises:
-        PruningError: The table does not fit the detector.
+        PruningError: There is no such file, or the table does not fit the detector.
     """
+    table = read_channel_table(channels)
+    kwargs = copy.deepcopy(kwargs)
+    drop_pretrained(kwargs)
     model = MMYOLO_MODELS.build(dict(type=detector, **kwargs))
-    apply_channel_table(model, channels)
+    apply_channel_table(model, table)
     return model
+
+
+def read_channel_table(channels: Union[ChannelTable, str, Path]) -> ChannelTable:
+    """Return the channel table that the ``channels`` of a :func:`PrunedDetector` stand for.
+
+    Args:
+        channels (dict[str, list[int]] | str | Path): The table, or the config of a pruned
+            detector that has it.
+
+    Raises:
+        PruningError: There is no such file, or it has no table.
+    """
+    if not isinstance(channels, (str, Path)):
+        return dict(channels)
+    path = Path(channels)
+    if not path.is_file():
+        raise PruningError(
+            f'there is no {path}, which lists the channels of the pruned detector: '
+            f'`python tools/prune.py CONFIG CHECKPOINT --work-dir {path.parent}` writes it')
+    table = load_config(str(path)).model.get('channels')
+    if not isinstance(table, dict):
+        raise PruningError(f'{path} is not the config of a pruned detector: its model has no '
+                           'channel table')
+    return table.to_dict()
+
+
+def check_channels(content: dict) -> None:
+    """Check that the channel tables of all pruned detectors in a config can be read.
+
+    Args:
+        content (dict): Any part of the config, such as its ``model``.
+
+    Raises:
+        PruningError: There is no such file, or it has no table.
+    """
+    for part in _nested_dicts(content):
+        if part.get('type') == PRUNED_DETECTOR and 'channels' in part:
+            read_channel_table(part['channels'])
+
+
+def drop_pretrained(content: dict) -> None:
+    """Remove the initialisations from checkpoints from a config, in place.
+
+    Args:
+        content (dict): Any part of the config, such as its ``model``.
+    """
+    for part in _nested_dicts(content):
+        init_cfg = part.get('init_cfg')
+        if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
+            del part['init_cfg']
+
+
+def _nested_dicts(content) -> Iterator[dict]:
+    if isinstance(content, dict):
+        yield content
+        content = list(content.values())
+    if isinstance(content, (list, tuple)):
+        for value in content:
+            yield from _nested_dicts(value)
 
 
 def count_channels(model: nn.Module) -> ChannelTable:
@@ -54,7 +134,7 @@ def count_channels(model: nn.Module) -> ChannelTable:
 
 
 def apply_channel_table(model: nn.Module, table: ChannelTable) -> None:
-    """Reduce the layers of a model to the first channels, as many as a table says.
+    """Reduce the layers of a model to their first channels, as many as a table says.
 
     Args:
         model (nn.Module): The model as its config builds it, changed in place.
@@ -81,7 +161,7 @@ def apply_channel_table(model: nn.Module, table: ChannelTable) -> None:
 
 
 def _named_layers(model: nn.Module) -> Dict[str, Layer]:
-    """The modules of a model, and the parameters that no layer with weights owns."""
+    """The modules of a model, and the parameters that belong to no layer with channels."""
     layers: Dict[str, Layer] = dict(model.named_modules())
     owned = {parameter for layer in layers.values() if channel_counts(layer)
              for parameter in layer.parameters()}
@@ -95,20 +175,20 @@ def _num_groups(layer: Layer) -> int:
 
 
 def _can_have(layer: Layer, counts: List[int]) -> bool:
-    """Whether a layer can be reduced to numbers of channels."""
+    """Whether a layer can be reduced to these numbers of channels."""
     present = channel_counts(layer)
     if len(present) != len(counts) or not all(
             isinstance(a, int) and 0 < a <= b for a, b in zip(counts, present)):
         return False
     if is_depthwise(layer):
         return counts[0] == counts[1]
-    if isinstance(layer, nn.GroupNorm):  # whole groups stay
+    if isinstance(layer, nn.GroupNorm):  # only whole groups can go
         return counts[0] % (layer.num_channels // layer.num_groups) == 0
     return all(count % _num_groups(layer) == 0 for count in counts)
 
 
 def _kept(layer: Layer, counts: List[int]) -> Iterator[Tuple[str, Tensor]]:
-    """The sides of a layer and the first channels of each, in a grouped layer of each group."""
+    """The channels that stay on each side of a layer: the first ones, of each conv group."""
     if len(counts) == 1 or is_depthwise(layer):
         yield 'out', torch.arange(counts[-1])
         return

@@ -12,20 +12,20 @@ from .units import LayerGroup
 
 def assign_groups(model: nn.Module, layers: Iterable[str],
                   groups: Sequence[LayerGroup]) -> Dict[str, LayerGroup]:
-    """Find the group of each layer.
+    """Find the layer group of each layer.
 
     Args:
         model (nn.Module): The model.
-        layers (Iterable[str]): Names of the layers that need a group.
+        layers (Iterable[str]): Names of the layers.
         groups (Sequence[LayerGroup]): The groups.
 
     Returns:
-        dict[str, LayerGroup]: The group of each layer that is in one; the others
-        are not pruned.
+        dict[str, LayerGroup]: The group of each layer that is in one. The other layers are
+        not pruned.
 
     Raises:
-        PruningError: A pattern matches nothing, a layer is in two groups, or two
-            groups have the same name.
+        PruningError: A pattern matches nothing, a layer is in two groups, or two groups have
+            the same name.
     """
     names = [group.name for group in groups]
     if len(set(names)) != len(names):
@@ -46,7 +46,7 @@ def assign_groups(model: nn.Module, layers: Iterable[str],
 
 
 class _Matcher:
-    """The patterns of a group, those that are plain names apart.
+    """The patterns of a layer group; plain names are kept apart, which is faster.
 
     Args:
         group (LayerGroup): The group.
@@ -67,7 +67,7 @@ class _Matcher:
                                'matches no module of the model')
 
     def contains(self, layer: str) -> bool:
-        """Whether a pattern matches the layer or a module around it."""
+        """Whether a pattern matches the layer or a module that contains it."""
         parts = layer.split('.')
         around = ['.'.join(parts[:length]) for length in range(1, len(parts) + 1)]
         return not self.names.isdisjoint(around) or any(

@@ -1,6 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Removing channels for a while: what a model computes without them, and taking changes back."""
+"""Computing without channels before they are removed, and comparing predictions."""
 from contextlib import contextmanager
+from functools import partial
 from typing import Dict, Iterable, Iterator, List, Sequence
 
 import torch
@@ -8,9 +9,10 @@ import torch.nn as nn
 from torch import Tensor
 
 from mmgcp.errors import PruningError
-from mmgcp.nn.forward import eval_mode, random_image, run_as_tensors
-from mmgcp.nn.hooks import hooked
+from mmgcp.nn.forward import run_on_noise
+from mmgcp.nn.hooks import on_inputs, on_outputs
 from mmgcp.nn.layers import find_layer
+from mmgcp.nn.temporarily import Snapshot, restored_on_error  # noqa: F401  the former place
 
 from .surgery import gather_channels
 from .tracing import flatten_tensors
@@ -20,40 +22,42 @@ from .units import ChannelUnit
 @contextmanager
 def channels_off(model: nn.Module, units: Iterable[ChannelUnit],
                  removed: Dict[str, Tensor]) -> Iterator[None]:
-    """Let a model compute with channels set to zero, in the layers that make and read them.
+    """Let a model compute with channels set to zero in their producers and consumers.
 
     Args:
         model (nn.Module): The model.
         units (Iterable[ChannelUnit]): Its channel units.
-        removed (dict[str, Tensor]): The channels, by name of the unit.
+        removed (dict[str, Tensor]): Indices (K, ) of the channels, by name of the unit.
     """
-    handles = []
+    inputs, outputs = {}, {}
     for (name, side), channels in gather_channels(units, removed).items():
         layer = find_layer(model, name)
         if isinstance(layer, nn.Parameter):
-            continue  # who reads the sum or the product does not see these channels
+            continue  # consumers of the sum or product set these channels to zero
         dim = -1 if isinstance(layer, nn.Linear) else 1
-        if side == 'out':  # which is the layer's own, unlike what others may read, too
-            handles.append(layer.register_forward_hook(
-                lambda _, __, output, dim=dim, channels=channels:
-                output.index_fill_(dim, channels.to(output.device), 0)))
+        if side == 'in':
+            inputs[name] = partial(_zeroed, dim, channels)
         else:
-            handles.append(layer.register_forward_pre_hook(
-                lambda _, args, dim=dim, channels=channels:
-                (args[0].index_fill(dim, channels.to(args[0].device), 0), *args[1:])))
-    with hooked(handles):
+            outputs[name] = partial(_zero_output, dim, channels)
+    with on_inputs(model, inputs), on_outputs(model, outputs):
         yield
 
 
-@torch.no_grad()
+def _zeroed(dim: int, channels: Tensor, inputs: Tensor) -> Tensor:
+    return inputs.index_fill(dim, channels.to(inputs.device), 0)
+
+
+def _zero_output(dim: int, channels: Tensor, _: Tensor, output: Tensor) -> Tensor:
+    return output.index_fill_(dim, channels.to(output.device), 0)  # nobody else has it yet
+
+
 def raw_predictions(model: nn.Module, shape: Sequence[int]) -> List[Tensor]:
-    """Run a model in eval mode on an image of noise of shape (C, H, W)."""
-    with eval_mode(model):
-        return flatten_tensors(run_as_tensors(model, random_image(model, shape)))
+    """Run a model in eval mode on an image of noise (C, H, W) and list its raw predictions."""
+    return flatten_tensors(run_on_noise(model, shape))
 
 
 def check_same_predictions(expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
-    """Raise a PruningError unless predictions agree up to rounding errors."""
+    """Raise a PruningError unless predictions are the same up to rounding errors."""
     same = len(expected) == len(found)
     for before, after in zip(expected, found):
         scale = 1 + float(before.abs().nan_to_num(posinf=0).max()) if before.numel() else 1.
@@ -64,40 +68,3 @@ def check_same_predictions(expected: Sequence[Tensor], found: Sequence[Tensor]) 
                            'the removed channels, and has been restored: does a forward of it '
                            'depend on channel counts in a way that mmgcp does not know? See '
                            'register_attribute_rule in mmgcp/pruning/attributes.py')
-
-
-class Snapshot:
-    """What surgery and compensation change in a model, without copies of large weights.
-
-    Args:
-        model (nn.Module): The model.
-        weights (bool): Copy large weights, too, which training changes. Defaults to False.
-    """
-
-    def __init__(self, model: nn.Module, weights: bool = False):
-        self._modules = [(module, type(module), dict(module.__dict__), dict(module._parameters),
-                          dict(module._buffers)) for module in model.modules()]
-        params = [param for param in model.parameters() if weights or param.dim() < 2]
-        self._values = [(tensor, tensor.detach().clone())
-                        for tensor in (*params, *model.buffers())]
-
-    def restore(self) -> None:
-        """Take all changes since then back."""
-        for module, kind, attributes, parameters, buffers in self._modules:
-            module.__class__ = kind
-            module.__dict__.update(attributes)
-            module._parameters.update(parameters)
-            module._buffers.update(buffers)
-        for tensor, value in self._values:
-            tensor.data.copy_(value)
-
-
-@contextmanager
-def restored_on_error(model: nn.Module, weights: bool = False) -> Iterator[None]:
-    """Take all changes of a model back if anything goes wrong; see :class:`Snapshot`."""
-    snapshot = Snapshot(model, weights)
-    try:
-        yield
-    except BaseException:
-        snapshot.restore()
-        raise

@@ -1,16 +1,17 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""The pruning plan: made by the planner, read and edited by people, applied by surgery."""
+"""The pruning plan: made from scores, read and edited by people, applied by surgery."""
 import difflib
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Dict, Iterable, List, Optional, Sequence, Union
+from typing import Dict, Iterable, List, Sequence, Union
 
 import torch
 from torch import Tensor
 
 from mmgcp.errors import PruningError
 
+from .scored import ScoredUnit
 from .units import ChannelUnit
 
 FORMAT = 'mmgcp.pruning_plan'
@@ -95,28 +96,27 @@ class PruningPlan:
         return cls(**known)
 
 
-def complete_plan(plan: PruningPlan, units: Sequence[ChannelUnit],
-                  removed: Optional[Dict[str, Tensor]] = None) -> PruningPlan:
-    """Return a plan that names all units, those without scores included.
+def make_plan(units: Sequence[ChannelUnit], removed: Dict[str, Tensor],
+              scored: Iterable[ScoredUnit] = ()) -> PruningPlan:
+    """Make the plan that removes some channels.
 
     Args:
-        plan (PruningPlan): The plan.
-        units (Sequence[ChannelUnit]): All units.
-        removed (dict[str, Tensor], optional): Removed channels, by name of the unit. Defaults
-            to those of the plan.
+        units (Sequence[ChannelUnit]): All units of the model.
+        removed (dict[str, Tensor]): Channels (K, ) to remove, ascending, by name of the unit.
+        scored (Iterable[ScoredUnit]): The units that have scores, which know the layer groups.
 
     Returns:
-        PruningPlan: The plan.
+        PruningPlan: The plan, which names all units.
     """
-    known = {item.name: item for item in plan.units}
-    removed = plan.removed() if removed is None else removed
+    groups = {item.unit.name: item.groups for item in scored}
     plans = []
     for unit in units:
-        item = known.get(unit.name) or UnitPlan(
-            unit.name, {piece.module: '' for piece in unit.side('out')}, unit.size, [])
-        channels = removed.get(unit.name)
-        plans.append(replace(item, removed=[] if channels is None else channels.tolist()))
-    return replace(plan, units=plans)
+        known = groups.get(unit.name, {})
+        layers = {item.module: known[item.module].name if item.module in known else ''
+                  for item in unit.side('out')}
+        gone = removed[unit.name].tolist() if unit.name in removed else []
+        plans.append(UnitPlan(unit.name, layers, unit.size, gone))
+    return PruningPlan(plans)
 
 
 def validate_plan(plan: PruningPlan, units: Iterable[ChannelUnit]) -> None:

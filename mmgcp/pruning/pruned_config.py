@@ -5,37 +5,38 @@ from typing import Dict, List
 
 from mmengine.config import Config
 
-from mmgcp.attention import plain_model_config
 from mmgcp.utils.config import drop_collate_scope
 
-from .detector import ChannelTable
+from .detector import PRUNED_DETECTOR, ChannelTable, drop_pretrained, read_channel_table
 
-# Filled in by MMEngine with the folder of the config file
+# MMEngine puts the folder of the config file in
 CHECKPOINT = '{{ fileDirname }}/pruned.pth'
 
 
 def make_pruned_config(cfg: Config, package: str, changed_channels: ChannelTable) -> Config:
     """Make the config of a pruned detector from that of the original.
 
-    It is complete, with every base merged, and everything under ``model`` stays where
-    it was, so that children of it override the same places.
+    It is complete, with every base merged. Everything under ``model`` stays where it was, so
+    that children of either config override the same places.
 
     Args:
-        cfg (Config): The original's config.
-        package (str): Package of the detector's class, as ``'mmyolo'``.
-        changed_channels (dict[str, list[int]]): Channels left in the pruned layers.
+        cfg (Config): The config of the original, which may be pruned already.
+        package (str): Package of the detector's class, such as ``'mmyolo'``.
+        changed_channels (dict[str, list[int]]): Numbers of channels left in the pruned
+            layers; see :func:`mmgcp.pruning.PrunedDetector`.
 
     Returns:
-        Config: The config, which loads ``pruned.pth`` from beside itself.
+        Config: The config, which loads the ``pruned.pth`` beside it.
     """
     content: Dict = copy.deepcopy(cfg.to_dict())
-    model = plain_model_config(content.pop('model'))
-    if model['type'].split('.')[-1] == 'PrunedDetector':  # pruned before
-        changed_channels = {**model['channels'], **changed_channels}
-    else:
-        model['detector'] = f'{package}.{model["type"].split(".")[-1]}'
-    model.update(type='mmgcp.PrunedDetector', channels=changed_channels)
-    _drop_pretrained(model)
+    model = content.pop('model')
+    original = model['type']
+    if original.split('.')[-1] == PRUNED_DETECTOR.split('.')[-1]:
+        original = model['detector']
+        changed_channels = {**read_channel_table(model['channels']), **changed_channels}
+    model.update(type=PRUNED_DETECTOR, detector=f'{package}.{original.split(".")[-1]}',
+                 channels=changed_channels)
+    drop_pretrained(model)
     content['model'] = model
     imports: List[str] = content.get('custom_imports', {}).get('imports', [])
     content['custom_imports'] = dict(
@@ -47,16 +48,3 @@ def make_pruned_config(cfg: Config, package: str, changed_channels: ChannelTable
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         drop_collate_scope(content.get(name) or {})
     return Config(content)
-
-
-def _drop_pretrained(content) -> None:
-    """Remove the initialisations from a checkpoint, which has the original's channels."""
-    if isinstance(content, dict):
-        init_cfg = content.get('init_cfg')
-        if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
-            del content['init_cfg']
-        for value in content.values():
-            _drop_pretrained(value)
-    elif isinstance(content, (list, tuple)):
-        for value in content:
-            _drop_pretrained(value)

@@ -9,7 +9,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from .masking import Snapshot, channels_off
-from .planner import Planner, group_scores
+from .scored import group_scores
+from .select import Selection
 from .units import LayerGroup
 
 # Shares of the sum of a group's squared scores that are removed. Shares of the channels would
@@ -37,7 +38,7 @@ class Sensitivity:
     costs: Dict[str, float]
 
 
-def measure_sensitivity(model: nn.Module, planner: Planner, groups: Sequence[LayerGroup],
+def measure_sensitivity(model: nn.Module, selection: Selection, groups: Sequence[LayerGroup],
                         evaluate: Callable[[nn.Module], float],
                         compensate: Callable[[Dict[str, Tensor]], None],
                         report: Callable[[str, int, int], None]) -> Sensitivity:
@@ -45,7 +46,7 @@ def measure_sensitivity(model: nn.Module, planner: Planner, groups: Sequence[Lay
 
     Args:
         model (nn.Module): The model, left as it was.
-        planner (Planner): Chooses the channels.
+        selection (Selection): Chooses channels by thresholds.
         groups (Sequence[LayerGroup]): The groups.
         evaluate (Callable): Gives the metric of a model; higher is better.
         compensate (Callable): Compensates the model in place for removed channels.
@@ -64,27 +65,27 @@ def measure_sensitivity(model: nn.Module, planner: Planner, groups: Sequence[Lay
         drops = removed_squares = 0.
         for share in SHARES:
             report('sensitivity', 1 + len(SHARES) * len(costs) + len(metrics[group.name]), steps)
-            removed = planner.choose({group.name: _threshold(planner, group, share)})
-            metric = _metric_without(model, planner, removed, evaluate, compensate)
+            removed = selection.removed({group.name: _threshold(selection, group, share)})
+            metric = _metric_without(model, selection, removed, evaluate, compensate)
             metrics[group.name][share] = metric
             drops += max(baseline - metric, LEAST_DROP * abs(baseline))
-            removed_squares += _squared_scores(planner, removed)
+            removed_squares += _squared_scores(selection, removed)
         costs[group.name] = drops / removed_squares if removed_squares else math.nan
     report('sensitivity', steps, steps)
     return Sensitivity(baseline, metrics, _relative(costs))
 
 
-def _threshold(planner: Planner, group: LayerGroup, share: float) -> float:
+def _threshold(selection: Selection, group: LayerGroup, share: float) -> float:
     """The threshold below which a share of the sum of a group's squared scores lies."""
-    scores = group_scores(planner.scored, group).sort().values
+    scores = group_scores(selection.scored, group).sort().values
     sums = scores.square().cumsum(0)
     number = int(torch.searchsorted(sums, share * sums[-1], right=True))
     return float(scores[max(number, 1) - 1])
 
 
-def _squared_scores(planner: Planner, removed: Dict[str, Tensor]) -> float:
+def _squared_scores(selection: Selection, removed: Dict[str, Tensor]) -> float:
     return sum(float(item.best_scores[removed[item.unit.name]].square().sum())
-               for item in planner.scored if item.unit.name in removed)
+               for item in selection.scored if item.unit.name in removed)
 
 
 def _relative(costs: Dict[str, float]) -> Dict[str, float]:
@@ -95,13 +96,13 @@ def _relative(costs: Dict[str, float]) -> Dict[str, float]:
             for name, cost in costs.items()}
 
 
-def _metric_without(model: nn.Module, planner: Planner, removed: Dict[str, Tensor],
+def _metric_without(model: nn.Module, selection: Selection, removed: Dict[str, Tensor],
                     evaluate: Callable, compensate: Callable) -> float:
     """The metric of the model without some channels."""
     snapshot = Snapshot(model)
     try:
         compensate(removed)
-        with channels_off(model, [item.unit for item in planner.scored], removed):
+        with channels_off(model, [item.unit for item in selection.scored], removed):
             return evaluate(model)
     finally:
         snapshot.restore()

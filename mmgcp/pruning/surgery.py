@@ -20,10 +20,11 @@ def remove_channels(model: nn.Module, units: Iterable[ChannelUnit],
     """Remove channels of channel units from all layers that have them.
 
     Args:
-        model (nn.Module): The model, changed in place. Parameters keep their
-            ``requires_grad``, modules their mode. Attributes that forwards read follow.
+        model (nn.Module): The model, changed in place, along with the attributes that its
+            forward methods read. Parameters keep their ``requires_grad``, modules their mode.
         units (Iterable[ChannelUnit]): The units.
-        removed (dict[str, Tensor]): Channels to remove, by name of the unit.
+        removed (dict[str, Tensor]): Indices (K, ) of the channels to remove, by name of the
+            unit.
     """
     for (name, side), channels in gather_channels(units, removed).items():
         keep = torch.ones(num_channels(find_layer(model, name), side), dtype=torch.bool)
@@ -32,16 +33,16 @@ def remove_channels(model: nn.Module, units: Iterable[ChannelUnit],
     refresh_attributes(model)
 
 
-def gather_channels(units: Iterable[ChannelUnit],
-                    removed: Dict[str, Tensor]) -> Channels:
+def gather_channels(units: Iterable[ChannelUnit], removed: Dict[str, Tensor]) -> Channels:
     """Translate channels of units to channels of layers.
 
     Args:
         units (Iterable[ChannelUnit]): The units.
-        removed (dict[str, Tensor]): Channels to remove, by name of the unit.
+        removed (dict[str, Tensor]): Indices (K, ) of the channels to remove, by name of the
+            unit.
 
     Returns:
-        dict: Channels to remove, by name and side of the layer.
+        dict: Indices of the channels to remove, by name and side of the layer.
     """
     gathered: Channels = {}
     for unit in units:

@@ -1,7 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Running a model so that Torch-Pruning understands its autograd graph."""
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, Optional, Set
+from typing import Dict, Iterator, List, Optional, Sequence, Set
 
 import torch
 import torch.nn as nn
@@ -22,9 +22,9 @@ ARITHMETIC = {
                  'minimum', 'max', 'min', 'lerp', 'where', 'addcmul', 'addcdiv')
     if hasattr(owner, name)
 }
-# Nodes of the autograd graph that compute something of several channels
+# Nodes of the autograd graph whose outputs depend on several channels
 MIXING = ('ChannelShuffleBackward0', 'NativeGroupNormBackward0', 'NativeLayerNormBackward0')
-# Nodes that work on a dimension, but leave its order alone and do not care for channels of zeros
+# Nodes that act on a dimension, but keep the order of channels and ignore channels of zeros
 KEEPING = ('CatBackward0', 'StackBackward0', 'SliceBackward0', 'PermuteBackward0', 'SumBackward1',
            'LinalgVectorNormBackward0', 'NormBackward1', 'SqueezeBackward1', 'UnsqueezeBackward0')
 
@@ -34,7 +34,7 @@ def traceable(model: nn.Module) -> Iterator[Dict[nn.Module, bool]]:
     """Put a model in train mode with fixed normalisation and all gradients on, then restore it.
 
     Yields:
-        dict: The mode (training or not) of each module meanwhile.
+        dict: The mode of each module (True: training).
     """
     training = {module: module.training for module in model.modules()}
     frozen = {param for param in model.parameters() if not param.requires_grad}
@@ -42,8 +42,7 @@ def traceable(model: nn.Module) -> Iterator[Dict[nn.Module, bool]]:
     for module in model.modules():
         if isinstance(module, (_BatchNorm, _InstanceNorm, nn.Dropout)):
             module.training = False
-    for param in model.parameters():
-        param.requires_grad_(True)
+    model.requires_grad_(True)
     try:
         yield {module: module.training for module in model.modules()}
     finally:
@@ -65,20 +64,23 @@ def flatten_tensors(outputs) -> List[Tensor]:
 
 
 class Observer(TorchFunctionMode):
-    """Watches what a model computes while it is traced.
+    """Records what a model computes that the autograd graph does not tell.
 
-    It replaces split and chunk by narrow, which Torch-Pruning follows, and remembers
-    what the autograd graph does not tell.
+    It also replaces split and chunk by narrow, which Torch-Pruning follows. To be used as a
+    context manager around a run of the model.
+
+    Args:
+        model (nn.Module): The model.
 
     Attributes:
-        with_constants (Set): Nodes of the autograd graph that combine a feature map with
-            a tensor of the same channels that is no layer's output, such as the image.
-        mixing (Set): Nodes of the autograd graph that reorder the channels of a feature map,
-            or compute something of all of them.
-        splits (Dict): Node of the autograd graph to the type of the module that cuts
-            channels out of a feature map there.
-        concatenated (Dict): Node of the autograd graph that concatenates feature maps to the
-            number of channels of the result, which Torch-Pruning guesses.
+        with_constants (Set): Nodes of the autograd graph that combine a feature map with a
+            tensor that has channels of its own but is no layer's output, such as the image.
+        mixing (Set): Nodes that reorder the channels of a feature map, or whose outputs depend
+            on several channels.
+        splits (Dict): By node that takes channels out of a feature map, the type of the module
+            that does so.
+        concatenated (Dict): By node that concatenates feature maps, the number of channels of
+            the result.
     """
 
     def __init__(self, model: nn.Module):
@@ -88,14 +90,17 @@ class Observer(TorchFunctionMode):
         self.mixing: Set[object] = set()
         self.splits: Dict[object, Optional[type]] = {}
         self.concatenated: Dict[object, int] = {}
-        self._inside: List[nn.Module] = []
+        self._running: List[nn.Module] = []  # the modules that are running, innermost last
         self._handles: List = []
 
     def __enter__(self):
+        def leave(*_) -> None:
+            self._running.pop()
+
         for module in self.model.modules():
             self._handles += [
-                module.register_forward_pre_hook(lambda module, _: self._inside.append(module)),
-                module.register_forward_hook(lambda *_: self._leave())
+                module.register_forward_pre_hook(lambda module, _: self._running.append(module)),
+                module.register_forward_hook(leave)
             ]
         return super().__enter__()
 
@@ -104,9 +109,6 @@ class Observer(TorchFunctionMode):
             handle.remove()
         return super().__exit__(*error)
 
-    def _leave(self) -> None:
-        self._inside.pop()
-
     def __torch_function__(self, func, types, args=(), kwargs=None):
         outputs = func(*args, **(kwargs or {}))
         if func in SPLITS:
@@ -114,10 +116,10 @@ class Observer(TorchFunctionMode):
                                 outputs)
         for output in outputs if isinstance(outputs, (list, tuple)) else [outputs]:
             if isinstance(output, Tensor) and output.grad_fn is not None:
-                self._look(func, (*args, *(kwargs or {}).values()), output)
+                self._record(func, (*args, *(kwargs or {}).values()), output)
         return outputs
 
-    def _look(self, func, operands, output: Tensor) -> None:
+    def _record(self, func, operands: Sequence, output: Tensor) -> None:
         node, name = output.grad_fn, type(output.grad_fn).__name__
         if func in ARITHMETIC and any(_is_constant(operand, output) for operand in operands):
             self.with_constants.add(node)
@@ -125,8 +127,8 @@ class Observer(TorchFunctionMode):
         if (isinstance(before, Tensor) and before is not output
                 and _mixes_channels(node, before, output)):
             self.mixing.add(node)
-        if name == 'SliceBackward0' and self._inside:
-            self.splits[node] = type(self._inside[-1])
+        if name == 'SliceBackward0' and self._running:
+            self.splits[node] = type(self._running[-1])
         if name == 'CatBackward0' and output.dim() > 1:
             self.concatenated[node] = output.shape[1]
             if any(source is None for source, _ in node.next_functions):
@@ -134,12 +136,17 @@ class Observer(TorchFunctionMode):
 
 
 def splits_rightly(kind: Optional[type]) -> bool:
-    """Whether modules of a type split channels rightly also after pruning."""
+    """Whether modules of a type still split channels rightly after pruning."""
     return kind is not None and issubclass(kind, tuple(SPLITTING_TYPES))
 
 
+def from_front(dim: int, dims: int) -> int:
+    """Count a dimension that autograd has saved from the front; it saves -1 as 2**64 - 1."""
+    return dim if dim < dims else dim - 2**64 + dims
+
+
 def _narrowed(tensor: Tensor, pieces: List[Tensor]) -> List[Tensor]:
-    """The pieces of a tensor, each cut out by itself."""
+    """The pieces of a tensor, each taken out with narrow."""
     dims = [dim for dim in range(tensor.dim()) if pieces[0].shape[dim] != tensor.shape[dim]]
     if not dims:
         return pieces
@@ -150,19 +157,14 @@ def _narrowed(tensor: Tensor, pieces: List[Tensor]) -> List[Tensor]:
     return narrowed
 
 
-def from_front(dim: int, dims: int) -> int:
-    """Count a dimension that autograd remembers from the front; it has -1 as 2**64 - 1."""
-    return dim if dim < dims else dim - 2**64 + dims
-
-
 def _mixes_channels(node, before: Tensor, after: Tensor) -> bool:
-    """Whether a node does more with dimension 1 than to look at each channel by itself."""
+    """Whether a node does more along dimension 1 than to process each channel by itself."""
     name = type(node).__name__
     if name in KEEPING or before.dim() < 2:
         return False
     if name == 'IndexBackward0':
         return any(index is not None for index in node._saved_indices[1:2])
-    if 'View' in name or 'Reshape' in name:  # to and from vectors is Torch-Pruning's affair
+    if 'View' in name or 'Reshape' in name:  # Torch-Pruning handles those to and from vectors
         return before.dim() > 2 and after.dim() > 2 and before.shape[1] != after.shape[1]
     dims = getattr(node, '_saved_dims', getattr(node, '_saved_dim', ()))
     dims = dims if isinstance(dims, (tuple, list)) else (dims, )

@@ -1,4 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""Sparse training: a penalty on the scale factors of BatchNorm layers, and its schedules."""
 from .hook import DynamicSparsityHook
 from .schedules import (
     ConstantSchedule,
@@ -8,10 +9,9 @@ from .schedules import (
     StepSchedule,
     TwoPhaseSchedule,
 )
-from .selection import ScaleFactors, find_gammas, select_scale_factors
+from .selection import select_scale_factors
 
 __all__ = [
     'ConstantSchedule', 'CosineSchedule', 'DynamicSparsityHook', 'FeedbackSchedule',
-    'LinearSchedule', 'ScaleFactors', 'StepSchedule', 'TwoPhaseSchedule', 'find_gammas',
-    'select_scale_factors'
+    'LinearSchedule', 'StepSchedule', 'TwoPhaseSchedule', 'select_scale_factors'
 ]

@@ -7,42 +7,39 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
-from mmengine.utils import is_seq_of
 from torch import Tensor
 
 from mmgcp.compatibility import register_step_post_hook, register_step_pre_hook
+from mmgcp.errors import UserError
 from mmgcp.nn.forward import IMAGE_SHAPE
 from mmgcp.registry import HOOKS, TASK_UTILS
 
-from .channels import Channels
-from .drawing import draw_gamma_histogram
+from .channels import Channels, ScaleFactors
 from .logs import show_histograms, summarize
 from .penalties import add_subgradient, has_skipped, shrink
-from .selection import PRUNABLE, ScaleFactors, check_groups, find_gammas, select_scale_factors
+from .selection import check_selection, select_scale_factors
 from .weight_decay import describe_weight_decay, remove_weight_decay
-
-__all__ = ['DynamicSparsityHook', 'draw_gamma_histogram', 'find_gammas']
 
 PENALTIES = ('subgradient', 'proximal')
 WEIGHT_DECAYS = ('remove', 'keep')
-STATE = 'sparsity_schedule'  # its key in checkpoints
+STATE = 'sparsity_schedule'  # key of the schedule's state in checkpoints
 
 
 @HOOKS.register_module()
 class DynamicSparsityHook(Hook):
-    """Press the scale factors of BatchNorm layers to zero while training.
+    """Shrink the scale factors of BatchNorm layers towards zero during training.
 
     The loss gets the term ``s * sum(|gamma|)`` of network slimming
-    (https://arxiv.org/abs/1708.06519), whose ``s`` may change with the progress of the
+    (https://arxiv.org/abs/1708.06519). Its rate ``s`` may change in the course of the
     training and differ between channels, as in GCP-SAD (https://arxiv.org/abs/2306.01526).
 
-    The penalty acts when the optimizer makes a step: after gradients were unscaled and
+    The penalty is applied when the optimizer makes a step: after gradients were unscaled and
     clipped, once per update if gradients are accumulated, and not at all if the gradient
-    scaler skips the step. It depends on nothing but the scale factors, the progress and
-    perhaps the schedule's state, which is in the checkpoints: all ranks do the same, and a
-    resumed training continues as if it had not been interrupted.
+    scaler skips the step. It depends only on the scale factors, on the progress of the
+    training and on the schedule's state, which checkpoints contain. So all ranks do the same,
+    and a resumed training continues as if it had not been interrupted.
 
-    Beside the loss it logs, every ``log_interval`` iterations and at an epoch's end,
+    Next to the loss it logs, every ``log_interval`` iterations and at the end of an epoch,
     ``sparsity_rate`` (s, averaged over the channels), ``sparsity_loss`` (the term above),
     ``sparsity_near_zero`` (the share of channels whose \\|gamma\\| is below ``near_zero_thr``)
     and, if there are groups, ``sparsity_near_zero/GROUP``. ``tools/analysis_tools/
@@ -50,45 +47,47 @@ class DynamicSparsityHook(Hook):
 
     Args:
         rate (float): The sparsity rate s, typically 1e-4 to 1e-3. Defaults to 1e-3.
-        schedule (dict, optional): How s develops: ``dict(type='constant')``, ``'two_phase'``,
+        schedule (dict, optional): How s changes: ``dict(type='constant')``, ``'two_phase'``,
             ``'linear'``, ``'cosine'``, ``'step'`` or ``'feedback'``, see
             :mod:`mmgcp.sparsity.schedules`. Defaults to the constant one.
-        modules (str | Sequence[str], optional): Patterns in the manner of fnmatch, such as
-            ``'backbone.*'``. Only BatchNorm layers whose name matches one of them take part.
-            ``'prunable'`` stands for the channels that pruning could remove from the model
-            at hand, which Torch-Pruning finds out. Defaults to None, which means all.
-        exclude (Sequence[str], optional): Patterns of BatchNorm layers that do not take part.
-        near_zero_thr (float): Below it a \\|gamma\\| counts as near zero. Defaults to 1e-2.
+        modules (str | Sequence[str], optional): fnmatch patterns such as ``'backbone.*'``:
+            only BatchNorm layers whose names match one of them are penalised.
+            ``'prunable'`` stands for the channels that pruning could remove from this model,
+            which are found by Torch-Pruning. Defaults to None, which means all.
+        exclude (Sequence[str], optional): Patterns of BatchNorm layers to leave out.
+        near_zero_thr (float): A \\|gamma\\| below it counts as near zero. Defaults to 1e-2.
         log_interval (int): Iterations between two logs. Defaults to 50.
-        histogram_interval (int): Epochs between two histograms of gamma, which go to the
-            visualizer; 0 for none. Defaults to 1.
+        histogram_interval (int): Epochs between two histograms of gamma, which are passed to
+            the visualizer; 0 for none. Defaults to 1.
         penalty (str): ``'subgradient'`` adds ``s * sign(gamma)`` to the gradient before the
-            optimizer's step. ``'proximal'`` makes gamma ``sign(gamma) * max(|gamma| - lr * s,
+            optimizer's step. ``'proximal'`` sets gamma to ``sign(gamma) * max(|gamma| - lr * s,
             0)`` after it, with the learning rate of gamma's parameter group at that step
-            (ISTA, https://epubs.siam.org/doi/10.1137/080716542, equation 1.5), which leaves
+            (ISTA, https://epubs.siam.org/doi/10.1137/080716542, equation 1.5), which gives
             exact zeros. Defaults to 'subgradient'.
-        coupled (bool): Penalise channels that can only be removed together, such as those
-            of shortcuts, as one: the term is ``s * sqrt(L) * ||(gamma_1, ..., gamma_L)||``
-            over the L layers that have the channel (group lasso,
-            https://doi.org/10.1111/j.1467-9868.2005.00532.x, equation 2.1). For a channel of
-            one layer that is ``s * |gamma|``. Schedules get the root mean square of the
-            gammas as magnitude. Needs Torch-Pruning. Defaults to False.
-        groups (str | Sequence[dict], optional): Layer groups for the logs, each with its own
-            factor on s: ``dict(name=..., modules=[patterns], rate_factor=1.)``; a pattern
-            stands for the modules that it matches and all modules inside of them. Layers in
-            none have the factor 1 and are called ``other``. ``'auto'`` makes the groups of
+        coupled (bool): Penalise channels that can only be removed together, for example
+            because of a shortcut, as one: the term is ``s * sqrt(L) * ||(gamma_1, ...,
+            gamma_L)||`` over the L layers that have the channel (group lasso,
+            https://doi.org/10.1111/j.1467-9868.2005.00532.x, equation 2.1), which is
+            ``s * |gamma|`` for a channel of one layer. The schedule sees the root mean square
+            of the gammas as magnitude. Needs Torch-Pruning. Defaults to False.
+        groups (str | Sequence[dict], optional): Layer groups for the logs, each with a factor
+            on s: ``dict(name=..., modules=[patterns], rate_factor=1.)``. A pattern stands for
+            the modules that it matches and all modules inside them. Layers of no group have
+            the factor 1 and are logged as ``other``. ``'auto'`` takes the groups of
             :func:`mmgcp.pruning.auto_groups`, with the factor 1. A coupled channel has the
             mean factor of its layers. Defaults to None.
-        weight_decay (str): What to do with the weight decay of the optimizer, which would
-            shrink the scale factors, too: ``'remove'`` it for those that take part, so that
-            only the penalty acts, or ``'keep'`` it. A line of the log says for how many.
-            Only known for torch's own optimizers. Defaults to 'remove'.
-        input_shape (Sequence[int]): Shape (C, H, W) of an image in pixels to run the model
-            with, for 'prunable', ``coupled`` and 'auto'. Defaults to (3, 640, 640).
+        weight_decay (str): What to do with the optimizer's weight decay, which shrinks the
+            scale factors, too: ``'remove'`` it for those that are penalised, so that only the
+            penalty acts on them, or ``'keep'`` it. A line in the log says how many are
+            affected. Weight decay can only be removed from torch's own optimizers.
+            Defaults to 'remove'.
+        input_shape (Sequence[int]): Shape (C, H, W) in pixels of an image to run the model
+            on, for 'prunable', ``coupled`` and 'auto'. Defaults to (3, 640, 640).
 
     Raises:
-        ValueError: If a pattern matches no BatchNorm layer, if none is left, if a layer is in
-            two groups, or if the model cannot be traced.
+        UserError: A setting is wrong; at the start of the training, if a pattern matches no
+            BatchNorm layer, none is left, a layer is in two groups, or the model cannot be
+            traced.
     """
 
     priority = 'NORMAL'
@@ -106,29 +105,23 @@ class DynamicSparsityHook(Hook):
                  groups: Union[str, Sequence[dict], None] = None,
                  weight_decay: str = 'remove',
                  input_shape: Sequence[int] = IMAGE_SHAPE) -> None:
-        for name, value in dict(rate=rate, near_zero_thr=near_zero_thr,
-                                histogram_interval=histogram_interval).items():
-            if not value >= 0:
-                raise ValueError(f'{name} must not be negative, but got {value}.')
+        _check_not_negative(rate=rate, near_zero_thr=near_zero_thr,
+                            histogram_interval=histogram_interval)
         if log_interval < 1:
-            raise ValueError(f'log_interval must be at least 1, but got {log_interval}.')
-        patterns = dict(modules=None if modules == PRUNABLE else modules, exclude=exclude)
-        for name, value in patterns.items():
-            if value is not None and (isinstance(value, str) or not is_seq_of(value, str)):
-                raise TypeError(f'{name} must be a sequence of patterns, but got {value!r}.')
-        for name, value, known in (('penalty', penalty, PENALTIES),
-                                   ('weight_decay', weight_decay, WEIGHT_DECAYS)):
-            if value not in known:
-                raise ValueError(f'{name} must be one of {known}, but got {value!r}.')
-        check_groups(groups)
+            raise UserError(f'log_interval must be at least 1, but got {log_interval}')
+        _check_choice('penalty', penalty, PENALTIES)
+        _check_choice('weight_decay', weight_decay, WEIGHT_DECAYS)
+        check_selection(modules, exclude, groups)
         self.rate = rate
-        # Our scope, because a bare type would be looked up in the default scope.
-        schedule = schedule or dict(type='constant')
-        self.schedule = TASK_UTILS.build(dict(schedule, _scope_='mmgcp'))
+        # With the scope, because a bare name would be looked up in the default scope.
+        self.schedule = TASK_UTILS.build(
+            dict(schedule or dict(type='constant'), _scope_='mmgcp'))
         self.near_zero_thr = near_zero_thr
         self.log_interval = log_interval
         self.histogram_interval = histogram_interval
         self.penalty = penalty
+        self.coupled = coupled
+        self.groups = groups
         self.weight_decay = weight_decay
         self._selection = dict(modules=modules, exclude=exclude, coupled=coupled, groups=groups,
                                input_shape=input_shape)
@@ -152,6 +145,7 @@ class DynamicSparsityHook(Hook):
             parameters = {id(p) for group in optimizer.param_groups for p in group['params']}
             if remove and chosen & parameters:
                 self._handles += remove_weight_decay(optimizer, chosen)
+            # A scale factor of several optimizers is penalised by the first of them.
             self._register_penalty(runner, optimizer, unowned & parameters,
                                    is_first=unowned == chosen)
             unowned -= parameters
@@ -182,7 +176,7 @@ class DynamicSparsityHook(Hook):
         self._loaded_state = checkpoint.get(STATE)
 
     def _resume_schedule(self, runner) -> None:
-        # From a checkpoint that only gave the weights, training begins at 0.
+        # At iteration 0, the checkpoint was only loaded for its weights.
         if not hasattr(self.schedule, 'load_state_dict') or runner.iter == 0:
             return
         loaded, kind = self._loaded_state, type(self.schedule).__name__
@@ -190,33 +184,29 @@ class DynamicSparsityHook(Hook):
             self.schedule.load_state_dict(loaded['state'])
         else:
             runner.logger.warning(f'Sparsity: the checkpoint has no state of a {kind}, '
-                                  'which begins anew.')
+                                  'which starts from the beginning.')
 
     def _register_penalty(self, runner, optimizer: torch.optim.Optimizer, owned: Set[int],
                           is_first: bool) -> None:
+        """Apply the penalty of the scale factors ``owned`` at each step of an optimizer."""
         if self.penalty == 'proximal':
-            shrink = functools.partial(self._shrink, runner, owned)
-            self._handles.append(register_step_post_hook(optimizer, shrink))
+            apply, register = self._shrink, register_step_post_hook
         else:
-            add_penalty = functools.partial(self._add_penalty, runner, owned)
-            self._handles.append(register_step_pre_hook(optimizer, add_penalty))
+            apply, register = self._add_subgradient, register_step_pre_hook
+        self._handles.append(register(optimizer, functools.partial(apply, runner, owned)))
         # Once per update, even if several optimizers share the scale factors
         if owned and is_first and hasattr(self.schedule, 'update'):
             update = functools.partial(self._update_schedule, runner)
             self._handles.append(register_step_post_hook(optimizer, update))
 
     def _remove_handles(self) -> None:
-        # Backwards, as under torch 1.13 each has wrapped those before it
+        # In reverse order, because with torch 1.13 each wraps the ones before it
         for handle in reversed(self._handles):
             handle.remove()
         self._handles = []
 
-    def _rates(self, runner, channels: Channels) -> Union[float, Tensor]:
-        magnitudes = channels.magnitudes(channels.values())
-        rates = self.schedule.rates(magnitudes, self.rate, _progress(runner))
-        return rates if channels.rate_factors is None else rates * channels.rate_factors
-
-    def _add_penalty(self, runner, owned: Set[int], optimizer: torch.optim.Optimizer) -> None:
+    def _add_subgradient(self, runner, owned: Set[int],
+                         optimizer: torch.optim.Optimizer) -> None:
         channels = self._scale_factors.trained()
         if channels is not None:
             add_subgradient(channels, self._rates(runner, channels), owned, optimizer)
@@ -232,12 +222,17 @@ class DynamicSparsityHook(Hook):
             near_zero = channels.values().abs() < self.near_zero_thr
             self.schedule.update(near_zero.double().mean().item(), _progress(runner))
 
+    def _rates(self, runner, channels: Channels) -> Union[float, Tensor]:
+        magnitudes = channels.magnitudes(channels.values())
+        rates = self.schedule.rates(magnitudes, self.rate, _progress(runner))
+        return rates if channels.rate_factors is None else rates * channels.rate_factors
+
     def _log_scalars(self, runner) -> None:
         channels = self._scale_factors.trained()
         if channels is None:
             return
         figures = summarize(channels, self._rates(runner, channels), self.near_zero_thr,
-                            by_group=bool(self._selection['groups']))
+                            by_group=bool(self.groups))
         for name, value in figures.items():
             runner.message_hub.update_scalar(f'train/{name}', value)
 
@@ -248,10 +243,22 @@ class DynamicSparsityHook(Hook):
             step = runner.epoch + 1
             title = f'epoch {step}, iteration {runner.iter}, rate {self.rate:g}'
             show_histograms(runner.visualizer, channels, self.near_zero_thr, title, step,
-                            by_group=bool(self._selection['groups']))
+                            by_group=bool(self.groups))
+
+
+def _check_not_negative(**values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0:
+            raise UserError(f'{name} must not be negative, but got {value}')
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f'{name} must be one of {choices}, but got {value!r}')
 
 
 def _progress(runner) -> float:
+    """The share of the training that is done, in [0, 1)."""
     return runner.iter / runner.max_iters
 
 

@@ -1,24 +1,26 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""What the hook tells about the scale factors."""
+"""What the hook logs about the scale factors: figures and histograms."""
 from typing import Dict, Union
 
+import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from mmengine.visualization import TensorboardVisBackend, Visualizer
 from torch import Tensor
 
 from .channels import Channels
-from .drawing import draw_gamma_histogram
 
 
 def summarize(channels: Channels, rates: Union[float, Tensor], near_zero_thr: float,
               by_group: bool) -> Dict[str, float]:
-    """The figures of the moment.
+    """Compute the current figures.
 
     Args:
         channels (Channels): The channels.
-        rates (float | Tensor): Their rates (n, ).
-        near_zero_thr (float): Below it a magnitude counts as near zero.
-        by_group (bool): Whether to tell the share of near-zero channels of each group, too.
+        rates (float | Tensor): Their sparsity rates (n, ).
+        near_zero_thr (float): A scale factor below it counts as near zero.
+        by_group (bool): Whether to add the share of near-zero channels in each group.
 
     Returns:
         dict[str, float]: Values by name.
@@ -40,19 +42,19 @@ def summarize(channels: Channels, rates: Union[float, Tensor], near_zero_thr: fl
 
 def show_histograms(visualizer: Visualizer, channels: Channels, near_zero_thr: float,
                     title: str, step: int, by_group: bool) -> None:
-    """Give the distribution of the scale factors to the visualizer.
+    """Pass the distribution of the scale factors to the visualizer.
 
     Args:
-        visualizer (Visualizer): Gets a picture, and with TensorBoard histograms.
+        visualizer (Visualizer): Gets a picture and, with TensorBoard, histograms.
         channels (Channels): The channels.
         near_zero_thr (float): Marked on both sides of zero.
-        title (str): The first line of the picture's title.
+        title (str): First line of the picture's title.
         step (int): Number of the picture.
         by_group (bool): Whether TensorBoard gets a histogram of each group, too.
     """
     values = channels.values().float().cpu()
     image = draw_gamma_histogram(values.numpy(), near_zero_thr, title)
-    # No slash in the name: the local backend would take it for a folder, and fail.
+    # No slash in the name: the local backend would take it for a folder and fail.
     visualizer.add_image('sparsity_gamma_histogram', image, step=step)
     histograms = {'sparsity/gamma': values}
     if by_group:
@@ -62,3 +64,28 @@ def show_histograms(visualizer: Visualizer, channels: Channels, near_zero_thr: f
         if isinstance(backend, TensorboardVisBackend):
             for name, chosen in histograms.items():
                 backend.experiment.add_histogram(name, chosen.numpy(), step)
+
+
+def draw_gamma_histogram(values: np.ndarray, near_zero_thr: float, title: str) -> np.ndarray:
+    """Draw the distribution of scale factors, with a logarithmic axis for the counts.
+
+    Args:
+        values (np.ndarray): The scale factors (n, ).
+        near_zero_thr (float): Marked on both sides of zero.
+        title (str): First line of the title.
+
+    Returns:
+        np.ndarray: RGB image (480, 640, 3), uint8.
+    """
+    figure = Figure(figsize=(6.4, 4.8), dpi=100)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.hist(values, bins=100, log=True)
+    for threshold in (-near_zero_thr, near_zero_thr):
+        axes.axvline(threshold, color='tab:red', linestyle='--', linewidth=0.8)
+    share = np.mean(np.abs(values) < near_zero_thr)
+    axes.set_title(f'{title}\n{share:.1%} of {values.size} channels below {near_zero_thr:g}')
+    axes.set_xlabel('BatchNorm scale factor')
+    axes.set_ylabel('channels')
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3].copy()

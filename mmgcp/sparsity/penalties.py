@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""What happens to the scale factors around a step of the optimizer."""
+"""How the penalty changes gradients or scale factors when the optimizer makes a step."""
 from typing import List, Set, Tuple, Union
 
 import torch
@@ -18,13 +18,13 @@ def add_subgradient(channels: Channels, rates: Rates, owned: Set[int],
 
     Args:
         channels (Channels): The channels.
-        rates (float | Tensor): Their rates (n, ).
+        rates (float | Tensor): Their sparsity rates (n, ).
         owned (Set[int]): The ids of the scale factors that belong to this optimizer.
         optimizer (torch.optim.Optimizer): The optimizer.
     """
     values = channels.values()
     penalty = rates * channels.directions(values, channels.magnitudes(values))
-    # A fused optimizer divides by the scale inside of its step.
+    # Fused optimizers divide the gradients by the loss scale within their step.
     if getattr(optimizer, '_step_supports_amp_scaling', False):
         scale = getattr(optimizer, 'grad_scale', None)
         penalty = penalty if scale is None else penalty * scale
@@ -39,12 +39,13 @@ def shrink(channels: Channels, rates: Rates, owned: Set[int],
            optimizer: torch.optim.Optimizer) -> None:
     """Apply the proximal operator of the penalty, after the step.
 
-    Soft thresholding by lr * rate, ISTA (https://epubs.siam.org/doi/10.1137/080716542,
-    equation 1.5), of the norm of coupled channels (https://arxiv.org/abs/1108.0775, section 3.3).
+    Soft thresholding by lr * rate (ISTA, https://epubs.siam.org/doi/10.1137/080716542,
+    equation 1.5); for coupled channels, of their norm (https://arxiv.org/abs/1108.0775,
+    section 3.3).
 
     Args:
         channels (Channels): The channels.
-        rates (float | Tensor): Their rates (n, ).
+        rates (float | Tensor): Their sparsity rates (n, ).
         owned (Set[int]): The ids of the scale factors that belong to this optimizer.
         optimizer (torch.optim.Optimizer): The optimizer.
     """
@@ -56,20 +57,21 @@ def shrink(channels: Channels, rates: Rates, owned: Set[int],
     shrunk = channels.directions(values, magnitudes) * (magnitudes - steps * rates).clamp(min=0)
     pairs = _owned_pairs(channels.gammas, channels.split_with_others(shrunk), owned)
     if pairs:
-        # In place, as MMYOLO's ExpMomentumEMA keeps the tensors. Adding to zero takes two
-        # kernels, and all torch versions have them.
+        # In place, because MMYOLO's ExpMomentumEMA keeps references to the tensors. Adding to
+        # zeros takes two kernels, and unlike _foreach_copy_ every supported torch has them.
         gammas, parts = map(list, zip(*pairs))
         torch._foreach_zero_(gammas)
         torch._foreach_add_(gammas, parts)
 
 
 def has_skipped(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a fused optimizer found infinite gradients inside of its step."""
+    """Whether a fused optimizer skipped its step because of infinite gradients."""
     found_inf = getattr(optimizer, 'found_inf', None)
     return found_inf is not None and bool(found_inf)
 
 
 def _owned_pairs(gammas: List[nn.Parameter], parts: List[Tensor],
                  owned: Set[int]) -> List[Tuple[nn.Parameter, Tensor]]:
+    """The scale factors that this optimizer updates, each with its part of a vector."""
     return [(gamma, part) for gamma, part in zip(gammas, parts)
             if gamma.grad is not None and id(gamma) in owned]

@@ -1,14 +1,14 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""How strongly each channel's scale factor is pulled to zero in the course of training.
+"""How strongly the scale factor of each channel is shrunk in the course of the training.
 
-A schedule has the method ``rates(magnitudes, rate, progress)``. ``magnitudes`` holds |gamma|
-of all channels in one dimension, ``rate`` the configured sparsity rate and ``progress`` the
-share of the training that is done, in [0, 1). It returns one rate for all channels or a
-tensor with a rate for each, and changes nothing: it is called for the logs, too.
+A schedule has a method ``rates(magnitudes, rate, progress)``. ``magnitudes`` (n, ) holds the
+absolute scale factor of each channel, ``rate`` is the configured sparsity rate and ``progress``
+the share of the training that is done, in [0, 1). The method returns one rate for all channels
+or a tensor (n, ) of rates, and has no side effects: it is also called for the logs.
 
-A schedule with a state has three methods more: ``update(near_zero, progress)``, called once
-after each step of the optimizer with the share of near-zero channels, and ``state_dict()`` and
-``load_state_dict(state)``, by which the state is kept in checkpoints.
+A schedule with a state has three more methods: ``update(near_zero, progress)``, which is called
+once after each step of the optimizer with the share of near-zero channels, and ``state_dict()``
+and ``load_state_dict(state)``, with which checkpoints keep the state.
 """
 import math
 from typing import Dict, Optional, Sequence, Union
@@ -16,14 +16,14 @@ from typing import Dict, Optional, Sequence, Union
 import torch
 from torch import Tensor
 
+from mmgcp.errors import UserError
 from mmgcp.registry import TASK_UTILS
 
 
 @TASK_UTILS.register_module(name=['constant', 'ConstantSchedule'])
 class ConstantSchedule:
-    """The same rate for every channel, always.
-
-    That is network slimming (https://arxiv.org/abs/1708.06519).
+    """The same rate for all channels at all times: network slimming
+    (https://arxiv.org/abs/1708.06519).
     """
 
     def rates(self, magnitudes: Tensor, rate: float, progress: float) -> float:
@@ -33,19 +33,22 @@ class ConstantSchedule:
 
 @TASK_UTILS.register_module(name=['two_phase', 'TwoPhaseSchedule'])
 class TwoPhaseSchedule:
-    """First press all channels, then only those that are small.
+    """First shrink all channels, then only the small ones.
 
-    The dynamic sparse training of GCP-SAD (https://arxiv.org/abs/2306.01526), as in its
-    authors' code: in the second phase a channel whose |gamma| reaches a percentile over all
-    layers is going to be kept, so it is hardly shrunk any more.
+    This is the dynamic sparse training of GCP-SAD (https://arxiv.org/abs/2306.01526), as in
+    the authors' code: in the second phase, a channel whose |gamma| reaches a percentile over
+    all layers counts as one to be kept, and is hardly shrunk any more.
 
     Args:
         begin (float): Share of the training after which the second phase begins.
             Defaults to 0.4.
-        percentile (float): Share of the channels that go on being pressed. A channel is
-            spared if its |gamma| is at or above ``numpy.percentile(|gamma|, 100 * percentile)``
-            of the moment. Defaults to 0.65.
+        percentile (float): Share of the channels that are still shrunk. A channel is spared
+            if its |gamma| is at or above the current ``numpy.percentile(|gamma|,
+            100 * percentile)``. Defaults to 0.65.
         kept_factor (float): Factor on the rate of the spared channels. Defaults to 0.01.
+
+    Raises:
+        UserError: A setting is out of its range.
     """
 
     def __init__(self,
@@ -59,21 +62,24 @@ class TwoPhaseSchedule:
         self.kept_factor = kept_factor
 
     def rates(self, magnitudes: Tensor, rate: float, progress: float) -> Union[float, Tensor]:
-        """Return ``rate``, in the second phase less of it for the large channels."""
+        """Return ``rate``, and in the second phase less for the large channels."""
         if progress < self.begin:
             return rate
-        return _press_small(magnitudes, self.percentile, rate, rate * self.kept_factor)
+        return _shrink_small(magnitudes, self.percentile, rate, rate * self.kept_factor)
 
 
 @TASK_UTILS.register_module(name=['linear', 'LinearSchedule'])
 class LinearSchedule:
-    """A rate that goes from one multiple of the configured one to another.
+    """A rate that changes linearly from one multiple of the configured rate to another.
 
     Args:
         start (float): Factor on the rate until ``begin``. Defaults to 0.
         stop (float): Factor on the rate from ``end`` on. Defaults to 1.
         begin (float): Share of the training after which the change begins. Defaults to 0.
         end (float): Share of the training after which it is complete. Defaults to 1.
+
+    Raises:
+        UserError: A setting is out of its range.
     """
 
     def __init__(self,
@@ -84,7 +90,7 @@ class LinearSchedule:
         _check_not_negative(start=start, stop=stop)
         _check_shares(begin=begin, end=end)
         if begin >= end:
-            raise ValueError(f'begin must be below end, but got {begin} and {end}.')
+            raise UserError(f'begin must be below end, but got {begin} and {end}')
         self.start = start
         self.stop = stop
         self.begin = begin
@@ -101,7 +107,7 @@ class LinearSchedule:
 
 @TASK_UTILS.register_module(name=['cosine', 'CosineSchedule'])
 class CosineSchedule(LinearSchedule):
-    """Half a cosine instead of the straight line; see :class:`LinearSchedule`."""
+    """A rate that changes along half a cosine wave; see :class:`LinearSchedule`."""
 
     def _ease(self, done: float) -> float:
         return (1 - math.cos(math.pi * done)) / 2
@@ -112,16 +118,19 @@ class StepSchedule:
     """A rate that is multiplied by a factor at some points of the training.
 
     Args:
-        milestones (Sequence[float]): These points, as shares of the training, ascending.
-            Defaults to (0.5, 0.75).
+        milestones (Sequence[float]): These points as shares of the training, in ascending
+            order. Defaults to (0.5, 0.75).
         factor (float): The factor. Defaults to 0.1.
+
+    Raises:
+        UserError: A setting is out of its range.
     """
 
     def __init__(self, milestones: Sequence[float] = (0.5, 0.75), factor: float = 0.1) -> None:
         for milestone in milestones:
             _check_shares(milestones=milestone)
         if list(milestones) != sorted(milestones):
-            raise ValueError(f'milestones must ascend, but got {milestones}.')
+            raise UserError(f'milestones must be in ascending order, but got {milestones}')
         _check_not_negative(factor=factor)
         self.milestones = tuple(milestones)
         self.factor = factor
@@ -134,38 +143,42 @@ class StepSchedule:
 
 @TASK_UTILS.register_module(name=['feedback', 'FeedbackSchedule'])
 class FeedbackSchedule:
-    r"""Steer the rate so that a wanted share of the channels is near zero.
+    r"""Control the rate so that a target share of the channels gets near zero.
 
-    An integral controller. The rate is multiplied by :math:`e^u`; u is 0 in the beginning and
-    after each step of the optimizer becomes
+    This is an integral controller. The rate is multiplied by :math:`e^u`, where u is 0 at first
+    and after each step of the optimizer becomes
 
     .. math::
         u \leftarrow clip(u + strength \cdot (wanted - near\_zero) \cdot \Delta progress,
                           \log min\_factor, \log max\_factor)
 
-    with ``near_zero`` the measured share, ``wanted`` rising from 0 to ``target`` in proportion
-    to the progress of the training, and :math:`\Delta progress` the progress since the step
-    before. A deviation of 0.1 that lasts for a tenth of the training thus changes u by
-    0.01 strength, however many iterations that takes. Clipping u itself, not just what is made
-    of it, keeps the integral from winding up while the rate is at a bound.
+    Here ``near_zero`` is the measured share, ``wanted`` rises from 0 to ``target`` in proportion
+    to the progress of the training, and :math:`\Delta progress` is the progress since the last
+    step. So a deviation of 0.1 that lasts for a tenth of the training changes u by
+    0.01 strength, however many iterations that takes. Clipping u rather than the factor
+    prevents integral windup while the rate is at a bound.
 
-    Where all scale factors are alike, as in a new network, they would reach zero at about the
-    same time, and no controller could stop half of them. So the channels that are to be kept
-    are spared as in the second phase of :class:`TwoPhaseSchedule`, with ``target`` for the
-    percentile; theirs is not steered upwards.
+    If all scale factors are alike, as in a new network, they would all reach zero at about the
+    same time, and no controller could stop half of them. Therefore the channels that are to be
+    kept are spared as in the second phase of :class:`TwoPhaseSchedule`, with ``target`` as the
+    percentile, and their rate is never raised.
 
-    Best with ``penalty='proximal'``. Subgradient steps make scale factors swing around zero by
-    up to lr * rate / (1 - momentum); where that is more than ``near_zero_thr``, a higher rate
-    means fewer near zero, and the controller fails. Keep rate * max_factor below that.
+    It works best with ``penalty='proximal'``. With subgradient steps, scale factors oscillate
+    around zero by up to lr * rate / (1 - momentum). If that exceeds ``near_zero_thr``, a higher
+    rate leaves fewer channels near zero, and the controller fails: choose rate * max_factor
+    small enough.
 
     Args:
-        target (float): The wanted share of near-zero channels.
-        ramp (float): Share of the training after which all of the target is wanted.
+        target (float): The target share of near-zero channels.
+        ramp (float): Share of the training after which the whole target is wanted.
             Defaults to 0.5.
         strength (float): How fast the rate reacts. Defaults to 50.
-        min_factor (float): Least factor on the rate. Defaults to 0.01.
+        min_factor (float): Smallest factor on the rate. Defaults to 0.01.
         max_factor (float): Largest factor on the rate. Defaults to 10.
         kept_factor (float): Factor on the rate of the spared channels. Defaults to 0.01.
+
+    Raises:
+        UserError: A setting is out of its range.
     """
 
     def __init__(self,
@@ -178,8 +191,8 @@ class FeedbackSchedule:
         _check_shares(target=target, ramp=ramp)
         _check_not_negative(strength=strength, kept_factor=kept_factor)
         if not 0 < min_factor <= 1 <= max_factor < math.inf:
-            raise ValueError('min_factor must be in (0, 1] and max_factor at least 1, but got '
-                             f'{min_factor} and {max_factor}.')
+            raise UserError('min_factor must be in (0, 1] and max_factor at least 1, but got '
+                            f'{min_factor} and {max_factor}')
         self.target = target
         self.ramp = ramp
         self.strength = strength
@@ -189,16 +202,17 @@ class FeedbackSchedule:
         self._progress: Optional[float] = None
 
     def wanted(self, progress: float) -> float:
-        """The share of near-zero channels that is wanted at a point of the training."""
+        """Return the share of near-zero channels that is wanted at a point of the training."""
         return self.target if progress >= self.ramp else self.target * progress / self.ramp
 
     def rates(self, magnitudes: Tensor, rate: float, progress: float) -> Tensor:
         """Return a multiple of ``rate``, and less for the large channels."""
-        steered = rate * math.exp(self._log_factor)
-        return _press_small(magnitudes, self.target, steered, min(rate, steered) * self.kept_factor)
+        controlled = rate * math.exp(self._log_factor)
+        kept_rate = min(rate, controlled) * self.kept_factor
+        return _shrink_small(magnitudes, self.target, controlled, kept_rate)
 
     def update(self, near_zero: float, progress: float) -> None:
-        """Move the rate by what the share of near-zero channels deviates."""
+        """Adjust the rate to the deviation of the share of near-zero channels."""
         if self._progress is not None:
             change = self.strength * (self.wanted(progress) - near_zero)
             moved = self._log_factor + change * (progress - self._progress)
@@ -206,18 +220,18 @@ class FeedbackSchedule:
         self._progress = progress
 
     def state_dict(self) -> Dict[str, Optional[float]]:
-        """The state, for a checkpoint."""
+        """Return the state, for a checkpoint."""
         return dict(log_factor=self._log_factor, progress=self._progress)
 
     def load_state_dict(self, state: Dict[str, Optional[float]]) -> None:
-        """Take over the state of a checkpoint."""
+        """Load the state of a checkpoint."""
         self._log_factor = state['log_factor']
         self._progress = state['progress']
 
 
-def _press_small(magnitudes: Tensor, share: float, rate: float, kept_rate: float) -> Tensor:
-    """A rate for a share of the channels, the small ones, and another for those kept."""
-    # The interpolated percentile lies above the element before this one, so that
+def _shrink_small(magnitudes: Tensor, share: float, rate: float, kept_rate: float) -> Tensor:
+    """One rate for the given share of the channels, the smallest ones, and one for the others."""
+    # numpy.percentile interpolates between the element before this one and this one, so that
     # comparing with this one spares the same channels. Unlike kthvalue, sort is
     # deterministic on CUDA.
     position = math.ceil(share * (magnitudes.numel() - 1))
@@ -229,10 +243,10 @@ def _press_small(magnitudes: Tensor, share: float, rate: float, kept_rate: float
 def _check_shares(**values: float) -> None:
     for name, value in values.items():
         if not 0 <= value <= 1:
-            raise ValueError(f'{name} must be in [0, 1], but got {value}.')
+            raise UserError(f'{name} must be in [0, 1], but got {value}')
 
 
 def _check_not_negative(**values: float) -> None:
     for name, value in values.items():
         if not 0 <= value < math.inf:
-            raise ValueError(f'{name} must be finite and not negative, but got {value}.')
+            raise UserError(f'{name} must be finite and not negative, but got {value}')

@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Keeping weight decay away from scale factors that have a penalty of their own."""
+"""Optimizer steps without weight decay for scale factors that have a penalty of their own."""
 from typing import Any, List, Sequence, Set
 
 import torch
@@ -11,9 +11,9 @@ from mmgcp.compatibility import register_step_post_hook, register_step_pre_hook
 def remove_weight_decay(optimizer: torch.optim.Optimizer, chosen: Set[int]) -> List[Any]:
     """Let an optimizer make its steps without weight decay for some parameters.
 
-    During each step they are in parameter groups of their own, whose weight decay is 0. So it
-    does not matter how the optimizer applies it, the result is that of training without, bit
-    for bit, and between the steps (for schedulers, logs and checkpoints) the groups are as
+    During each step, these parameters are in groups of their own with a weight decay of 0.
+    However the optimizer applies weight decay, the result is bit for bit that of training
+    without it. Between the steps (for schedulers, logs and checkpoints) the groups are as
     they were.
 
     Args:
@@ -21,18 +21,18 @@ def remove_weight_decay(optimizer: torch.optim.Optimizer, chosen: Set[int]) -> L
         chosen (Set[int]): The ids of the parameters.
 
     Returns:
-        list: Handles with a ``remove()``; empty if it is not known how the optimizer
-        steps, and it has been left alone.
+        list: Handles with a ``remove()``. Empty if the optimizer is not one of torch's own:
+        how it makes a step is unknown then, and it is left as it is.
     """
     if not _is_known(optimizer):
         return []
-    groups = _Groups(chosen)
+    groups = _SplitGroups(chosen)
     return [groups, register_step_pre_hook(optimizer, groups.split),
             register_step_post_hook(optimizer, groups.restore)]
 
 
-class _Groups:
-    """The parameter groups, taken apart during a step."""
+class _SplitGroups:
+    """The parameter groups of an optimizer, split during a step."""
 
     def __init__(self, chosen: Set[int]) -> None:
         self.chosen = chosen
@@ -40,7 +40,7 @@ class _Groups:
         self._originals: list = []
 
     def split(self, optimizer: torch.optim.Optimizer) -> None:
-        """Begin a step."""
+        """Split the groups at the beginning of a step."""
         self.remove()
         groups = []
         for group in optimizer.param_groups:
@@ -55,24 +55,33 @@ class _Groups:
         optimizer.param_groups = groups
 
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
-        """End a step."""
+        """Restore the groups at the end of a step."""
         self.remove()
 
     def remove(self) -> None:
-        """Restore the groups of a step that was broken off, if any."""
+        """Restore the groups, also after a step that was interrupted by an error."""
         if self._optimizer is not None:
             self._optimizer.param_groups = self._originals
             self._optimizer = None
 
 
 def _is_known(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a step does what one of torch's own optimizers does in it."""
+    """Whether the optimizer's step is that of one of torch's own optimizers."""
     return type(optimizer).step.__module__.startswith('torch.optim.')
 
 
 def describe_weight_decay(optimizers: Sequence[torch.optim.Optimizer],
                           gammas: Sequence[nn.Parameter], remove: bool) -> str:
-    """Say in a line what is done about the weight decay of some scale factors."""
+    """Say in one line what happens to the weight decay of some scale factors.
+
+    Args:
+        optimizers (Sequence[torch.optim.Optimizer]): The optimizers.
+        gammas (Sequence[nn.Parameter]): The scale factors, one parameter per layer.
+        remove (bool): Whether their weight decay is to be removed.
+
+    Returns:
+        str: The line.
+    """
     chosen = {id(gamma) for gamma in gammas}
     parts = []
     for optimizer in optimizers:
@@ -86,7 +95,7 @@ def describe_weight_decay(optimizers: Sequence[torch.optim.Optimizer],
         elif _is_known(optimizer):
             parts.append(f'{decayed} would have weight decay of {kind}, which is removed')
         else:
-            parts.append(f'{decayed} have weight decay of {kind}, which is left, as it is not '
-                         'known how it is applied')
+            parts.append(f'{decayed} have weight decay of {kind}, which is kept, as it is '
+                         'unknown how this optimizer applies it')
     found = '; '.join(parts) or 'none has weight decay'
     return f'Sparsity: of the scale factors of {len(gammas)} BatchNorm layers {found}.'

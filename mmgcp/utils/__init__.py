@@ -1,2 +1,2 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Files, configs and processes: what knows no layers."""
+"""Helpers for files, configs, command lines and the process; they know nothing of layers."""

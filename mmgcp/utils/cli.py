@@ -1,38 +1,98 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """What the command-line tools share."""
+import argparse
 import os
 import sys
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Iterator, List, Union
+from typing import Any, Callable, Iterator, List, Optional, Union
+
+from mmengine.config import DictAction
 
 from mmgcp.errors import UserError
 
+TRACEBACK_OPTION = '--traceback'
+TRACEBACK_VARIABLE = 'MMGCP_TRACEBACK'
+TRACEBACK_HELP = f"""
+every tool of mmgcp:
+  {TRACEBACK_OPTION}           show the whole traceback of an error before its message; also with
+                        the environment variable {TRACEBACK_VARIABLE}=1"""
+HELP_OPTIONS = {'-h', '--help'}
 
-def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool and end it with one sentence and status 1 if it cannot do its work.
+
+class CfgOptions(DictAction):
+    """The argparse action of ``--cfg-options``: MMEngine's, with an error that argparse reports."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
+                 values: List[str], option_string: Optional[str] = None) -> None:
+        """Parse ``key=value`` pairs into a dict.
+
+        Raises:
+            argparse.ArgumentError: A pair has no ``=``, or its brackets are not balanced.
+        """
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (ValueError, AssertionError):
+            raise argparse.ArgumentError(
+                self, f'expected key=value pairs, but got {" ".join(values)}') from None
+
+
+def run_tool(main: Callable[[], Any]) -> None:
+    """Run a tool; an error that the user can mend ends it with one sentence and status 1.
+
+    ``--traceback``, which is removed from ``sys.argv`` before the tool parses it, or the
+    environment variable ``MMGCP_TRACEBACK=1`` prints the whole traceback before the sentence,
+    including the errors that led to it. Tools that this one starts do so as well. ``--help`` of
+    every tool describes it.
 
     Args:
         main (Callable): The tool's main function.
     """
+    _read_traceback_option()
+    wants_help = bool(HELP_OPTIONS.intersection(sys.argv[1:]))
     try:
         main()
     except (UserError, OSError) as error:
+        if os.environ.get(TRACEBACK_VARIABLE, '0') not in ('', '0'):
+            _print_traceback(error)
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')
     except KeyboardInterrupt:
         print('\ninterrupted', file=sys.stderr)
         sys.exit(130)
+    except SystemExit as exit_:
+        if wants_help and not exit_.code:
+            print(TRACEBACK_HELP)
+        raise
+
+
+def _read_traceback_option() -> None:
+    """Replace the option by the environment variable, which processes of this one inherit."""
+    if TRACEBACK_OPTION in sys.argv[1:]:
+        sys.argv[1:] = [item for item in sys.argv[1:] if item != TRACEBACK_OPTION]
+        os.environ[TRACEBACK_VARIABLE] = '1'
+
+
+def _print_traceback(error: BaseException) -> None:
+    """Print a traceback that includes contexts hidden by ``raise ... from None``."""
+    link: Optional[BaseException] = error
+    while link is not None:
+        link.__suppress_context__ = False
+        link = link.__cause__ or link.__context__
+    traceback.print_exception(type(error), error, error.__traceback__)
 
 
 @contextmanager
 def replacing(*paths: Union[str, Path]) -> Iterator[List[Path]]:
-    """Write files all or none: yield temporary paths and rename them at the end.
+    """Write several files or none: yield temporary paths, which are renamed at the end.
+
+    If the block raises, the temporary files are deleted and nothing is replaced.
 
     Args:
-        *paths (str | Path): The files to be written.
+        *paths (str | Path): The files to write.
 
     Yields:
-        list[Path]: Where to write them, in the same folders and with the same endings.
+        list[Path]: Where to write them, in the same folders and with the same suffixes.
     """
     paths = [Path(path) for path in paths]
     temporaries = [path.with_name(f'.{os.getpid()}-{path.name}') for path in paths]

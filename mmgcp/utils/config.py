@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 
+from mmgcp.compatibility import mend_openmmlab
 from mmgcp.errors import UserError
 
 
@@ -17,50 +18,65 @@ def load_config(path: str, cfg_options: Optional[dict] = None) -> Config:
 
     Args:
         path (str): A file, or a config inside a package as ``mmyolo::yolov8/….py``.
-        cfg_options (dict, optional): Settings to override. Defaults to None.
+        cfg_options (dict, optional): Settings to override, by their dotted names.
+            Defaults to None.
 
     Returns:
         Config: The config.
 
     Raises:
-        UserError: There is no such config, or it has no model.
+        UserError: There is no such config, it cannot be read, an option does not fit it, or
+            it describes no model.
     """
     try:
-        if '::' in path:
-            from mmengine.hub import get_config
-            cfg = get_config(path)
-        elif osp.isfile(path):
-            cfg = Config.fromfile(path)
-        else:
-            raise FileNotFoundError(path)
+        cfg = _read(path)
     except FileNotFoundError as error:
         raise UserError(f'there is no config {error}' if str(error) == path else
                         f'the config {path} needs a file that does not exist: {error}') from None
-    except Exception as error:  # a config is Python, in which anything can go wrong
+    except Exception as error:  # a config is Python code, which can raise anything
         hint = ''
         if getattr(error, 'name', None) == 'pkg_resources':
             hint = " (MMEngine needs it for such configs: pip install 'setuptools<80')"
         raise UserError(f'the config {path} cannot be read: '
                         f'{type(error).__name__}: {error}{hint}') from error
-    if cfg_options:
-        cfg.merge_from_dict(cfg_options)
+    _override(cfg, cfg_options or {}, path)
     if 'model' not in cfg:
         raise UserError(f'the config {path} describes no model')
     return cfg
 
 
+def _read(path: str) -> Config:
+    if '::' in path:
+        from mmengine.hub import get_config
+        return get_config(path)
+    if osp.isfile(path):
+        return Config.fromfile(path)
+    raise FileNotFoundError(path)
+
+
+def _override(cfg: Config, cfg_options: dict, path: str) -> None:
+    """Merge options into a config, in place."""
+    try:
+        cfg.merge_from_dict(cfg_options)
+    except (KeyError, TypeError, AttributeError) as error:
+        given = ' '.join(f'{key}={value}' for key, value in cfg_options.items())
+        reason = str(error.args[0] if error.args else error).splitlines()[0]
+        raise UserError(f'the options {given} do not fit the config {path}: {reason}') from error
+
+
 def build_detector(cfg: Config) -> nn.Module:
-    """Build the detector of a config, with plain instead of synchronised BatchNorm.
+    """Build the detector of a config, with BatchNorm in place of SyncBatchNorm.
 
     Args:
-        cfg (Config): A whole config with ``model`` and ``default_scope``.
+        cfg (Config): A complete config with ``model`` and ``default_scope``.
 
     Returns:
-        nn.Module: The detector, not initialised, in train mode.
+        nn.Module: The detector in train mode; ``init_weights()`` has not been called.
 
     Raises:
         UserError: The model cannot be built.
     """
+    mend_openmmlab()
     try:
         with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmyolo')):
             return revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
@@ -73,11 +89,11 @@ def image_size(cfg: Config) -> Tuple[int, int]:
     """Find the size of the images that a detector is tested on.
 
     Args:
-        cfg (Config): A whole config.
+        cfg (Config): A complete config.
 
     Returns:
         tuple[int, int]: Width and height in pixels: the config's ``img_scale``, else the
-        scale of the resizing in the test pipeline, else 640 and 640.
+        first ``scale`` in the test pipeline, else 640 and 640.
     """
     scales = [cfg.get('img_scale')]
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
@@ -92,10 +108,10 @@ def image_size(cfg: Config) -> Tuple[int, int]:
 
 
 def drop_collate_scope(loader: dict) -> None:
-    """Drop the scope of a data loader's collate function from its config, in place.
+    """Remove the scope from the config of a data loader's collate function, in place.
 
-    Configs that inherit the function of a package have one; MMEngine 0.10.7 would pass it on
-    to the function.
+    MMEngine adds a scope when a config inherits the function from a config inside a package;
+    version 0.10.7 would then pass it to the function as an argument.
 
     Args:
         loader (dict): Config of the data loader.

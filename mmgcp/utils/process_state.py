@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Leaving what belongs to the whole process as it was."""
+"""Changing state that belongs to the whole process for a while, and restoring it."""
 import random
 from contextlib import contextmanager
 from typing import Iterable, Iterator
@@ -11,27 +11,28 @@ from mmengine.logging import MessageHub
 
 @contextmanager
 def random_states_kept(devices: Iterable[int] = ()) -> Iterator[None]:
-    """Restore the states of the random generators of Python, NumPy and PyTorch at the end.
+    """Restore the random states of Python, NumPy and PyTorch at the end of the block.
 
     Args:
-        devices (Iterable[int]): CUDA devices whose generators are restored beside the CPU's.
+        devices (Iterable[int]): CUDA devices whose random states are restored as well as the
+            CPU's. Defaults to none.
     """
-    states = random.getstate(), np.random.get_state()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=list(devices)):
             yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
 
 
 @contextmanager
 def hub_info(name: str, value: object) -> Iterator[None]:
-    """Let those who ask MMEngine's message hub for something find a value, for a while.
+    """Set an entry of MMEngine's message hub inside the block, and restore it afterwards.
 
     Args:
-        name (str): What they ask for, as ``'epoch'``.
-        value (object): The value.
+        name (str): Name of the entry, such as ``'epoch'``.
+        value (object): Its value.
     """
     hub = MessageHub.get_current_instance()
     before = hub.get_info(name)

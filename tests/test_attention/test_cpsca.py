@@ -26,9 +26,14 @@ from pruning_samples import (
 )
 from torch.utils.data import DataLoader
 
-from mmgcp.attention import CPSCA
-from mmgcp.attention.detector import find_blocks
-from mmgcp.attention.modules import InsertedAttention, taken_out
+from mmgcp.attention import (
+    CPSCA,
+    InsertedAttention,
+    attention_aside,
+    find_attention,
+    plain_config,
+)
+from mmgcp.attention.blocks import find_blocks
 from mmgcp.datasets.demo import CLASSES, DemoOptions, make_demo_dataset
 from mmgcp.errors import PruningError
 from mmgcp.nn.training_loss import Batch
@@ -65,7 +70,7 @@ def small(**attention):
 
 
 def vary(model, seed=0, spread=0.7):
-    """Attention that has learned something."""
+    """Give a model attention as if it had been trained."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for param in model.sca.parameters():
@@ -112,7 +117,7 @@ def all_scores(criterion, model, units):
 
 
 def test_detector(trained):
-    """It is the ordinary one with attention beside everything else."""
+    """It is the plain one, with attention in addition to everything else."""
     plain = build(yolov4(deepen_factor=0.1))
     assert type(trained) is type(plain) is YOLODetector
     own = [key for key in trained.state_dict() if not key.startswith('sca.')]
@@ -135,7 +140,7 @@ def test_random_numbers_stay_the_same():
 
 
 def test_predictions(trained):
-    """Prediction runs with attention, as what was trained."""
+    """Predictions are made with attention, as in training."""
     samples = [DetDataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64),
                                            pad_param=(0, 0, 0, 0), scale_factor=(1., 1.)))
                for _ in range(2)]
@@ -149,7 +154,9 @@ def test_predictions(trained):
 
 def test_structure_is_that_of_the_plain_detector(model):
     plain, before = plain_of(model), run(model)
-    found, expected = find_units(model), find_units(plain)
+    expected = find_units(plain)
+    with attention_aside(model, put_back=True):
+        found = find_units(model)
     assert difference(run(model), before) == 0
     assert [(item.name, item.size) for item in found[0]] == [
         (item.name, item.size) for item in expected[0]]
@@ -157,8 +164,8 @@ def test_structure_is_that_of_the_plain_detector(model):
 
 
 def test_scores_are_mean_scales(model):
-    """Image by image, and no matter how they are split into batches."""
-    units, _ = find_units(model)
+    """For each image, no matter how the images are split into batches."""
+    units, _ = find_units(plain_of(model))
     seen = {block: [] for block in model.sca.producers}
     handles = [model.sca.of_block(block).channel.register_forward_hook(
         lambda gate, args, output, block=block: seen[block].append(output[0].clone()))
@@ -197,6 +204,7 @@ def test_layer_that_runs_several_times():
                           a=Block(3, 6), b=Block(3, 6), pred=nn.Conv2d(6, 2, 1)))
     model.b.conv = model.a.conv
     assert find_blocks(model) == {'a.bn': 'a.conv', 'b.bn': 'a.conv'}
+    units, _ = find_units(model)
     InsertedAttention(find_blocks(model), {'a.bn': 6, 'b.bn': 6}).insert(model)
     vary(model)
     scales = []
@@ -204,20 +212,27 @@ def test_layer_that_runs_several_times():
         module.channel.register_forward_hook(lambda gate, args, output: scales.append(output))
     criterion = prepared(model, batches(2))
     assert len(scales) == 3
-    assert torch.allclose(criterion._scales['a.conv'].float(), torch.cat(scales).mean(0))
+    (unit, ) = units
+    assert torch.allclose(criterion(model, unit)['a.conv'], torch.cat(scales).mean(0))
 
 
 def closed(model, layer, channel):
-    """Let the attention close a channel for all images."""
+    """Make the attention close a channel for all images."""
     block = next(block for block, name in model.sca.producers.items() if name == layer)
     with torch.no_grad():
         model.sca.of_block(block).channel.mean_norm.bias[channel] -= 40
 
 
+def prune_plain(model, *args, dry_run=False, **options):
+    """Prune without the attention, as tools/prune.py does."""
+    with attention_aside(model, put_back=dry_run):
+        return prune(model, *args, dry_run=dry_run, **options)
+
+
 def pruned(model, fold_scales=True, threshold=0.02, **options):
     group = LayerGroup('all', EVERYTHING, threshold=threshold)
-    return prune(model, [group], criterion=dict(type='mmgcp.CPSCA', fold_scales=fold_scales),
-                 batches=batches(3, 2), compensate=False, input_shape=SHAPE, **options)
+    return prune_plain(model, [group], criterion=dict(type='mmgcp.CPSCA', fold_scales=fold_scales),
+                       batches=batches(3, 2), compensate=False, input_shape=SHAPE, **options)
 
 
 def test_closed_channel_goes_first(model):
@@ -230,7 +245,7 @@ def test_closed_channel_goes_first(model):
     assert list(model.state_dict()) == list(plain.state_dict())
     assert not any(module._forward_hooks or module._forward_pre_hooks
                    for module in model.modules())
-    assert '_sca_aside' not in vars(model)
+    assert set(vars(model)) == set(vars(plain))
     units, _ = find_units(plain)
     zeroed = plain.double().eval()
     with channels_off(zeroed, units, {LAYER: torch.tensor([5])}):
@@ -242,7 +257,7 @@ def test_closed_channel_goes_first(model):
 
 
 def test_folding_keeps_the_output(model):
-    """Without a channel that attention closes, too: its reader gets next to nothing of it."""
+    """Also without a channel that the attention closes, which its reader hardly sees."""
     closed(model, LAYER, 5)
     expected, unfolded = run(model), copy.deepcopy(model)
     pruned(unfolded, fold_scales=False)
@@ -256,7 +271,7 @@ def test_folding_keeps_the_output(model):
 
 
 def test_folding_of_constant_scales_is_exact():
-    """Of those that attention begins with."""
+    """Those that training starts with."""
     model = build(small(initial_scale=0.6))
     expected = run(model)
     assert difference(run(plain_of(model)), expected) > 0.1
@@ -266,30 +281,38 @@ def test_folding_of_constant_scales_is_exact():
 
 @pytest.mark.parametrize('case', ['dry run', 'error', 'no images'])
 def test_detector_keeps_its_attention_unless_it_is_pruned(model, case):
-    state, before = copy.deepcopy(model.state_dict()), run(model)
+    state, before, attributes = copy.deepcopy(model.state_dict()), run(model), set(vars(model))
     if case == 'dry run':
         result = pruned(model, dry_run=True, threshold=0.6)
         assert len(result.plan.removed()) > 5
     elif case == 'error':
         with pytest.raises(PruningError, match='cannot be reached'):
-            prune(model, criterion=dict(type='mmgcp.CPSCA'), batches=batches(1),
-                  input_shape=SHAPE, target_params=0.01, min_keep_ratio=0.9)
+            prune_plain(model, criterion=dict(type='mmgcp.CPSCA'), batches=batches(1),
+                        input_shape=SHAPE, target_params=0.01, min_keep_ratio=0.9)
     else:
         with pytest.raises(PruningError, match='there are no batches of training data'):
-            prune(model, criterion=dict(type='mmgcp.CPSCA'), batches=[], ratio=0.5,
-                  input_shape=SHAPE)
+            prune_plain(model, criterion=dict(type='mmgcp.CPSCA'), batches=[], ratio=0.5,
+                        input_shape=SHAPE)
     assert list(model.state_dict()) == list(state)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    assert difference(run(model), before) == 0 and '_sca_aside' not in vars(model)
+    assert difference(run(model), before) == 0 and set(vars(model)) == attributes
+    assert find_attention(model) is model.sca
 
 
 def test_other_criterion_drops_the_attention(model):
     plain = plain_of(model)
     for net in (model, plain):
-        prune(net, ratio=0.3, input_shape=SHAPE)
+        prune_plain(net, ratio=0.3, input_shape=SHAPE)
     assert list(model.state_dict()) == list(plain.state_dict())
     assert all(torch.equal(value, plain.state_dict()[key])
                for key, value in model.state_dict().items())
+
+
+def test_pruning_asks_to_take_the_attention_out(model):
+    before = run(model)
+    with pytest.raises(PruningError, match=r'sca .* only for training .*attention_aside\(model\)'):
+        prune(model, ratio=0.3, input_shape=SHAPE)
+    assert difference(run(model), before) == 0
 
 
 def test_detector_without_attention(trained):
@@ -312,8 +335,10 @@ def test_families(family):
     assert all(param.grad.abs().sum() > 0 for name, param in model.sca.named_parameters()
                if name.startswith(('backbone', 'neck')))
     kind, before = type(model), sum(param.numel() for param in plain_of(model).parameters())
-    result = prune(model, target_params=0.6, criterion=dict(type='mmgcp.CPSCA'),
-                   batches=[Batch(torch.rand(1, 3, 128, 128), [])], input_shape=(3, 128, 128))
+    result = prune_plain(model, target_params=0.6, criterion=dict(type='mmgcp.CPSCA'),
+                         batches=[Batch(torch.rand(1, 3, 128, 128), [])],
+                         input_shape=(3, 128, 128))
+    cfg = plain_config(cfg)
     rebuilt = build_detector(make_pruned_config(cfg, 'mmyolo', result.changed_channels))
     assert type(rebuilt) is type(model) is kind
     rebuilt.load_state_dict(model.state_dict(), strict=True)
@@ -326,15 +351,15 @@ def test_families(family):
 def test_pruned_detector_gets_attention_again(model):
     result = pruned(model, threshold=0.6)
     cfg = Config(dict(model=small(), default_scope='mmyolo'))
-    cfg = make_pruned_config(cfg, 'mmyolo', result.changed_channels)
+    cfg = make_pruned_config(plain_config(cfg), 'mmyolo', result.changed_channels)
     again = Config(dict(cfg.to_dict(), model=with_attention(cfg.model.to_dict())))
     second = build_detector(again)
     second.load_state_dict(model.state_dict(), strict=False)
     vary(second)
     assert len(second.sca) > 30
-    table = prune(second, ratio=0.4, criterion=dict(type='mmgcp.CPSCA'), batches=batches(2),
-                  input_shape=SHAPE).changed_channels
-    rebuilt = build_detector(make_pruned_config(again, 'mmyolo', table))
+    table = prune_plain(second, ratio=0.4, criterion=dict(type='mmgcp.CPSCA'),
+                        batches=batches(2), input_shape=SHAPE).changed_channels
+    rebuilt = build_detector(make_pruned_config(plain_config(again), 'mmyolo', table))
     rebuilt.load_state_dict(second.state_dict(), strict=True)
     assert sum(p.numel() for p in rebuilt.parameters()) < sum(
         p.numel() for p in model.parameters())
@@ -378,7 +403,7 @@ def training(scope, tmp_path_factory):
 
 
 def test_training_moves_the_attention(training):
-    """By the optimizer of MMYOLO, which looks for parameters by their names."""
+    """With MMYOLO's optimizer constructor, which looks for parameters by their names."""
     begin = build(small()).sca.state_dict()
     owned = {id(param) for group in training.optim_wrapper.param_groups
              for param in group['params']}
@@ -411,7 +436,7 @@ def test_resumed_training_is_the_same_to_the_bit(training, tmp_path):
     assert any(key.startswith('sca.') for key in whole['state_dict'])
 
 
-def test_training_begins_with_a_plain_detector(tmp_path):
+def test_training_starts_from_a_plain_detector(tmp_path):
     plain = build(yolov4(deepen_factor=0.1), seed=5)
     torch.save(dict(state_dict=plain.state_dict(), meta={}), tmp_path / 'plain.pth')
     training = runner(tmp_path / 'run', load_from=str(tmp_path / 'plain.pth'))
@@ -421,7 +446,7 @@ def test_training_begins_with_a_plain_detector(tmp_path):
 
 
 def test_tool(tmp_path, capsys):
-    """Config and checkpoint with attention in, those of an ordinary detector out."""
+    """From config and checkpoint with attention to those of a plain detector."""
     make_demo_dataset(tmp_path / 'data', DemoOptions(num_train=4, num_val=1, num_test=1, size=128))
     (tmp_path / 'sca.py').write_text(CONFIG.format(root=ROOT, data=str(tmp_path / 'data')))
     cfg = load_config(str(tmp_path / 'sca.py'))
@@ -443,27 +468,3 @@ def test_tool(tmp_path, capsys):
     assert list(weights) == list(plain_of(model).state_dict())
     assert sum(value.numel() for value in weights.values()) < 0.9 * sum(
         value.numel() for value in plain_of(model).state_dict().values())
-
-
-@pytest.mark.parametrize('name, base', [
-    ('yolov4_voc_cpsca', str(ROOT / 'configs/yolov4/yolov4_fast_1xb64-50e_voc.py')),
-    ('yolov5_s_coco_cpsca', 'mmyolo::yolov5/yolov5_s-v61_syncbn_fast_8xb16-300e_coco.py')])
-def test_configs(name, base):
-    path = ROOT / f'configs/prune/{name}.py'
-    cfg, base = load_config(str(path)), load_config(base)
-    assert cfg.prune_cfg.criterion == dict(type='mmgcp.CPSCA', fold_scales=True)
-    assert cfg.prune_cfg.target_params == base.get('prune_cfg', {}).get('target_params', 0.5)
-    assert cfg.max_epochs == cfg.train_cfg.max_epochs
-    assert cfg.max_epochs == cfg.default_hooks.param_scheduler.max_epochs
-    assert 'mmgcp' in cfg.custom_imports.imports
-    assert cfg.train_dataloader.collate_fn == dict(type='yolov5_collate')
-    assert f'tools/train.py configs/prune/{name}.py' in path.read_text()
-    parts = ('backbone', 'neck', 'bbox_head.head_module')
-    narrow = {f'model.{part}.widen_factor': 0.125 for part in parts}
-    narrow.update({f'model.{part}.deepen_factor': 0.33 for part in ('backbone', 'neck')})
-    cfg.merge_from_dict(narrow)
-    base.merge_from_dict(narrow)
-    model, plain = build_detector(cfg), build_detector(base)
-    assert type(model) is type(plain) and len(model.sca) > 40
-    with taken_out(model):
-        assert list(model.state_dict()) == list(plain.state_dict())

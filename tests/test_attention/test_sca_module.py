@@ -7,19 +7,19 @@ import pytest
 import torch
 import torch.nn as nn
 from mmcv.cnn import ConvModule
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 
-from mmgcp.attention import SCAModule
-from mmgcp.attention.detector import find_blocks, plain_model_config
-from mmgcp.attention.modules import (
+from mmgcp.attention import (
     InsertedAttention,
+    SCAModule,
+    attention_aside,
     find_attention,
-    inserted,
-    is_aside,
-    set_aside,
-    taken_out,
+    plain_config,
 )
+from mmgcp.attention.blocks import find_blocks
+from mmgcp.attention.inserted import attention_in_place
 from mmgcp.errors import PruningError
+from mmgcp.pruning.graph import find_units
 from mmgcp.registry import MODELS
 
 EPS = 1e-5
@@ -42,17 +42,17 @@ def sigmoid(x):
 
 
 def by_hand(module, x, groups):
-    """The attention of a map, one number after the other."""
+    """The attention of a map, computed number by number."""
     params = {name: param.detach().numpy() for name, param in module.named_parameters()}
     x, result = x.numpy(), np.empty(x.shape)
     size = x.shape[1] // groups
     for index, one in enumerate(x):
         for group in range(groups):
             part = one[group * size:(group + 1) * size]
-            places = np.array([[max(part[:, row, column]) + sum(part[:, row, column]) / size
+            scales = np.array([[max(part[:, row, column]) + sum(part[:, row, column]) / size
                                 for column in range(x.shape[3])] for row in range(x.shape[2])])
-            places = (places - places.mean()) / np.sqrt(places.var() + EPS)
-            part = part * sigmoid(places * params['spatial.norm.weight'][group]
+            scales = (scales - scales.mean()) / np.sqrt(scales.var() + EPS)
+            part = part * sigmoid(scales * params['spatial.norm.weight'][group]
                                   + params['spatial.norm.bias'][group])
             means, tops = part.mean((1, 2)), part.max((1, 2))
             for channel in range(size):
@@ -75,12 +75,12 @@ def test_forward(channels, groups):
 @pytest.mark.parametrize('channels, wanted, groups', [
     (64, 8, 8), (8, 8, 4), (12, 8, 6), (37, 8, 1), (35, 8, 7), (1, 8, 1), (2, 8, 1), (4, 1, 1)])
 def test_number_of_groups(channels, wanted, groups):
-    """The largest that fits, with two channels a group at least."""
+    """The largest that fits, with at least two channels in each group."""
     assert SCAModule(channels, wanted).spatial.groups == groups
 
 
 @pytest.mark.parametrize('scale', [0.9, 0.25])
-def test_begins_as_a_constant_factor(scale):
+def test_starts_as_a_constant_factor(scale):
     x = image(2, 6, 3, 3)
     module = SCAModule(6, initial_scale=scale).double()
     assert torch.allclose(module(x), scale * x)
@@ -91,7 +91,7 @@ def test_begins_as_a_constant_factor(scale):
 
 @pytest.mark.parametrize('shape', [(1, 1, 1, 1), (1, 4, 1, 1), (2, 1, 3, 3)])
 def test_maps_of_a_single_value(shape):
-    """What is standardised is zero, and the biases alone decide."""
+    """Their standardised values are zero, so that only the biases matter."""
     module, x = randomise(SCAModule(shape[1])), image(*shape)
     assert module.train()(x).isfinite().all() and module.eval()(x).isfinite().all()
 
@@ -147,7 +147,7 @@ X = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(3))
 
 
 def test_blocks(net):
-    """Behind normalisation and activation if possible; not where there is no map."""
+    """Behind normalisation and activation where possible, and only where there is a map."""
     assert find_blocks(net) == dict(stem='stem.conv', norm='conv', bare='bare')
     assert find_blocks(net, ['stem', 'b*']) == dict(stem='stem.conv', bare='bare')
     with pytest.raises(PruningError, match="pattern 'steam'"):
@@ -199,7 +199,7 @@ def test_copies_have_attention_of_their_own(net, duplicate):
 
 
 def test_replaced_block(net):
-    """As where BatchNorm is converted: what is new gets the attention, too."""
+    """The new block gets the attention, for example where BatchNorm is converted."""
     net = with_attention(net)
     before = net(X)
     norm = nn.BatchNorm2d(6).eval()
@@ -210,34 +210,60 @@ def test_replaced_block(net):
 
 def test_taken_out_for_a_while(net):
     plain, net = copy.deepcopy(net), with_attention(net)
-    before, order = net(X), list(net.state_dict())
-    with taken_out(net):
+    before, order, attributes = net(X), list(net.state_dict()), set(vars(net))
+    with attention_aside(net, put_back=True):
         assert torch.equal(net(X), plain(X)) and list(net.state_dict()) == list(plain.state_dict())
         assert find_blocks(net) == find_blocks(plain)
     assert torch.equal(net(X), before) and list(net.state_dict()) == order
-    with taken_out(plain):
+    assert set(vars(net)) == attributes
+    with attention_aside(plain):
         assert find_attention(plain) is None
 
 
-def test_set_aside(net):
+def test_set_aside_and_dropped(net):
     plain, net = copy.deepcopy(net), with_attention(net)
     before, attention = net(X), net.sca
-    assert find_attention(net) is attention and not is_aside(net)
-    assert set_aside(net) is attention and set_aside(plain) is None
-    assert find_attention(net) is attention and is_aside(net) and not is_aside(plain)
-    assert torch.equal(net(X), plain(X))
-    assert [name for name, _ in net.named_modules()] == [name for name, _ in plain.named_modules()]
-    with inserted(net):
-        assert torch.equal(net(X), before)
-    assert torch.equal(net(X), plain(X))
+    assert find_attention(net) is attention and attention.is_in(net)
+    with attention_aside(net):
+        assert find_attention(net) is attention and not attention.is_in(net)
+        assert torch.equal(net(X), plain(X))
+        assert [name for name, _ in net.named_modules()] == [
+            name for name, _ in plain.named_modules()]
+        with attention_in_place(net):
+            assert torch.equal(net(X), before) and attention.is_in(net)
+        assert torch.equal(net(X), plain(X))
+        with attention_aside(net):  # it is aside already
+            assert find_attention(net) is attention
+        assert find_attention(net) is attention
+    assert torch.equal(net(X), plain(X)) and find_attention(net) is None
+    assert set(vars(net)) == set(vars(plain))
+
+
+def test_put_back_after_an_error(net):
+    """With everything that has been replaced meanwhile."""
+    net = with_attention(net)
+    before, attributes = net(X), set(vars(net))
+    with pytest.raises(KeyError), attention_aside(net):
+        net.stem.conv.weight = nn.Parameter(torch.zeros(8, 3, 3, 3))
+        raise KeyError
+    assert torch.equal(net(X), before) and set(vars(net)) == attributes
+
+
+def test_structure_is_not_looked_at_with_attention(net):
+    with pytest.raises(PruningError, match=r'sca \(InsertedAttention\) is only for training and '
+                                           r'has to be taken out .*attention_aside\(model\)'):
+        find_units(with_attention(net))
 
 
 def test_config_without_attention():
     plain = dict(type='YOLODetector', backbone=dict(type='x'))
     config = dict(plain, type='mmgcp.SCADetector', detector_type='YOLODetector',
                   attention=dict(num_groups=4))
-    before = copy.deepcopy(config)
-    assert plain_model_config(config) == plain and config == before
-    assert plain_model_config(plain) is plain
+    cfg = Config(dict(model=config, load_from='x'))
+    before = copy.deepcopy(cfg.to_dict())
+    assert plain_config(cfg).to_dict() == dict(model=plain, load_from='x')
+    assert cfg.to_dict() == before
+    cfg = Config(dict(model=plain))
+    assert plain_config(cfg) is cfg
     with pytest.raises(PruningError, match=r"attention may have .* but has \['groups'\]"):
         MODELS.build(ConfigDict(config, attention=dict(groups=4)))

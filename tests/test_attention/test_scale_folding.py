@@ -7,14 +7,14 @@ import torch.nn as nn
 import torch.nn.functional as F
 from pruning_samples import Block, Toy, difference, randomise, run
 
-from mmgcp.attention.scale_folding import find_sources, fold_scales
+from mmgcp.attention.scale_folding import find_read_blocks, fold_scales
 from mmgcp.pruning.graph import find_units
 
 SHAPE = (3, 32, 32)
 
 
 def scaled_copy(model, factors):
-    """A copy whose blocks return channels that are multiplied by factors."""
+    """A copy whose blocks multiply their output channels by factors."""
     model = copy.deepcopy(model)
     for name, values in factors.items():
         model.get_submodule(name).register_forward_hook(
@@ -57,7 +57,7 @@ def test_linear_reader():
 
 
 def test_depthwise_convolution_and_what_reads_it():
-    """The factor is in the first of them alone: behind it is an activation."""
+    """Only the first of them gets the factor, because an activation follows it."""
     depth = Block(8, 8, act=nn.SiLU)
     depth.conv = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
     model = randomise(Toy(lambda net, x: net.pred(net.depth(net.a(x))), a=Block(3, 8), depth=depth,
@@ -92,7 +92,7 @@ def test_sum_gets_the_mean_by_energy():
     energies = dict(a=torch.tensor([3., 0.]).double(), b=torch.tensor([1., 0.]).double())
     scaled = dict(a=torch.tensor([.5, 0.]).double() * 3, b=torch.tensor([.9, 0.]).double())
     fold_scales(model, units, dict(a='a.conv', b='b.conv'), scaled, energies, SHAPE)
-    # the second channel is always zero: there is nothing to know
+    # the second channel is always zero, so that no factor is known
     factors = torch.tensor([(3 * .5 + .9) / 4, 1.])
     assert torch.allclose(model.pred.weight.flatten(), weight * factors)
 
@@ -106,7 +106,7 @@ def test_block_that_was_not_measured():
     assert torch.equal(model.pred.weight, weight)
 
 
-def test_sources():
+def test_read_blocks():
     """The nearest blocks, through sums but not through other layers."""
     def forward(net, x):
         a = net.a(x)
@@ -115,7 +115,7 @@ def test_sources():
 
     model = randomise(Toy(forward, a=Block(3, 4), b=Block(4, 4), other=nn.Conv2d(4, 4, 1),
                           c=Block(4, 2), pred=nn.Conv2d(4, 1, 1)))
-    found = find_sources(model, ['a', 'b'], SHAPE)
+    found = find_read_blocks(model, ['a', 'b'], SHAPE)
     assert {name: blocks for name, blocks in found.items() if blocks} == {
         'b.conv': {'a'}, 'other': {'b'}, 'pred': {'a', 'b'}}
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in

@@ -11,7 +11,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / 'benchmarks' / 'train_overhead.py'
 CONFIG = ROOT / 'configs' / 'yolov4' / 'yolov4_n_fast_1xb8-48e_demo-160.py'
-BASELINES = dict(subgradient='plain', proximal='plain', unit='plain', attention='by_hand',
+BASELINES = dict(subgradient='plain', proximal='plain', coupled='plain', attention='by_hand',
                  cwd='by_hand', response='by_hand')
 HEADER = ['variant', 'step', 'without', 'more', 'quartiles', 'on CPU', 'met', 'memory', 'more',
           'met']
@@ -70,7 +70,7 @@ def test_figures_of_all_variants(benchmark, monkeypatch, tmp_path, capsys):
             self.model.parse_losses = parse_losses
             super().step()
             if self.hook is not None:
-                hooks[self.variant] = self.hook.penalty, self.hook._selection['coupled']
+                hooks[self.variant] = self.hook.penalty, self.hook.coupled
             if self.teacher is not None:
                 teachers.add(self.variant)
 
@@ -99,7 +99,7 @@ def test_figures_of_all_variants(benchmark, monkeypatch, tmp_path, capsys):
     assert losses == {name: LOSSES.get(name, OWN) for name in variants}
     assert teachers == {'by_hand'}
     assert hooks == dict(subgradient=('subgradient', False), proximal=('proximal', False),
-                         unit=('subgradient', True))
+                         coupled=('subgradient', True))
     for (name, figures), row in zip(variants.items(), rows):
         assert figures['peak_bytes'] == peaks[name]
         assert row[0] == benchmark.module.TITLES[name]

@@ -15,7 +15,7 @@ from mmgcp.darknet import (
     parse_cfg,
     yolov4_layers,
 )
-from mmgcp.darknet.layers import sources
+from mmgcp.darknet.matching import sources
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def _change(index, key, value):
     (_change(3, 'layers', '-1'), r'layer 3, \[route\] .* should have layers=1, .* layers=2'),
     (_change(3, 'groups', '2'), 'should have groups=1, but has groups=2'),
     (_change(7, 'from', '-2'), r'layer 7, \[shortcut\]'),
-    (_change(0, 'filters', 'many'), 'filters=many are not whole numbers'),
+    (_change(0, 'filters', 'many'), 'filters=many must be whole numbers'),
     (_change(6, 'filters', '24'), r'layer 7, \[shortcut\] .* adds maps of 8 and 24 channels'),
     (lambda sections: sections.pop(), 'it ends before layer'),
     (lambda sections: sections.append(Section('yolo')), 'follows the last of the'),

@@ -25,7 +25,7 @@ def converted(tiny_files, tmp_path_factory):
         [sys.executable, TOOLS / 'darknet_to_mmgcp.py', *tiny_files, folder / 'tiny.pth',
          '--names', folder / 'abc.names'],
         env={**os.environ, 'PYTHONPATH': str(ROOT)}, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, universal_newlines=True)
+        stderr=subprocess.PIPE, text=True)
     assert result.returncode == 0, result.stderr
     return folder, result.stdout
 
@@ -90,7 +90,7 @@ def test_error_of_a_process(tmp_path):
     result = subprocess.run(
         [sys.executable, TOOLS / 'darknet_to_mmgcp.py', 'v3.cfg', 'v3.weights', 'v3.pth'],
         env={**os.environ, 'PYTHONPATH': str(ROOT)}, cwd=str(tmp_path),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert result.returncode == 1
     assert 'Traceback' not in result.stderr and not result.stdout
     assert result.stderr.strip().splitlines()[-1] == (

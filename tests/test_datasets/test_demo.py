@@ -10,16 +10,9 @@ import pytest
 
 from mmgcp.datasets import check_voc, choose_splits
 from mmgcp.datasets import demo as demo_module
-from mmgcp.datasets.demo import (
-    CLASSES,
-    DemoOptions,
-    box_iou,
-    make_demo_dataset,
-    mask_to_box,
-    paint,
-    render_image,
-    shape_mask,
-)
+from mmgcp.datasets.demo import CLASSES, DemoOptions, make_demo_dataset
+from mmgcp.datasets.demo_images import box_iou, mask_to_box, paint, render_image, shape_mask
+from mmgcp.errors import UserError
 
 OPTIONS = DemoOptions(num_train=4, num_val=2, num_test=2, size=128, seed=5)
 
@@ -116,7 +109,7 @@ def test_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
     dict(num_train=0), dict(num_val=-1), dict(num_test=0), dict(size=64), dict(seed=-1)])
 def test_options_are_checked(options):
     name, value = next(iter(options.items()))
-    with pytest.raises(ValueError, match=f'{name} must .* got {value}'):
+    with pytest.raises(UserError, match=f'{name} must .* got {value}'):
         DemoOptions(**options)
 
 
@@ -180,7 +173,7 @@ def test_command_line(tmp_path, capsys):
     main(args)
     output = capsys.readouterr().out
     assert 'Made' in output and 'already complete' in output
-    with pytest.raises(SystemExit, match='other options'):
+    with pytest.raises(FileExistsError, match='other options'):
         main([*args, '--seed', '1'])
-    with pytest.raises(SystemExit, match='size must be'):
+    with pytest.raises(UserError, match='size must be'):
         main([*args, '--size', '1'])

@@ -1,7 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import pytest
 
-from mmgcp.datasets import VOCError, VOCInfo, check_voc, choose_splits, find_voc_root, inspect_voc
+from mmgcp.datasets import VOCError, VOCInfo, check_voc, choose_splits, find_voc_root
 
 ANNOTATION = '<annotation><filename>{0}.jpg</filename>{1}</annotation>'
 OBJECT = ('<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax>'
@@ -32,8 +32,8 @@ def voc(tmp_path):
 
 def test_inspect(voc):
     expected = VOCInfo(voc, dict(train=2, val=1), ['cat', 'dog'], 3, dict(cat=1, dog=2))
-    assert inspect_voc(voc) == expected
-    assert inspect_voc(str(voc.parent)) == expected
+    assert check_voc(voc) == expected
+    assert check_voc(str(voc.parent)) == expected
     assert check_voc(voc, ('dog', 'cat')) == expected
 
 
@@ -110,6 +110,6 @@ def test_choose_splits(tmp_path, splits, expected):
 
 @pytest.mark.parametrize('names', [['train'], ['trainval', 'val'], ['test'], []])
 def test_no_splits_to_choose(tmp_path, names):
-    info = VOCInfo(tmp_path, {name: 1 for name in names}, [], 0, {})
+    info = VOCInfo(tmp_path, dict.fromkeys(names, 1), [], 0, {})
     with pytest.raises(VOCError, match=f'only has images in: {", ".join(names) or "none"}'):
         choose_splits(info)

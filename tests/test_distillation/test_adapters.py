@@ -162,7 +162,7 @@ def test_resumed_training_is_the_same_to_the_bit(trained, config, tmp_path):
 def test_resumed_without_the_hook_they_begin_anew(trained, config, tmp_path):
     runner = runner_of(config, tmp_path / 'resumed', hooks=(), resume=True,
                        load_from=f'{trained.work_dir}/epoch_1.pth')
-    with pytest.warns(UserWarning, match='goes on from iteration 2, but the adapters'):
+    with pytest.warns(UserWarning, match='resumes at iteration 2, but with new adapters'):
         runner.train()
     assert 'distill_adapters' not in read(f'{runner.work_dir}/epoch_2.pth')
 

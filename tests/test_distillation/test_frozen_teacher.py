@@ -12,6 +12,13 @@ from mmgcp.errors import UserError
 from mmgcp.registry import MODELS
 
 
+def features_of(teacher, images, name):
+    teacher.record_features([name])
+    features, _ = teacher.run(images)
+    assert list(features) == [name]
+    return features[name]
+
+
 def test_has_the_weights_of_the_checkpoint(teacher_files):
     teacher = FrozenTeacher(**teacher_files)
     weights = torch.load(teacher_files['checkpoint'], weights_only=True)['state_dict']
@@ -24,24 +31,24 @@ def test_is_frozen(teacher_files):
     teacher = FrozenTeacher(**teacher_files)
     assert not any(module.training for module in teacher.module.modules())
     assert not any(param.requires_grad for param in teacher.module.parameters())
-    features = teacher.features(torch.rand(1, 3, 64, 64), ['backbone.stage1'])
-    assert features['backbone.stage1'].shape == (1, 16, 32, 32)
-    assert not features['backbone.stage1'].requires_grad
+    feature = features_of(teacher, torch.rand(1, 3, 64, 64), 'backbone.stage1')
+    assert feature.shape == (1, 16, 32, 32)
+    assert not feature.requires_grad
     assert copy.deepcopy(teacher) is teacher
 
 
 def test_follows_the_batch_to_its_device(teacher_files):
     teacher = FrozenTeacher(**teacher_files)
     images = torch.rand(1, 3, 64, 64, device='meta')
-    feature, = teacher.features(images, ['backbone.stage1']).values()
+    feature = features_of(teacher, images, 'backbone.stage1')
     assert feature.device == next(teacher.module.parameters()).device == images.device
 
 
 def test_keeps_its_precision(teacher_files):
     teacher = FrozenTeacher(**teacher_files)
     images = torch.rand(1, 3, 64, 64)
-    feature, = teacher.features(images.double(), ['backbone.stage1']).values()
-    assert torch.equal(feature, teacher.features(images, ['backbone.stage1'])['backbone.stage1'])
+    feature = features_of(teacher, images.double(), 'backbone.stage1')
+    assert torch.equal(feature, features_of(teacher, images, 'backbone.stage1'))
 
 
 @pytest.mark.parametrize('wrap', [dict, Config, lambda model: model['model']])
@@ -80,8 +87,8 @@ def test_synchronised_normalisation_runs_on_a_cpu(teacher_files):
     teacher = FrozenTeacher(config, teacher_files['checkpoint'])
     assert not any(isinstance(module, nn.SyncBatchNorm) for module in teacher.module.modules())
     images = torch.rand(1, 3, 64, 64)
-    feature, = teacher.features(images, ['backbone.stage2']).values()
-    expected, = FrozenTeacher(**teacher_files).features(images, ['backbone.stage2']).values()
+    feature = features_of(teacher, images, 'backbone.stage2')
+    expected = features_of(FrozenTeacher(**teacher_files), images, 'backbone.stage2')
     assert torch.equal(feature, expected)
 
 

@@ -9,8 +9,7 @@ from small_models import batch, build, yolov4
 from torch.distributions import Bernoulli, kl_divergence
 
 from mmgcp.distillation import ResponseLoss
-from mmgcp.distillation.head_responses import Responses, read_responses
-from mmgcp.distillation.losses import binary_kl_divergence
+from mmgcp.distillation.response_loss import Responses, binary_kl_divergence, read_responses
 from mmgcp.errors import UserError
 from mmgcp.registry import MODELS
 

@@ -15,7 +15,6 @@ from small_models import GROUPS, batch, build, yolov4
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmgcp.distillation import SpatialAttentionDistiller, spatial_attention
-from mmgcp.distillation import spatial_attention_distiller as distiller_module
 from mmgcp.errors import UserError
 from mmgcp.registry import MODELS
 
@@ -113,22 +112,32 @@ def test_overfitting_a_batch_lowers_the_attention_loss(distiller):
     assert_same_state(distiller.teacher.state_dict(), teacher)
 
 
-def test_features_are_released(distiller, monkeypatch):
+def test_features_are_released(distiller):
     recorded = []
-
-    class Recorder(distiller_module.FeatureRecorder):
-
-        def __exit__(self, *args):
-            recorded.extend(map(weakref.ref, self.features.values()))
-            super().__exit__(*args)
-
-    monkeypatch.setattr(distiller_module, 'FeatureRecorder', Recorder)
+    handles = [model.get_submodule(layer).register_forward_hook(
+        lambda module, args, output: recorded.append(weakref.ref(output)))
+        for model in (distiller.student, distiller.teacher)
+        for group in GROUPS for layer in group['layers']]
     optim_wrapper = OptimWrapper(torch.optim.SGD(distiller.parameters(), lr=1e-3))
     distiller.train_step(batch(), optim_wrapper)
     gc.collect()
-    assert len(recorded) == 3 and all(ref() is None for ref in recorded)
+    assert len(recorded) == 6 and all(ref() is None for ref in recorded)
+    for handle in handles:
+        handle.remove()
     for model in (distiller, distiller.teacher):
         assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_features_of_replaced_modules(distiller):
+    losses = losses_of(copy.deepcopy(distiller))
+    nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
+    revert_sync_batchnorm(distiller)
+    stage = distiller.backbone.stage1
+    distiller.backbone.stage1 = nn.Sequential(stage)
+    again = losses_of(distiller)
+    assert set(again) == set(losses)
+    for name, value in losses.items():
+        torch.testing.assert_close(again[name], value)
 
 
 # ----------------------- like the student elsewhere -----------------------
@@ -252,7 +261,9 @@ def test_copies_share_the_teacher_and_nothing_else(distiller):
     assert copied.teacher is distiller.teacher
     assert copied.student is not distiller.student
     assert copied.student.backbone is copied.backbone is not distiller.backbone
-    assert copied.student._modules is copied._modules
+    copied.neck = nn.Identity()
+    assert isinstance(copied.student.neck, nn.Identity)
+    copied.neck = copy.deepcopy(distiller.neck)
     assert not {id(p) for p in copied.parameters()} & {id(p) for p in distiller.parameters()}
     expected = losses_of(copy.deepcopy(distiller))
     assert all(torch.equal(value, expected[name]) for name, value in losses_of(copied).items())
@@ -284,8 +295,9 @@ def test_averaged_model(distiller, update_buffers):
 
 def test_pickle_keeps_one_set_of_modules(distiller):
     loaded = pickle.loads(pickle.dumps(distiller))
-    assert loaded.student._modules is loaded._modules
     assert_same_state(loaded.state_dict(), distiller.state_dict())
+    loaded.neck = nn.Identity()
+    assert isinstance(loaded.student.neck, nn.Identity)
 
 
 # -------------------------------- errors ---------------------------------
@@ -323,7 +335,7 @@ def test_missing_checkpoint(distiller_config):
 
 def test_student_that_is_no_detector(distiller_config):
     distiller_config['student'] = yolov4()['backbone']
-    with pytest.raises(TypeError, match='must be a detector, but is a YOLOv4CSPDarknet'):
+    with pytest.raises(UserError, match='must be a detector, but is a YOLOv4CSPDarknet'):
         MODELS.build(distiller_config)
 
 

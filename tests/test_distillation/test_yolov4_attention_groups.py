@@ -82,7 +82,7 @@ def test_weights(groups):
 def test_layers_give_their_channels_and_strides(model, groups):
     strides = dict(backbone=[2, 4, 8, 16], coarse=[32, 32], fine=[16, 8, 16])
     names = [name for group in groups for name in group['layers']]
-    with torch.no_grad(), FeatureRecorder(model, names) as features:
+    with torch.no_grad(), FeatureRecorder(model, names).record() as features:
         model(torch.rand(1, 3, 64, 64), mode='tensor')
     shapes = [(channels // 8, 64 // stride) for group in groups
               for channels, stride in zip(CHANNELS[group['name']], strides[group['name']])]

@@ -15,6 +15,9 @@ from mmgcp.nn.layers import (
     is_grouped,
     keep_channels,
     num_channels,
+    spread_inputs,
+    weight_by_input,
+    weight_by_output,
 )
 
 
@@ -290,3 +293,38 @@ def test_layers_that_cannot_be_reduced(layer):
     with pytest.raises(PruningError, match=f'of the {type(layer).__name__} 0'):
         keep_channels(model, '0', 'out', torch.tensor([0]))
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+WEIGHTED = [nn.Conv2d(6, 4, (3, 2)), nn.Conv2d(6, 4, 3, groups=2), nn.Conv2d(6, 6, 3, groups=6),
+            nn.ConvTranspose2d(6, 4, (3, 2)), nn.ConvTranspose2d(6, 4, 3, groups=2),
+            nn.Linear(6, 4)]
+
+
+def sums_of_weights(layer):
+    """The sums (I, O) of the weights between each input and each output, from its outputs."""
+    inputs = channel_counts(layer)[0]
+    images = torch.zeros(inputs + 1, inputs, *([] if isinstance(layer, nn.Linear) else [9, 9]))
+    for index in range(inputs):
+        images[index, index].view(-1)[images[0, 0].numel() // 2] = 1  # meets each weight once
+    outputs = layer(images)
+    return (outputs[:-1] - outputs[-1:]).reshape(*outputs[:-1].shape[:2], -1).sum(2)
+
+
+@pytest.mark.parametrize('layer', WEIGHTED)
+def test_views_of_weights_by_channel(layer):
+    inputs, outputs = channel_counts(layer)
+    groups, sums = getattr(layer, 'groups', 1), sums_of_weights(layer)
+    by_output, by_input = weight_by_output(layer), weight_by_input(layer)
+    assert by_output.shape[:2] == (outputs, inputs // groups)
+    assert by_input.shape[:2] == (inputs, outputs // groups)
+    assert torch.allclose(by_output.reshape(outputs, -1).sum(1), sums.sum(0), atol=1e-5)
+    assert torch.allclose(by_input.reshape(inputs, -1).sum(1), sums.sum(1), atol=1e-5)
+    assert torch.equal(weight_by_input(layer, 2 * layer.weight), 2 * by_input)
+
+
+@pytest.mark.parametrize('layer', WEIGHTED)
+def test_values_of_inputs_are_spread_over_the_weight(layer):
+    factors = torch.rand(6)
+    expected = weight_by_input(layer) * factors.view(-1, *[1] * (layer.weight.dim() - 1))
+    spread = spread_inputs(layer, factors)
+    assert torch.equal(weight_by_input(layer, layer.weight * spread), expected)

@@ -3,7 +3,7 @@ import pytest
 import torch.nn as nn
 
 from mmgcp.errors import UserError
-from mmgcp.nn.lookup import find_module, find_modules
+from mmgcp.nn.lookup import find_module
 
 
 @pytest.fixture
@@ -30,16 +30,3 @@ def test_missing_module(model, name, message):
 def test_missing_module_of_a_model_without_modules():
     with pytest.raises(UserError, match='it has no modules at all'):
         find_module(nn.ReLU(), 'conv')
-
-
-def test_find_modules(model):
-    assert list(find_modules(model, 'backbone.*')) == ['backbone.stage1', 'backbone.stage2']
-    assert list(find_modules(model, '*')) == [
-        'backbone', 'backbone.stage1', 'backbone.stage2', 'neck'
-    ]
-
-
-def test_pattern_without_match(model):
-    with pytest.raises(UserError, match=r"no module of the model matches 'backbone.stge\*'; "
-                                         "the closest names are 'backbone"):
-        find_modules(model, 'backbone.stge*')

@@ -86,7 +86,7 @@ def test_stock_tool_tests_the_distilled_student(compressed, tmp_path):
         [sys.executable, str(tool), str(folder / 'pruned' / 'pruned.py'),
          str(folder / 'distilled' / 'epoch_1.pth'), '--work-dir', str(tmp_path)],
         cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        universal_newlines=True, env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT)))
+        text=True, env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT)))
     assert result.returncode == 0, result.stdout[-3000:]
     metrics = json.loads(next(tmp_path.glob('*/*.json')).read_text())
     stages = json.loads((folder / 'summary.json').read_text())['stages']

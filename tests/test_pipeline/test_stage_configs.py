@@ -36,7 +36,7 @@ FAMILIES = [
 def make_voc(splits, classes=('cat', "cow's", 'dog', 'eel', 'fox', 'gnu')):
     return VOCInfo(
         root=Path('/data/my pets'), splits=splits, classes=list(classes), num_images=9,
-        num_objects={name: 1 for name in classes})
+        num_objects=dict.fromkeys(classes, 1))
 
 
 @pytest.fixture

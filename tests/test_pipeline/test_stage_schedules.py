@@ -26,9 +26,8 @@ PPYOLOE = 'mmyolo::ppyoloe/ppyoloe_plus_s_fast_8xb8-80e_coco.py'
 @lru_cache(maxsize=None)
 def read_base(example):
     """The config that an example is derived from, and its name for a child."""
-    base = next(line.split("'")[1] for line in example.read_text().splitlines()
-                if line.startswith('_base_'))
-    base = base if '::' in base else str((example.parent / base).resolve())
+    base = load_config(str(example)).baseline.config
+    base = base if '::' in base else str(CONFIGS.parent / base)
     return base, load_config(base)
 
 

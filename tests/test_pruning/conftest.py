@@ -1,2 +1,2 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-from pruning_fixtures import *  # noqa: F401,F403
+from pruning_fixtures import *  # noqa: F403

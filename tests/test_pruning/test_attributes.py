@@ -23,7 +23,7 @@ SIZE = (3, 16, 16)
 
 @pytest.fixture
 def rules(monkeypatch):
-    """Rules of one test."""
+    """Rules that are registered during one test."""
     monkeypatch.setattr(attributes, 'ATTRIBUTE_RULES', dict(attributes.ATTRIBUTE_RULES))
     splitting = set(attributes.SPLITTING_TYPES)
     yield
@@ -33,7 +33,7 @@ def rules(monkeypatch):
 def prune(model, removed, size=SIZE):
     units, _ = find_units(model, size)
     remove_channels(model, units, {name: torch.tensor(channels)
-                                          for name, channels in removed.items()})
+                                   for name, channels in removed.items()})
     return model
 
 
@@ -89,7 +89,7 @@ def test_rep_vgg(options):
 def test_grouped_rep_vgg():
     model = rep_vgg(groups=2)
     units, _ = find_units(model, SIZE)
-    assert units[0].blocks.tolist() == [0, 0, 0, 1, 1, 1]
+    assert units[0].conv_groups.tolist() == [0, 0, 0, 1, 1, 1]
     gone = {**TIED, **SECOND, ('first.rbr_identity', 'out'): [1, 4]}
     expected = run(zero(model, gone), 16)
     prune(model, {'a.conv': [1, 4], 'second.rbr_dense.conv': [0, 7]})
@@ -108,7 +108,7 @@ def test_depthwise_rep_vgg():
 
 
 def test_rep_vgg_whose_kernel_has_been_asked_for():
-    """It keeps the kernel of its identity."""
+    """The block caches the kernel of its identity."""
     model = rep_vgg()
     model.first.get_equivalent_kernel_bias()
     prune(model, {'a.conv': [1, 4]})
@@ -318,7 +318,7 @@ def test_own_splitting_module(rules):
 
 
 def test_parts_that_are_multiplied(rules):
-    """Their channels can only go in pairs."""
+    """Their channels can only be removed in pairs."""
     class Gated(nn.Module):
         def forward(self, x):
             first, second = x.chunk(2, 1)

@@ -27,7 +27,7 @@ def yolo_head(*lists):
 
 
 def backbone(first, *names):
-    """The stages by stride, each of half the resolution of the one before."""
+    """The stages by stride, each with half the resolution of the one before."""
     return {f'backbone-{first * 2**index}': [f'backbone.{name}'] if isinstance(name, str) else
             [f'backbone.{part}' for part in name] for index, name in enumerate(names)}
 
@@ -238,7 +238,7 @@ def test_shared_layers():
 
 
 def test_two_stages():
-    """Regions have no stride, nor has what the levels share."""
+    """Regions have no stride, and neither do layers that the levels share."""
     model = load('mmdet::pafpn/faster-rcnn_r50_pafpn_1x_coco.py', backbone__init_cfg=None,
                  backbone__depth=18, backbone__base_channels=8, neck__in_channels=[8, 16, 32, 64],
                  neck__out_channels=8, rpn_head__in_channels=8, rpn_head__feat_channels=8,
@@ -264,7 +264,7 @@ def test_regions_have_no_stride():
 
 
 def test_linear_layers_see_no_map():
-    """Here the last but one dimension is that of windows."""
+    """Here the last but one dimension counts windows."""
     model = Toy(lambda net, x: net.backbone[1](net.backbone[0](x).view(1, 4, 16, 64)),
                 backbone=nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Linear(64, 4)))
     assert group_of_layers(model) == {'backbone.0': 'backbone-2', 'backbone.1': 'backbone-2'}
@@ -285,7 +285,7 @@ def test_layers_that_do_not_run():
 
 
 def test_layer_inside_of_a_layer():
-    """It belongs to the layer that it is inside of, as with patterns."""
+    """It belongs to the layer that contains it, as with patterns."""
     layer = nn.Conv2d(3, 4, 3, 2, 1)
     layer.aux = nn.Conv2d(4, 4, 3, 2, 1)
     model = Toy(lambda net, x: net.backbone.aux(net.backbone(x)), backbone=layer)

@@ -12,9 +12,13 @@ from pruning_samples import GROUPS, Block, Toy, choose, randomise
 from mmgcp.analysis import count_complexity, record_convs
 from mmgcp.errors import PruningError
 from mmgcp.pruning import BNScale, LayerGroup
-from mmgcp.pruning.budget import Budget, CostModel, find_thresholds
+from mmgcp.pruning.allocate import thresholds_of_groups
+from mmgcp.pruning.budget import Budget, find_thresholds
+from mmgcp.pruning.cost import CostModel
 from mmgcp.pruning.graph import find_units
-from mmgcp.pruning.planner import Planner, score_units, thresholds_of_groups
+from mmgcp.pruning.options import PruneOptions
+from mmgcp.pruning.scored import score_units
+from mmgcp.pruning.select import Limits, Selection
 from mmgcp.pruning.surgery import remove_channels
 
 SHAPE = (3, 64, 96)
@@ -35,20 +39,20 @@ class Search:
                  merge='or', min_keep_ratio=0.01, round_to=1, **targets):
         groups = [LayerGroup(**group) for group in groups]
         scored = score_units(model, units, BNScale(), groups, {})
-        planner = Planner(scored, merge, min_keep_ratio, round_to)
+        selection = Selection(scored, merge, Limits(min_keep_ratio, round_to))
         cost = CostModel(model, record_convs(model, shape), units)
         self.scored = scored
         self.gains = {unit.name: cost.costs(unit) for unit in units}
 
         def shares(thresholds):
-            left = cost(planner.choose(thresholds))
+            left = cost(selection.removed(thresholds))
             return left[0] / cost.params, left[1] / cost.macs
 
         self.shares = shares
         self.thresholds = find_thresholds(
-            planner, groups, cost, thresholds_of_groups(scored, groups),
+            selection, groups, cost, thresholds_of_groups(scored, groups),
             budget or Budget(**targets), costs)
-        removed = planner.choose(self.thresholds)
+        removed = selection.removed(self.thresholds)
         self.kept = {unit.name: unit.size - len(removed.get(unit.name, ()))
                      for unit in units}
         remove_channels(model, units, removed)
@@ -339,6 +343,7 @@ def test_group_without_layers_to_prune(model, units):
 @pytest.mark.parametrize('target', [1e-9, 0.5, 1, 1.])
 def test_shares_that_can_be_asked_for(target):
     assert Budget(params=target) and Budget(flops=target) and not Budget()
+    PruneOptions(target_params=target, target_flops=target)
 
 
 @pytest.mark.parametrize('target', [0, -0.1, 1.001, 50, math.nan])
@@ -346,7 +351,7 @@ def test_shares_that_can_be_asked_for(target):
 def test_shares_that_cannot_be_asked_for(name, target):
     with pytest.raises(PruningError, match=rf'target_{name} is the share to keep, in \(0, 1\], '
                                            f'but is {target}'):
-        Budget(**{name: target})
+        PruneOptions(**{f'target_{name}': target})
 
 
 @pytest.mark.parametrize('targets', [dict(params=0.5), dict(params=0.83), dict(flops=0.5)])

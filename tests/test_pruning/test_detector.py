@@ -7,12 +7,14 @@ import sys
 import pytest
 import torch
 import torch.nn as nn
+from mmengine.config import Config
 from mmyolo.models import YOLODetector
 from mmyolo.models.layers import RepVGGBlock
 from pruning_samples import build, choose, difference, run, yolov4
 
 from mmgcp.errors import PruningError
 from mmgcp.pruning import apply_channel_table, count_channels
+from mmgcp.pruning.detector import check_channels
 from mmgcp.pruning.surgery import remove_channels
 from mmgcp.registry import MODELS
 
@@ -36,6 +38,38 @@ def test_rebuilt_model_is_the_pruned_one(pruned):
     assert list(rebuilt.state_dict()) == list(pruned.state_dict())
     rebuilt.load_state_dict(pruned.state_dict(), strict=True)
     assert difference(run(rebuilt), run(pruned)) == 0.
+
+
+def test_table_in_a_file(pruned, tmp_path):
+    """It is read when the detector is built."""
+    path = tmp_path / 'pruned.py'
+    content = config(str(path))
+    message = f'there is no {path}.*`python tools/prune.py CONFIG CHECKPOINT --work-dir {tmp_path}`'
+    with pytest.raises(PruningError, match=message):
+        MODELS.build(content)
+    path.write_text('model = dict(type="YOLODetector")')
+    with pytest.raises(PruningError, match=f'{path} is not the config of a pruned detector'):
+        MODELS.build(content)
+    Config(dict(model=config(count_channels(pruned)))).dump(path)
+    rebuilt = MODELS.build(content)
+    rebuilt.load_state_dict(pruned.state_dict(), strict=True)
+    assert difference(run(rebuilt), run(pruned)) == 0.
+
+
+def test_pretrained_weights_are_ignored():
+    """They would have the channels of the original."""
+    content = config({})
+    content['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint='nowhere.pth')
+    before = copy.deepcopy(content)
+    MODELS.build(content).init_weights()
+    assert content == before
+
+
+def test_check_channels():
+    nested = dict(student=config('nowhere/pruned.py'))
+    with pytest.raises(PruningError, match='there is no nowhere/pruned.py'):
+        check_channels(nested)
+    check_channels(dict(student=config({}), teacher=dict(channels='nowhere')))
 
 
 def test_count_channels_by_hand():

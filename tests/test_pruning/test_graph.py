@@ -25,8 +25,9 @@ from zeroing import zero
 
 from mmgcp.errors import PruningError
 from mmgcp.nn.layers import channel_counts, find_layer, is_depthwise
-from mmgcp.pruning.graph import ENDLESS, _contradiction, find_units
+from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.surgery import remove_channels
+from mmgcp.pruning.unit_checks import find_contradiction
 from mmgcp.pruning.units import ChannelSlice, ChannelUnit
 
 SIZE = (3, 16, 16)
@@ -52,11 +53,12 @@ def hooks(model):
 
 
 def assert_exact(model, removed, gone, size=SIZE):
-    """Removing channels of units is like zeroing those that are named, and is no empty deed.
+    """Removing channels of units is the same as zeroing the named ones, and changes
+    the output.
 
     Args:
         model (nn.Module): The model.
-        removed (dict): Channels to remove, by set.
+        removed (dict): Channels to remove, by unit.
         gone (dict): The channels that have to go, by name and side of the layer.
         size (tuple): Shape of the image.
 
@@ -74,7 +76,7 @@ def assert_exact(model, removed, gone, size=SIZE):
     assert difference(before, expected) > 1e-4
     others = {name: value.shape for name, value in model.state_dict().items()}
     remove_channels(model, units, {name: torch.tensor(channels)
-                                          for name, channels in removed.items()})
+                                   for name, channels in removed.items()})
     assert difference(run(model, size[1]), expected) < 1e-9
     assert {name: channel_counts(find_layer(model, name)) for name in left} == left
     for name, value in model.state_dict().items():
@@ -87,7 +89,7 @@ def block(name, channels):
     return {(f'{name}.conv', 'out'): channels, (f'{name}.bn', 'out'): channels}
 
 
-def test_yolov4_shortcuts_are_one_set(units):
+def test_yolov4_shortcuts_are_one_unit(units):
     found = {unit.name: unit for unit in units}
     for stage, blocks in ((3, 3), (4, 3), (5, 1)):
         csp = f'backbone.stage{stage}.1'
@@ -238,6 +240,16 @@ def test_works_without_gradients_enabled():
     assert len(found) == 3
 
 
+def test_modules_for_training_only():
+    class Helper(nn.Conv2d):
+        training_only = 'call remove_helpers(model)'
+
+    model = Toy(lambda net, x: net.b(net.a(x)), a=Block(3, 4), b=Helper(4, 2, 1))
+    with pytest.raises(PruningError, match=r'b \(Helper\) is only for training .* '
+                                           r'before it is pruned: call remove_helpers\(model\)'):
+        find_units(model, SIZE)
+
+
 def test_max_pool_and_upsample_keep_the_channels():
     model = randomise(Toy(
         lambda net, x: net.pred(F.interpolate(F.max_pool2d(net.a(x), 2), scale_factor=2)),
@@ -268,7 +280,7 @@ except PruningError as error:
 
 
 class Parametric(nn.Module):
-    """A parameter and what is done with it."""
+    """A parameter and a function that uses it."""
 
     def __init__(self, shape, combine):
         super().__init__()
@@ -321,9 +333,9 @@ def test_grouped_convolution():
                   grouped=nn.Conv2d(6, 8, 3, padding=1, groups=2))
     found, skipped = by_name(model)
     assert list(skipped) == ['pred']
-    assert found['a.conv'].blocks.tolist() == [0, 0, 0, 1, 1, 1]
-    assert found['grouped'].blocks.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
-    assert found['z.conv'].blocks is None and found['a.conv'].norm_groups is None
+    assert found['a.conv'].conv_groups.tolist() == [0, 0, 0, 1, 1, 1]
+    assert found['grouped'].conv_groups.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert found['z.conv'].conv_groups is None and found['a.conv'].norm_groups is None
     model = assert_exact(model, {'a.conv': [1, 3], 'grouped': [0, 3, 6, 7]}, {
         **block('a', [1, 3]), ('grouped', 'in'): [1, 3], ('grouped', 'out'): [0, 3, 6, 7],
         ('z.conv', 'in'): [0, 3, 6, 7]})
@@ -334,7 +346,7 @@ def test_grouped_transposed_convolution():
     model = chain(lambda net, x, _: F.relu(net.grouped(x)), outputs=4,
                   grouped=nn.ConvTranspose2d(6, 4, 2, 2, groups=2))
     found, _ = by_name(model)
-    assert found['grouped'].blocks.tolist() == [0, 0, 1, 1]
+    assert found['grouped'].conv_groups.tolist() == [0, 0, 1, 1]
     assert_exact(model, {'a.conv': [2, 5], 'grouped': [0, 3]}, {
         **block('a', [2, 5]), ('grouped', 'in'): [2, 5], ('grouped', 'out'): [0, 3],
         ('z.conv', 'in'): [0, 3]})
@@ -348,7 +360,7 @@ def test_group_norm():
     found, skipped = by_name(model)
     assert list(skipped) == ['pred']
     assert found['conv'].norm_groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert found['conv'].blocks is None and found['a.conv'].norm_groups is None
+    assert found['conv'].conv_groups is None and found['a.conv'].norm_groups is None
     gone = [2, 3, 6, 7]
     model = assert_exact(model, {'conv': gone}, {
         ('conv', 'out'): gone, ('norm', 'out'): gone, ('z.conv', 'in'): gone})
@@ -372,7 +384,7 @@ def csp(identity=False):
 
 
 def test_split_of_a_csp_layer():
-    """The second half has more readers than the first, and fewer channels afterwards."""
+    """The second half has more readers than the first, and keeps fewer channels."""
     found, skipped = by_name(csp())
     assert list(skipped) == ['pred']
     unit = found['csp.main_conv.conv']
@@ -416,7 +428,7 @@ A_AND_Z = {**block('a', [1, 4]), ('z.conv', 'in'): [1, 4]}
     lambda net, x, _: torch.max(x, 1 - x),
 ], ids=range(15))
 def test_what_leaves_channels_by_themselves(inner):
-    """``1 - x`` turns channels of zeros into ones, which nobody reads any more."""
+    """``1 - x`` turns channels of zeros into ones, which no layer reads any more."""
     assert_exact(chain(inner), {'a.conv': [1, 4]}, A_AND_Z)
 
 
@@ -468,7 +480,7 @@ def test_channel_attention():
 
 
 def test_shared_convolution():
-    """As in the heads of RetinaNet and RTMDet: one filter, a norm for each level."""
+    """As in the heads of RetinaNet and RTMDet: one convolution, a norm for each level."""
     def forward(net, x):
         first, second = net.a(x), net.b(F.max_pool2d(x, 2))
         return [net.pred(F.relu(norm(net.shared(x)))) for norm, x in
@@ -557,7 +569,7 @@ def test_concatenation_of_concatenations_with_themselves():
 
 
 def test_layer_that_has_each_channel_twice():
-    """It is fine as long as the unit is rooted at the layer with each channel once."""
+    """This works as long as the unit is followed from the layer with each channel once."""
     def forward(net, x):
         first = net.a(x)
         return net.pred(torch.cat((first, first), 1) + net.d(x))
@@ -685,7 +697,7 @@ LEFT_ALONE = dict(
 
 @pytest.mark.parametrize('name', LEFT_ALONE)
 def test_what_is_left_alone(name):
-    """With a reason; and the layers around it are pruned."""
+    """It gets a reason, and the layers around it are pruned."""
     inner, layers, layers_left, reason = LEFT_ALONE[name]
     model = randomise(chain(inner, **layers))
     found, skipped = by_name(model)
@@ -699,7 +711,7 @@ def test_what_is_left_alone(name):
 
 
 def test_units_that_contradict_each_other():
-    """Nothing is made of a unit that has channels which a layer does not have."""
+    """A unit with channels that a layer does not have is left alone."""
     class Weighted(nn.Module):
         def __init__(self):
             super().__init__()
@@ -716,8 +728,8 @@ def test_units_that_contradict_each_other():
 
 
 def test_units_that_share_channels():
-    """No network is known of which Torch-Pruning makes such units, since it is told the
-    channels of concatenations."""
+    """No network is known that leads to such units, now that the channels of concatenations
+    are recorded."""
     def make(name, *channels):
         return ChannelUnit(name, 2, tuple(
             ChannelSlice(layer, side, torch.tensor(indices), torch.arange(2))
@@ -727,15 +739,15 @@ def test_units_that_share_channels():
     known = {}
     first = make('a', ('a', 'out', [0, 1]), ('c', 'in', [0, 1]))
     second = make('b', ('b', 'out', [0, 1]), ('c', 'in', [2, 3]), ('c', 'out', [0, 1]))
-    assert _contradiction(model, first, known) == _contradiction(model, second, known) == ''
+    assert find_contradiction(model, first, known) == find_contradiction(model, second, known) == ''
     assert known['c', 'in'] == {0, 1, 2, 3}
     for wrong in (make('b', ('c', 'in', [1, 0])), make('b', ('b', 'in', [0, 2]),
                                                        ('c', 'in', [5, 4]))):
-        assert _contradiction(model, wrong, dict(known)) == (
+        assert find_contradiction(model, wrong, dict(known)) == (
             'it is not clear which of its channels c has')
 
 
 def test_endless_units():
     """Torch-Pruning takes the view for a flatten and multiplies indices without end."""
     _, skipped = by_name(chain(attended, keys=nn.Conv2d(6, 1, 1)))
-    assert skipped['a.conv'] == ENDLESS
+    assert skipped['a.conv'] == 'Torch-Pruning finds no end of what is coupled with it'

@@ -11,9 +11,10 @@ from pruning_samples import Block, Toy, choose, difference, randomise, residual_
 from zeroing import zero
 
 from mmgcp.errors import PruningError
+from mmgcp.nn.temporarily import Snapshot
 from mmgcp.pruning.attributes import UnequalCSPLayerWithTwoConv
 from mmgcp.pruning.graph import find_units
-from mmgcp.pruning.masking import Snapshot, channels_off, check_same_predictions, raw_predictions
+from mmgcp.pruning.masking import channels_off, check_same_predictions, raw_predictions
 from mmgcp.pruning.surgery import remove_channels
 
 SIZE = (3, 16, 16)
@@ -26,8 +27,8 @@ def test_channels_off_is_as_without_their_weights():
     removed = {'stem.conv': torch.tensor([1, 5]), 'a1.conv': torch.tensor([0])}
     expected = copy.deepcopy(model)
     with torch.no_grad():
-        for reader in (expected.a1.conv, expected.a2.conv, expected.pred):
-            reader.weight[:, [1, 5]] = 0
+        for consumer in (expected.a1.conv, expected.a2.conv, expected.pred):
+            consumer.weight[:, [1, 5]] = 0
         expected.b1.conv.weight[:, 0] = 0
     before = run(model, 16)
     with channels_off(model, units, removed):

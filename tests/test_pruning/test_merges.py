@@ -14,7 +14,7 @@ def margins(merge, scores, thresholds):
     scores = torch.tensor(scores, dtype=torch.double)
     thresholds = torch.tensor(thresholds, dtype=torch.double)[:, None]
     copies = scores.clone(), thresholds.clone()
-    found = MERGES[merge](scores, thresholds)
+    found = MERGES[merge].margins(scores, thresholds)
     assert torch.equal(scores.nan_to_num(nan=-9), copies[0].nan_to_num(nan=-9))
     assert torch.equal(thresholds, copies[1])
     assert found.shape == scores.shape[1:] and found.dtype == torch.double

@@ -69,7 +69,7 @@ def test_a_line_for_each_set(tmp_path):
     text = (tmp_path / 'plan.json').read_text()
     data = json.loads(text)
     assert list(data) == ['format', 'version', 'thresholds', 'skipped', 'options', 'units']
-    assert (data['format'], data['version']) == ('mmgcp.pruning_plan', 1)
+    assert (data['format'], data['version']) == ('mmgcp.pruning_plan', 2)
     lines = [line.strip(' ,') for line in text.splitlines() if '"removed"' in line]
     assert [json.loads(line) for line in lines] == data['units']
     assert data['units'][0] == dict(
@@ -87,7 +87,7 @@ def test_channels_in_any_order(tmp_path):
 def test_what_a_plan_need_not_have(tmp_path):
     item = dict(name='a', layers={}, size=2, removed=[])
     (tmp_path / 'plan.json').write_text(json.dumps(
-        dict(format='mmgcp.pruning_plan', version=1, units=[item], comment='mine')))
+        dict(format='mmgcp.pruning_plan', version=2, units=[item], comment='mine')))
     assert PruningPlan.load(tmp_path / 'plan.json') == PruningPlan([UnitPlan('a', {}, 2, [])])
 
 
@@ -125,12 +125,12 @@ def edited_set(path, **changes):
 @pytest.mark.parametrize('changes, message', [
     (dict(format='mmgcp.report'), r'plan\.json is not a pruning plan'),
     (dict(format=None), 'is not a pruning plan'),
-    (dict(version=2), r'plan\.json is of version 2; this mmgcp reads version 1'),
+    (dict(version=1), r'plan\.json is of version 1; this mmgcp reads version 2'),
     (dict(version=None), 'is of version None'),
     (dict(units=None), r'plan\.json has no units'),
     (dict(units=[]), 'has no units'),
     (dict(units={'a': 1}), 'has no units'),
-    (dict(units=['a']), r"set 0 of the plan must have \['layers', 'name', 'removed', 'size'\]"),
+    (dict(units=['a']), r"unit 0 of the plan must have \['layers', 'name', 'removed', 'size'\]"),
 ])
 def test_file_that_is_no_plan(tmp_path, changes, message):
     edited(tmp_path / 'plan.json', **changes)
@@ -145,14 +145,14 @@ def test_list_instead_of_a_plan(tmp_path):
 
 
 @pytest.mark.parametrize('changes, message', [
-    (dict(size=None), 'set 1 of the plan must have'),
-    (dict(note='mine'), 'set 1 of the plan must have'),
-    (dict(layers=['neck.norm.conv']), 'set 1 of the plan must have'),
-    (dict(name=5), 'set 1 of the plan must have'),
+    (dict(size=None), 'unit 1 of the plan must have'),
+    (dict(note='mine'), 'unit 1 of the plan must have'),
+    (dict(layers=['neck.norm.conv']), 'unit 1 of the plan must have'),
+    (dict(name=5), 'unit 1 of the plan must have'),
     (dict(removed='2'), '"removed" of the unit \'neck.norm.conv\' must be a list of integers'),
-    (dict(removed=[1, '2']), "set 'neck.norm.conv' must be a list of integers"),
-    (dict(removed=[1.5]), "set 'neck.norm.conv' must be a list of integers"),
-    (dict(removed=[True]), "set 'neck.norm.conv' must be a list of integers"),
+    (dict(removed=[1, '2']), "unit 'neck.norm.conv' must be a list of integers"),
+    (dict(removed=[1.5]), "unit 'neck.norm.conv' must be a list of integers"),
+    (dict(removed=[True]), "unit 'neck.norm.conv' must be a list of integers"),
 ])
 def test_set_that_cannot_be_read(tmp_path, changes, message):
     edited_set(tmp_path / 'plan.json', **changes)

@@ -84,6 +84,24 @@ def test_child_config_overrides_the_same_places(pruned_folder, tmp_path):
     model.load_state_dict(state, strict=True)
 
 
+def test_child_of_the_original_names_the_table(pruned_folder, config_files, tmp_path):
+    """It inherits the detector's config, and is as good as one that inherits pruned.py."""
+    child = tmp_path / 'finetune.py'
+    child.write_text(f"_base_ = '{config_files[0]}'\n"
+                     f"load_from = '{pruned_folder}/pruned.pth'\n"
+                     "model = dict(type='mmgcp.PrunedDetector', detector=_base_.model.type,\n"
+                     f"             channels='{pruned_folder}/pruned.py')\n")
+    cfg, pruned = Config.fromfile(child), Config.fromfile(pruned_folder / 'pruned.py')
+    model, expected = build_detector(cfg), build_detector(pruned)
+    state = torch.load(cfg.load_from, weights_only=False)['state_dict']
+    for detector in (model, expected):
+        detector.load_state_dict(state, strict=True)
+    assert difference(run(model), run(expected)) == 0.
+    again = make_pruned_config(cfg, 'mmyolo', {'backbone.stem.bn': [1]}).model
+    assert again.channels == {**pruned.model.channels, 'backbone.stem.bn': [1]}
+    assert again.detector == 'mmyolo.YOLODetector'
+
+
 def test_init_detector(pruned_folder):
     model = init_detector(str(pruned_folder / 'pruned.py'), str(pruned_folder / 'pruned.pth'),
                           device='cpu')

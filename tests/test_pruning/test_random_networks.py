@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Random networks, compared with a book that is kept of all their channels."""
+"""Random networks, compared with a record of all their channels."""
 import random
 
 import pytest
@@ -28,8 +28,8 @@ REASONS = ('predictions', 'prediction layer', 'both the GroupNorm', 'not all cha
 class Book:
     """Which channels of which layers can only go together.
 
-    A channel is a number, the same wherever it is read; numbers are joined where maps are
-    added or multiplied and where one layer reads several maps.
+    Each channel has a number, the same wherever it is read. Numbers are joined where maps are
+    added or multiplied, and where one layer reads several maps.
     """
 
     def __init__(self):
@@ -54,7 +54,7 @@ class Book:
         return first
 
     def record(self, name, side, channels):
-        """Note the channels of a layer; if it is there already, it reads these also."""
+        """Note the channels of a layer. If it is there already, it reads these, too."""
         return self.join(self.layers.setdefault((name, side), channels), channels)
 
     def classes(self, name, side):
@@ -188,7 +188,7 @@ class Net(nn.Module):
     Args:
         ops (list[tuple]): Kind of each step, two numbers that choose the maps it reads, and
             two that choose its size.
-        seed (int): Chooses the order of the modules, and so the roots of the units.
+        seed (int): Chooses the order of the modules, and so the layers that units are named after.
     """
 
     def __init__(self, ops, seed):
@@ -221,7 +221,7 @@ class Net(nn.Module):
         return len(self.maps) - 1
 
     def fitting(self, index, width):
-        """A map of a width: the given one, or what a convolution makes of it."""
+        """A map of a width: the given one, or the output of a convolution that reads it."""
         have = len(self.maps[index])
         return index if have == width else self.add(Conv(have, width), index)
 
@@ -292,7 +292,7 @@ def rules():
 
 
 def check_units(net, units, skipped):
-    """Each unit has all occurrences of its channels, and nothing else."""
+    """Each unit has all occurrences of its channels and nothing else."""
     book = net.book
     everywhere = {}  # class -> occurrences
     for (name, side), channels in book.layers.items():
@@ -312,7 +312,7 @@ def check_units(net, units, skipped):
             found.append(kind)
         assert len(set(found)) == unit.size and not seen & set(found)
         seen |= set(found)
-        check_units(book, unit, found)
+        check_norm_groups(book, unit, found)
     for name, reason in skipped.items():
         assert any(text in reason for text in REASONS), (name, reason)
     convs = {name for name, module in net.named_modules() if isinstance(
@@ -337,7 +337,7 @@ def check_norm_groups(book, unit, classes):
 
 
 def choose_channels(net, units, seed):
-    """Random channels by set, so that every layer keeps one, and their classes."""
+    """Random channels by unit, so that every layer keeps one, and their classes."""
     generator = random.Random(seed)
     removed, classes = {}, set()
     for unit in units:
@@ -422,7 +422,7 @@ def check_rebuilt(net, rebuilt, gone):
 @example(ops=[('cat', 0, 0, 3, 0), ('repeat', 1, 1, 5, 1)], seed=74)
 # Parts of a concatenation of a map with itself
 @example(ops=[('cat', 0, 0, 3, 1), ('fork', 1, 0, 2, 0), ('gate', 2, 0, 2, 1)], seed=1115)
-# A unit rooted at a layer that has each of its channels twice
+# A unit that is followed from a layer that has each of its channels twice
 @example(ops=[('twice', 0, 0, 5, 1), ('depthwise', 1, 0, 5, 0)], seed=0)
 @example(ops=[('twice', 0, 0, 5, 1), ('depthwise', 1, 0, 5, 0)], seed=1)
 @example(ops=[('repeat', 0, 0, 2, 0), ('add', 1, 0, 4, 1), ('repeat', 1, 1, 2, 1),

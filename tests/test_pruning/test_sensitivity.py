@@ -7,7 +7,8 @@ from pruning_samples import residual_toy
 
 from mmgcp.pruning import BNScale, LayerGroup
 from mmgcp.pruning.graph import find_units
-from mmgcp.pruning.planner import Planner, score_units
+from mmgcp.pruning.scored import score_units
+from mmgcp.pruning.select import Selection
 from mmgcp.pruning.sensitivity import MAX_FACTOR, SHARES, measure_sensitivity
 
 GROUPS = [LayerGroup('stem', ('stem', 'b[12]')), LayerGroup('one', ('a1', )),
@@ -19,7 +20,7 @@ def measure(drop):
     model = residual_toy().eval()
     state = copy.deepcopy(model.state_dict())
     units, _ = find_units(model, (3, 16, 16))
-    planner = Planner(score_units(model, units, BNScale(), GROUPS, {}))
+    selection = Selection(score_units(model, units, BNScale(), GROUPS, {}))
     compensated, steps, off = [], [], {}
 
     def count(name):
@@ -39,7 +40,7 @@ def measure(drop):
         compensated.append({name: len(channels) for name, channels in removed.items()})
         model.pred.bias.data += 1  # has to be taken back
 
-    found = measure_sensitivity(model, planner, GROUPS, evaluate, compensate,
+    found = measure_sensitivity(model, selection, GROUPS, evaluate, compensate,
                                 lambda *step: steps.append(step))
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     return found, compensated, steps

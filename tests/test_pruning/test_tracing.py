@@ -60,7 +60,7 @@ def test_flatten_tensors():
     lambda x: torch.tensor_split(x, (1, ), dim=1), lambda x: x.tensor_split((1, ), -3),
     lambda x: (*torch.chunk(x, 4, 1)[:1], *torch.chunk(x[:, 1:], 1, 1))])
 def test_splits_are_slices(split):
-    """Torch-Pruning understands these."""
+    """Torch-Pruning follows these."""
     _, (first, rest) = watch(lambda x, _: split(x))
     assert first.shape == (1, 1, 6, 6) and rest.shape == (1, 3, 6, 6)
     assert type(first.grad_fn).__name__ == 'SliceBackward0'

@@ -3,14 +3,14 @@ import pytest
 import torch
 from torch import nn
 
-from mmgcp.sparsity.channels import Channels, Coupling, ScaleFactor
+from mmgcp.sparsity.channels import Channels, Coupling, LayerScales
 from mmgcp.sparsity.penalties import add_subgradient, shrink
 
 
 def layer(values, name='bn', **kwargs):
     gamma = nn.Parameter(torch.tensor(values))
     gamma.grad = torch.zeros_like(gamma)
-    return ScaleFactor(name, gamma, **kwargs)
+    return LayerScales(name, gamma, **kwargs)
 
 
 def apply(penalty, layers, rate, lr=0.5):

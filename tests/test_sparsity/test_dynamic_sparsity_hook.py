@@ -12,9 +12,10 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from mmgcp.compatibility import _version_number
-from mmgcp.sparsity import DynamicSparsityHook
-from mmgcp.sparsity.hook import draw_gamma_histogram, find_gammas
+from mmgcp.compatibility import version_number
+from mmgcp.errors import UserError
+from mmgcp.sparsity import DynamicSparsityHook, select_scale_factors
+from mmgcp.sparsity.logs import draw_gamma_histogram
 
 GAMMA = torch.tensor([0.5, -0.25, 0.0])
 
@@ -124,7 +125,7 @@ def test_penalty_is_not_clipped(tmp_path):
 @pytest.fixture
 def amp_on_cpu(monkeypatch):
     """Let AmpOptimWrapper work without a GPU, with a real scaler."""
-    if _version_number(torch.__version__) < (2, 4, 0):
+    if version_number(torch.__version__) < (2, 4, 0):
         pytest.skip('torch has no GradScaler or fused SGD for the CPU')
     monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
     monkeypatch.setattr(amp_optimizer_wrapper, 'GradScaler',
@@ -262,7 +263,7 @@ class Shared(nn.Module):
     (['a', 'd.?'], ['a'], 'd.1'), (['*'], [], 'a d.1')])
 def test_which_layers(modules, exclude, names):
     model = Shared()
-    found = find_gammas(model, modules, exclude)
+    found = select_scale_factors(model, modules, exclude).gammas
     expected = [model.get_submodule(name).weight for name in names.split()]
     assert [id(p) for p in found] == [id(p) for p in expected]
 
@@ -273,23 +274,23 @@ def test_pattern_without_match(tmp_path, arguments):
     wanted = (arguments.get('modules') or arguments['exclude'])
     named = next(p for p in wanted if p != '*')
     runner = make_runner(tmp_path, arguments)
-    with pytest.raises(ValueError, match=re.escape(f'pattern {named!r} matches no')):
+    with pytest.raises(UserError, match=re.escape(f'pattern {named!r} matches no')):
         runner.train()
 
 
 def test_no_layer_left(tmp_path):
-    with pytest.raises(ValueError, match='No BatchNorm layer is left'):
+    with pytest.raises(UserError, match='no BatchNorm layer is left'):
         make_runner(tmp_path, dict(exclude=['*'])).train()
 
 
 @pytest.mark.parametrize('wrong, error, message', [
-    (dict(rate=-0.5), ValueError, 'rate must not be negative, but got -0.5'),
-    (dict(rate=float('nan')), ValueError, 'rate .* got nan'),
-    (dict(near_zero_thr=-1), ValueError, 'near_zero_thr .* got -1'),
-    (dict(histogram_interval=-1), ValueError, 'histogram_interval .* got -1'),
-    (dict(log_interval=0), ValueError, 'log_interval .* got 0'),
-    (dict(modules='backbone.*'), TypeError, "modules .* got 'backbone"),
-    (dict(exclude=[1]), TypeError, r'exclude .* got \[1\]'),
+    (dict(rate=-0.5), UserError, 'rate must not be negative, but got -0.5'),
+    (dict(rate=float('nan')), UserError, 'rate .* got nan'),
+    (dict(near_zero_thr=-1), UserError, 'near_zero_thr .* got -1'),
+    (dict(histogram_interval=-1), UserError, 'histogram_interval .* got -1'),
+    (dict(log_interval=0), UserError, 'log_interval .* got 0'),
+    (dict(modules='backbone.*'), UserError, "modules .* got 'backbone"),
+    (dict(exclude=[1]), UserError, r'exclude .* got \[1\]'),
     (dict(schedule=dict(type='cubic')), KeyError, 'cubic')])
 def test_wrong_arguments(wrong, error, message):
     with pytest.raises(error, match=message):
@@ -314,18 +315,24 @@ def test_resumed_training_is_bit_for_bit_the_same(tmp_path):
 def test_nothing_is_left_behind(tmp_path):
     runner = make_runner(tmp_path, dict(rate=0.01))
     hook = next(h for h in runner.hooks if isinstance(h, DynamicSparsityHook))
-    calls = []
-    hook._add_penalty = lambda runner, owned, optimizer: calls.append(optimizer)
+    gamma = runner.model.bn1.weight
+
+    def change_by_a_step():
+        before = gamma.detach().clone()
+        gamma.grad = torch.zeros_like(gamma)
+        runner.optim_wrapper.optimizer.step()
+        return gamma.detach() - before
+
     runner.train()
-    runner.optim_wrapper.optimizer.step()
-    assert len(calls) == 1
-    # Beginning twice without an end, as after an error, must not count twice.
+    assert not change_by_a_step().any()
+    # Starting twice without an end, as after an error, must not count twice.
     for _ in range(2):
         hook.before_train(runner)
-    runner.optim_wrapper.optimizer.step()
+    penalty = 0.1 * 0.01 * gamma.detach().sign()
+    assert penalty.any()
+    torch.testing.assert_close(change_by_a_step(), -penalty)
     hook.after_train(runner)
-    runner.optim_wrapper.optimizer.step()
-    assert len(calls) == 2
+    assert not change_by_a_step().any()
 
 
 def test_logs(tmp_path):

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from mmgcp.errors import UserError
 from mmgcp.registry import TASK_UTILS
 from mmgcp.sparsity import CosineSchedule, FeedbackSchedule, LinearSchedule, StepSchedule
 
@@ -115,5 +116,5 @@ def test_feedback_state():
     (FeedbackSchedule, dict(target=1, max_factor=0.5), '0.01 and 0.5'),
     (FeedbackSchedule, dict(target=1, kept_factor=-2), '-2')])
 def test_wrong_arguments(cls, wrong, value):
-    with pytest.raises(ValueError, match=f'but got {value}'):
+    with pytest.raises(UserError, match=f'but got {value}'):
         cls(**wrong)

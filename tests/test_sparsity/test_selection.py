@@ -47,7 +47,7 @@ def test_looking_leaves_no_trace():
     torch.manual_seed(0)
     drawn = torch.rand(1)
     torch.manual_seed(0)
-    select_scale_factors(model, 'prunable', unit=True, groups='auto', input_shape=SHAPE)
+    select_scale_factors(model, 'prunable', coupled=True, groups='auto', input_shape=SHAPE)
     assert torch.equal(torch.rand(1), drawn)
     assert [name for name, module in model.named_modules() if not module.training] == ['norm']
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ['a.weight']
@@ -61,7 +61,7 @@ def test_families(family):
     model = build_detector(family_config(family))
     norms = [name for name, module in model.named_modules()
              if isinstance(module, nn.BatchNorm2d)]
-    found = select_scale_factors(model, 'prunable', unit=True, groups='auto')
+    found = select_scale_factors(model, 'prunable', coupled=True, groups='auto')
     assert {layer.name for layer in found.layers} <= set(norms)
     assert len(found.layers) > 0.9 * len(norms)
     groups = {layer.name: layer.group for layer in found.layers}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 
+from mmgcp.errors import UserError
 from mmgcp.registry import TASK_UTILS
 from mmgcp.sparsity import ConstantSchedule, TwoPhaseSchedule
 
@@ -58,5 +59,5 @@ def test_defaults_are_the_authors():
     dict(kept_factor=-1)])
 def test_wrong_arguments(wrong):
     (name, value), = wrong.items()
-    with pytest.raises(ValueError, match=f'{name} must .* but got {value}'):
+    with pytest.raises(UserError, match=f'{name} must .* but got {value}'):
         TwoPhaseSchedule(**wrong)

@@ -79,7 +79,7 @@ def run_process():
     def run(tool, *arguments, cwd):
         return subprocess.run(
             [sys.executable, str(ROOT / 'tools' / tool), *map(str, arguments)], cwd=str(cwd),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=dict(os.environ, PYTHONWARNINGS='ignore', OMP_NUM_THREADS='1'))
 
     return run

@@ -29,7 +29,7 @@ GLOO = ['--cfg-options', 'env_cfg.dist_cfg.backend=gloo', 'model.use_syncbn=Fals
 def run_script(name, *arguments, cwd, **env):
     return subprocess.run(
         ['bash', str(TOOLS / name), *map(str, arguments)], cwd=str(cwd), timeout=300,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env=dict(os.environ, **env))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from mmengine.registry import DefaultScope
 
-from mmgcp.attention.modules import find_attention
+from mmgcp.attention import find_attention
 from mmgcp.datasets.demo import CLASSES
 from mmgcp.registry import MODELS
 from mmgcp.sparsity.selection import select_scale_factors
@@ -59,7 +59,7 @@ def test_attention_finds_its_places_in_a_detector_for_large_images(tmp_path):
 
 def test_sparse_training_finds_its_groups_in_a_detector_for_large_images(tmp_path):
     model = build(small_model(tmp_path))
-    factors = select_scale_factors(model, modules='prunable', unit=True, groups='auto')
+    factors = select_scale_factors(model, modules='prunable', coupled=True, groups='auto')
     assert {'backbone-8', 'bottom-up-64'} <= {layer.group for layer in factors.layers}
 
 

@@ -56,6 +56,21 @@ def test_faulty_config(exit_message, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['faulty.py']
 
 
+def test_missing_checkpoint(write_config, exit_message, tmp_path):
+    config = write_config(tmp_path / 'tiny.py')
+    options = ('--cfg-options', 'load_from=nowhere.pth')
+    assert exit_message('train.py', config, *options) == (
+        'train.py: there is no checkpoint nowhere.pth to start from (load_from of the config)')
+    (tmp_path / 'child.py').write_text(
+        f"_base_ = '{config}'\nload_from = 'pruned/pruned.pth'\n"
+        "model = dict(type='mmgcp.PrunedDetector', detector=_base_.model.type,\n"
+        "             channels='pruned/pruned.py')\n")
+    assert exit_message('train.py', 'child.py') == (
+        'train.py: there is no pruned/pruned.py, which lists the channels of the pruned detector: '
+        '`python tools/prune.py CONFIG CHECKPOINT --work-dir pruned` writes it')
+    assert {path.name for path in tmp_path.iterdir()} == {'tiny.py', 'child.py'}
+
+
 def test_missing_data(write_config, run_process, assert_one_sentence, tmp_path):
     config = write_config(tmp_path / 'tiny.py', data_root=tmp_path / 'nowhere')
     result = run_process('train.py', config, cwd=tmp_path)

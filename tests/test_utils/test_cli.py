@@ -1,10 +1,11 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+import argparse
 import sys
 
 import pytest
 
 from mmgcp.errors import UserError
-from mmgcp.utils.cli import replacing, run_tool
+from mmgcp.utils.cli import CfgOptions, replacing, run_tool
 
 
 def raising(error):
@@ -18,6 +19,7 @@ def raising(error):
 @pytest.fixture(autouse=True)
 def tool_name(monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['/some/where/tool.py', 'argument'])
+    monkeypatch.setenv('MMGCP_TRACEBACK', '0')
 
 
 def test_success():
@@ -51,6 +53,69 @@ def test_interrupt(capsys):
 def test_bugs_keep_their_traceback(kind):
     with pytest.raises(kind):
         run_tool(raising(kind('a bug')))
+
+
+def failing():
+    """Fail in two steps, of which the first is hidden."""
+    try:
+        raise KeyError('the cause')
+    except KeyError:
+        raise UserError('the sentence') from None
+
+
+def ask_by_option(monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['tool.py', 'one', '--traceback', 'two'])
+
+
+def ask_by_variable(monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['tool.py', 'one', 'two'])
+    monkeypatch.setenv('MMGCP_TRACEBACK', '1')
+
+
+@pytest.mark.parametrize('ask', [ask_by_option, ask_by_variable])
+def test_traceback(monkeypatch, capsys, ask):
+    """All steps, then the sentence; the tool does not see the option."""
+    ask(monkeypatch)
+    with pytest.raises(SystemExit) as caught:
+        run_tool(failing)
+    assert caught.value.code == 'tool.py: the sentence' and sys.argv[1:] == ['one', 'two']
+    output = capsys.readouterr().err
+    assert output.count('Traceback (most recent call last)') == 2
+    assert output.index("KeyError: 'the cause'") < output.index('UserError: the sentence')
+
+
+def test_no_traceback_unless_asked(capsys):
+    with pytest.raises(SystemExit):
+        run_tool(failing)
+    assert not capsys.readouterr().err
+
+
+def test_help(monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['tool.py', '--help'])
+    with pytest.raises(SystemExit) as caught:
+        run_tool(argparse.ArgumentParser().parse_args)
+    assert not caught.value.code
+    assert '--traceback' in capsys.readouterr().out
+
+
+def parse_cfg_options(*values):
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions)
+    return parser.parse_args(['--cfg-options', *values]).cfg_options
+
+
+def test_cfg_options():
+    assert parse_cfg_options('model.width=3', 'sizes=[1,2]') == {
+        'model.width': 3, 'sizes': [1, 2]}
+
+
+@pytest.mark.parametrize('value', ['model.width', 'sizes=[1,(2]'])
+def test_wrong_cfg_options(capsys, value):
+    with pytest.raises(SystemExit) as caught:
+        parse_cfg_options('epochs=3', value)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].endswith(
+        f'argument --cfg-options: expected key=value pairs, but got epochs=3 {value}')
 
 
 def names(folder):

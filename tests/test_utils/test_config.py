@@ -41,6 +41,22 @@ def test_options_may_bring_the_model(write):
     assert load_config(write('epochs = 5\n'), {'model.type': 'A'}).model.type == 'A'
 
 
+@pytest.mark.parametrize('options, reason', [
+    ({'epochs.warmup': 1}, "epochs={'warmup': 1} in child config cannot inherit from base"),
+    ({'model.layers.7.width': 1}, 'Index 7 exceeds the length of list'),
+    ({'model.layers.width': 1}, 'list indices must be integers'),
+    ({'model.layers.0': 1}, "'int' object has no attribute 'items'"),
+])
+def test_options_that_do_not_fit(write, options, reason):
+    path = write("model = dict(type='A', layers=[dict(width=3)])\nepochs = 5\n")
+    (key, value), = options.items()
+    with pytest.raises(UserError) as caught:
+        load_config(path, options)
+    message = str(caught.value)
+    assert message.startswith(f'the options {key}={value} do not fit the config {path}: {reason}')
+    assert len(message.splitlines()) == 1
+
+
 def test_config_of_a_package():
     cfg = load_config('mmyolo::yolov5/yolov5_s-v61_syncbn_fast_8xb16-300e_coco.py')
     assert cfg.model.bbox_head.type == 'YOLOv5Head'

@@ -5,15 +5,13 @@ import json
 from pathlib import Path
 from typing import Dict, List
 
-from mmengine.config import DictAction
-
 import mmgcp  # noqa: F401  registers the detectors
 from mmgcp.analysis.plots import plot_score_histograms, plot_sparsity
 from mmgcp.errors import UserError
 from mmgcp.sparsity import select_scale_factors
 from mmgcp.sparsity.channels import Channels
 from mmgcp.utils.checkpoint import load_strictly
-from mmgcp.utils.cli import replacing, run_tool
+from mmgcp.utils.cli import CfgOptions, replacing, run_tool
 from mmgcp.utils.config import build_detector, image_size, load_config
 
 SHARE = 'sparsity_near_zero'
@@ -28,7 +26,7 @@ def parse_args():
                         'CHECKPOINT_NAME-gamma.png beside the checkpoint')
     parser.add_argument('--near-zero-thr', type=float, default=1e-2, help='mark it in the '
                         'histograms of a checkpoint; default: 1e-2')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions,
                         help='settings of the config to override, as key=value')
     return parser.parse_args()
 

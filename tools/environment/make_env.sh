@@ -14,7 +14,7 @@ cd "$(dirname "$0")/../.."
 
 MMCV_VERSION=2.0.1
 VENV=${1:-.venv}
-STAMP="$VENV/.mmgcp-$(cat setup.py requirements/*.txt "$0" | cksum | cut -d' ' -f1)"
+STAMP="$VENV/.mmgcp-$(cat pyproject.toml setup.py requirements/*.txt "$0" | cksum | cut -d' ' -f1)"
 WHEELS="${XDG_CACHE_HOME:-$HOME/.cache}/mmgcp/wheels"
 CHECK='import mmcv.ops, mmdet, mmyolo'
 

@@ -15,26 +15,26 @@ from mmgcp.registry import MODELS
 class YOLOv4CSPDarknet(DefaultInitMixin, BaseBackbone):
     """CSPDarknet53, the backbone of `YOLOv4 <https://arxiv.org/abs/2004.10934>`_.
 
-    Its outputs are the ends of the stages in ``out_indices``; at widen_factor 1 the
-    stages 1 to 5 give 64, 128, 256, 512 and 1024 channels at strides 2 to 32.
+    It returns the outputs of the stages in ``out_indices``. At widen_factor 1, stages 1 to 5
+    have 64, 128, 256, 512 and 1024 channels at strides 2 to 32.
 
     Args:
         plugins (list[dict], optional): See :class:`mmyolo.models.BaseBackbone`.
         deepen_factor (float): Multiplier of the number of residual blocks.
             Defaults to 1.0.
-        widen_factor (float): Multiplier of the number of channels, which are
-            then rounded up to a multiple of 8. Defaults to 1.0.
+        widen_factor (float): Multiplier of the number of channels, which is then rounded up
+            to a multiple of 8. Defaults to 1.0.
         input_channels (int): Number of image channels. Defaults to 3.
         out_indices (Sequence[int]): Stages to output (0 is the stem).
             Defaults to (3, 4, 5).
-        frozen_stages (int): Stages up to this one are frozen. Defaults to -1.
+        frozen_stages (int): Last stage to freeze; -1 freezes none. Defaults to -1.
         norm_cfg (dict): Config of the normalisation layers.
         act_cfg (dict): Config of the activation layers. Defaults to Mish.
-        norm_eval (bool): Keep BatchNorm statistics fixed. Defaults to False.
+        norm_eval (bool): Keep the statistics of BatchNorm fixed. Defaults to False.
         init_cfg (dict, optional): Initialisation config. Defaults to None.
     """
 
-    # in_channels, out_channels, channels of a path, channels inside a block, num_blocks
+    # in_channels, out_channels, channels of a path, channels within a block, num_blocks
     arch_setting = [[32, 64, 64, 32, 1], [64, 128, 64, 64, 2], [128, 256, 128, 128, 8],
                     [256, 512, 256, 256, 8], [512, 1024, 512, 512, 4]]
 
@@ -63,7 +63,7 @@ class YOLOv4CSPDarknet(DefaultInitMixin, BaseBackbone):
             init_cfg=init_cfg)
 
     def build_stem_layer(self) -> nn.Module:
-        """Build the 3x3 convolution at full resolution."""
+        """Build the stem, a 3x3 convolution at full resolution."""
         return ConvModule(
             self.input_channels,
             make_divisible(self.arch_setting[0][0], self.widen_factor),

@@ -1,122 +1,47 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-from typing import List, Sequence, Tuple, Union
+from typing import Sequence, Tuple, Union
 
 import torch
-import torch.nn as nn
-from mmcv.cnn import ConvModule
-from mmdet.models.utils import multi_apply
 from mmdet.structures.bbox import bbox_overlaps
-from mmdet.utils import ConfigType, OptInstanceList, OptMultiConfig
+from mmdet.utils import ConfigType, OptInstanceList
 from mmengine.dist import get_dist_info
 from mmengine.structures import InstanceData
-from mmyolo.models.dense_heads import YOLOv5Head, YOLOv5HeadModule
+from mmyolo.models.dense_heads import YOLOv5Head
 from torch import Tensor
 
 from mmgcp.registry import MODELS
 
 
 @MODELS.register_module()
-class YOLOv4HeadModule(YOLOv5HeadModule):
-    """The layers of YOLOv4's head: on each level a 3x3 and a prediction convolution.
-
-    Args:
-        num_classes (int): Number of foreground classes.
-        in_channels (int | Sequence[int]): Number of channels of each level, before
-            widening.
-        widen_factor (float): Multiplier of the number of channels. Defaults to 1.0.
-        num_base_priors (int): Anchors of a level. Defaults to 3.
-        featmap_strides (Sequence[int]): Stride of each level in pixels.
-            Defaults to (8, 16, 32).
-        norm_cfg (dict): Config of the normalisation layers.
-        act_cfg (dict): Config of the activation layers. Defaults to LeakyReLU(0.1).
-        init_cfg (dict, optional): Initialisation config. Defaults to None.
-    """
-
-    def __init__(self,
-                 num_classes: int,
-                 in_channels: Union[int, Sequence[int]],
-                 widen_factor: float = 1.0,
-                 num_base_priors: int = 3,
-                 featmap_strides: Sequence[int] = (8, 16, 32),
-                 norm_cfg: ConfigType = dict(type='BN', momentum=0.03, eps=0.001),
-                 act_cfg: ConfigType = dict(type='LeakyReLU', negative_slope=0.1, inplace=True),
-                 init_cfg: OptMultiConfig = None):
-        self.norm_cfg = norm_cfg
-        self.act_cfg = act_cfg
-        super().__init__(
-            num_classes,
-            in_channels,
-            widen_factor=widen_factor,
-            num_base_priors=num_base_priors,
-            featmap_strides=featmap_strides,
-            init_cfg=init_cfg)
-
-    def init_weights(self):
-        """Initialise the parameters, and the biases for rare objects as in YOLOv5."""
-        for conv in self.convs_bridge:
-            conv.conv.reset_parameters()
-        super().init_weights()
-
-    def _init_layers(self):
-        self.convs_bridge = nn.ModuleList()
-        self.convs_pred = nn.ModuleList()
-        for channels in self.in_channels:
-            self.convs_bridge.append(
-                ConvModule(channels, 2 * channels, 3, padding=1,
-                           norm_cfg=self.norm_cfg, act_cfg=self.act_cfg))
-            self.convs_pred.append(
-                nn.Conv2d(2 * channels, self.num_base_priors * self.num_out_attrib, 1))
-
-    def forward(self, x: Tuple[Tensor]) -> Tuple[List[Tensor]]:
-        """Predict on the levels of the pyramid.
-
-        Args:
-            x (tuple[Tensor]): A map (N, C, H, W) for each level.
-
-        Returns:
-            tuple[list[Tensor]]: For each level the class scores (N, A * num_classes,
-            H, W), the box predictions (N, A * 4, H, W) and the objectnesses
-            (N, A, H, W), all raw (before the sigmoid), with A anchors.
-        """
-        return multi_apply(self.forward_single, x, self.convs_bridge, self.convs_pred)
-
-    def forward_single(self, x: Tensor, conv_bridge: nn.Module,
-                       conv_pred: nn.Module) -> Tuple[Tensor, Tensor, Tensor]:
-        """Predict on one level; see :meth:`forward`."""
-        return super().forward_single(conv_bridge(x), conv_pred)
-
-
-@MODELS.register_module()
 class YOLOv4Head(YOLOv5Head):
     """Head of `YOLOv4 <https://arxiv.org/abs/2004.10934>`_.
 
-    Inference is that of :class:`mmyolo.models.YOLOv5Head` with another box coder.
-    The loss follows Darknet: an anchor is positive for a ground truth if their shapes
-    overlap by more than ``match_iou_thr``, or if it is the best of all anchors of all
-    levels, in each cell from which the box coder can reach the ground truth's centre;
-    the box loss is CIoU, the objectness and class losses are binary cross-entropy,
-    and the objectness of negatives that predict some ground truth with an IoU above
-    ``ignore_iou_thr`` is left out.
+    Inference is that of :class:`mmyolo.models.YOLOv5Head` with another box coder. The loss
+    follows Darknet. An anchor is positive for a ground truth if their shapes overlap by more
+    than ``match_iou_thr``, or if it is the best of all anchors of all levels; it is so in each
+    cell from which the box coder can reach the centre of the ground truth. The box loss is
+    CIoU, the objectness and class losses are binary cross-entropy. The objectness of negatives
+    that predict a ground truth with an IoU above ``ignore_iou_thr`` is ignored.
 
-    It deviates from Darknet in two points. Darknet takes only the cell that the
-    centre lies in; here, with ``scale_x_y`` s, the cell beside it counts too if the
-    centre is within (s - 1) / 2 of it, which is next to nothing at YOLOv4's 1.05 to
-    1.2 and makes three cells of one at 2, as in YOLOv5. And the losses are averaged
-    and weighted as in MMYOLO instead of being summed.
+    It deviates from Darknet in two points. Darknet takes only the cell that the centre lies
+    in; here, with ``scale_x_y`` s, a neighbouring cell also counts if the centre is within
+    (s - 1) / 2 of it. That hardly matters at YOLOv4's 1.05 to 1.2, and gives three cells
+    instead of one at 2, as in YOLOv5. And the losses are averaged and weighted as in MMYOLO
+    instead of being summed.
 
     Args:
         head_module (dict): Config of the layers.
         prior_generator (dict): Config of the anchors.
         bbox_coder (dict): Config of the box coder.
         loss_cls (dict): Config of the classification loss.
-        loss_bbox (dict): Config of the box loss; it gets boxes as (x1, y1, x2, y2).
+        loss_bbox (dict): Config of the box loss, which gets boxes as (x1, y1, x2, y2).
         loss_obj (dict): Config of the objectness loss.
         match_iou_thr (float): Shape overlap above which an anchor is positive.
             Defaults to 0.213, Darknet's ``iou_thresh``.
         ignore_iou_thr (float): Overlap above which a negative is ignored.
             Defaults to 0.7, Darknet's ``ignore_thresh``.
-        objectness_smooth (bool): The objectness target of a positive is the CIoU
-            of its box instead of 1, as with Darknet's option of that name.
+        objectness_smooth (bool): Take the CIoU of its box instead of 1 as the objectness
+            target of a positive, as Darknet's option of that name does.
             Defaults to True.
         obj_level_weights (List[float]): Weight of the objectness loss of each level.
             Defaults to [4.0, 1.0, 0.4].
@@ -195,7 +120,7 @@ class YOLOv4Head(YOLOv5Head):
         }
 
     def _stack_targets(self, gts: Union[Tensor, Sequence[InstanceData]]) -> Tensor:
-        """(M, 6) as (image index, label, x1, y1, x2, y2) from either form of ground truth."""
+        """Turn either form of ground truths into (M, 6): image index, label, x1, y1, x2, y2."""
         if isinstance(gts, Tensor):
             return gts
         rows = []
@@ -206,7 +131,7 @@ class YOLOv4Head(YOLOv5Head):
         return torch.cat(rows)
 
     def _match_anchors(self, sizes: Tensor) -> Tensor:
-        """Which anchors are positive for which ground truth, by shape.
+        """Find the anchors that are positive for each ground truth because of their shapes.
 
         Args:
             sizes (Tensor): Widths and heights (M, 2) in pixels.
@@ -228,7 +153,7 @@ class YOLOv4Head(YOLOv5Head):
     def _loss_single(self, level: int, cls_score: Tensor, bbox_pred: Tensor, objectness: Tensor,
                      priors: Tensor, targets: Tensor,
                      matches: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        """Losses (class, objectness, box) of one level.
+        """Compute the class, objectness and box losses of one level.
 
         Args:
             level (int): Index of the level.
@@ -238,6 +163,9 @@ class YOLOv4Head(YOLOv5Head):
             priors (Tensor): Anchors (H * W * A, 4) as (x1, y1, x2, y2) in pixels.
             targets (Tensor): (M, 6), see :meth:`_stack_targets`.
             matches (Tensor): Boolean (M, A), see :meth:`_match_anchors`.
+
+        Returns:
+            tuple[Tensor]: The three losses.
         """
         batch_size, num_anchors, height, width = objectness.shape
         stride = self.featmap_strides[level]
@@ -284,12 +212,11 @@ class YOLOv4Head(YOLOv5Head):
             height (int): Number of cells in a column.
 
         Returns:
-            tuple[Tensor]: For each cell found the index of the centre, and the cell's
-            column and row, (P, ) each.
+            tuple[Tensor]: Index of the centre, column and row of each cell, (P, ) each.
         """
         limits = centers.new_tensor((width, height)) - 1
         own = torch.min(centers.floor().clamp(min=0), limits)
-        # The own cell comes last, so that its objectness is not that of a neighbour's target
+        # The own cell comes last: where cells coincide, its objectness target is the one that stays
         steps = centers.new_tensor([(-1, 0), (1, 0), (0, -1), (0, 1), (0, 0)])
         cells = own + steps[:, None]
         reach = self.bbox_coder.scale_x_y[stride] / 2
@@ -303,7 +230,7 @@ class YOLOv4Head(YOLOv5Head):
     @torch.no_grad()
     def _overlaps_some_target(self, bbox_pred: Tensor, priors: Tensor, targets: Tensor,
                               stride: int) -> Tensor:
-        """Which predicted boxes overlap a ground truth of their image enough to be ignored.
+        """Find the predicted boxes that overlap a ground truth of their image enough to be ignored.
 
         Args:
             bbox_pred (Tensor): (N, H, W, A, 4).
@@ -323,12 +250,12 @@ class YOLOv4Head(YOLOv5Head):
 
     @staticmethod
     def _pad_targets(targets: Tensor, batch_size: int) -> Tensor:
-        """Boxes (batch_size, G, 4) of (M, 6) targets, with empty boxes behind each image's own."""
+        """Sort targets (M, 6) by image into (batch_size, G, 4), filled up with empty boxes."""
         order = targets[:, 0].argsort()
         image_inds = targets[order, 0].long()
         counts = image_inds.bincount(minlength=batch_size)
         starts = counts.cumsum(0) - counts
-        places = torch.arange(len(targets), device=targets.device) - starts[image_inds]
+        positions = torch.arange(len(targets), device=targets.device) - starts[image_inds]
         boxes = targets.new_zeros(batch_size, int(counts.max()), 4)
-        boxes[image_inds, places] = targets[order, 2:]
+        boxes[image_inds, positions] = targets[order, 2:]
         return boxes

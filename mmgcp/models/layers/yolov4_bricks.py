@@ -19,15 +19,15 @@ class CSPDarknetLayer(BaseModule):
     """Cross-stage partial layer of CSPDarknet53 (`CSPNet, arXiv 1911.11929
     <https://arxiv.org/abs/1911.11929>`_).
 
-    It differs from :class:`mmdet.models.layers.CSPLayer` in the 1x1 convolution
-    that follows the residual blocks (``post_conv``).
+    Unlike :class:`mmdet.models.layers.CSPLayer`, it has a 1x1 convolution (``post_conv``)
+    after the residual blocks.
 
     Args:
         in_channels (int): Number of input channels.
         out_channels (int): Number of output channels.
         mid_channels (int): Number of channels of each of the two paths.
-        block_channels (int): Number of channels between the two convolutions of
-            a residual block.
+        block_channels (int): Number of channels between the two convolutions of a residual
+            block.
         num_blocks (int): Number of residual blocks.
         norm_cfg (dict): Config of the normalisation layers.
         act_cfg (dict): Config of the activation layers.
@@ -66,8 +66,8 @@ class SPPBlock(BaseModule):
 
     Args:
         in_channels (int): Number of input channels.
-        out_channels (int): Number of output channels, and of the pooled map.
-        kernel_sizes (Sequence[int]): Kernels of the parallel max-poolings.
+        out_channels (int): Number of channels of the output and of the pooled map.
+        kernel_sizes (Sequence[int]): Kernel sizes of the parallel max-poolings.
         norm_cfg (dict): Config of the normalisation layers.
         act_cfg (dict): Config of the activation layers.
         init_cfg (dict, optional): Initialisation config. Defaults to None.
@@ -91,24 +91,24 @@ class SPPBlock(BaseModule):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, H, W)."""
         x = self.pre_convs(x)
-        # Darknet concatenates from the largest window down to the map itself.
+        # Darknet concatenates them from the largest kernel to the unpooled map.
         pooled = [pooling(x) for pooling in reversed(self.poolings)]
         return self.post_convs(torch.cat((*pooled, x), dim=1))
 
 
 def alternating_convs(in_channels: int, out_channels: int, num_convs: int,
                       norm_cfg: ConfigType, act_cfg: ConfigType) -> nn.Sequential:
-    """Build 1x1 convolutions to ``out_channels`` alternating with 3x3 ones to twice as many.
+    """Build 1x1 convolutions to ``out_channels`` that alternate with 3x3 ones to twice as many.
 
     Args:
         in_channels (int): Number of input channels.
         out_channels (int): Number of output channels.
-        num_convs (int): Number of convolutions, odd: first and last are 1x1.
+        num_convs (int): Number of convolutions; odd, so that the first and the last are 1x1.
         norm_cfg (dict): Config of the normalisation layers.
         act_cfg (dict): Config of the activation layers.
 
     Returns:
-        nn.Sequential: (N, in_channels, H, W) to (N, out_channels, H, W).
+        nn.Sequential: Maps (N, in_channels, H, W) to (N, out_channels, H, W).
     """
     convs = []
     for i in range(num_convs):
@@ -121,14 +121,14 @@ def alternating_convs(in_channels: int, out_channels: int, num_convs: int,
 
 
 class DefaultInitMixin:
-    """Initialise convolutions by PyTorch's default, as MMYOLO does for YOLOv5.
+    """Initialise convolutions with PyTorch's default, as MMYOLO does for YOLOv5.
 
-    ConvModule's own initialisation is about 2.4 times larger. Before a BatchNorm that
-    changes nothing but the effective learning rate, which would be 6 times smaller.
+    ConvModule's own initialisation is about 2.4 times larger. For a convolution before a
+    BatchNorm, that only changes the effective learning rate, which would be 6 times smaller.
     """
 
     def init_weights(self):
-        """Initialise the parameters, by ``init_cfg`` if it is given."""
+        """Initialise the parameters, with ``init_cfg`` if there is one."""
         if self.init_cfg is not None:
             super().init_weights()
             return

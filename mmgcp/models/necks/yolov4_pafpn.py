@@ -19,12 +19,12 @@ class YOLOv4PAFPN(DefaultInitMixin, BaseYOLONeck):
     Args:
         in_channels (List[int]): Number of channels of each input, before widening.
         out_channels (List[int]): Number of channels of each output, before widening.
-        deepen_factor (float): Accepted for the sake of shared configs; the neck of
-            YOLOv4 has a fixed depth. Defaults to 1.0.
+        deepen_factor (float): Not used, because the neck of YOLOv4 has a fixed depth; it is
+            there for configs that set it for all parts. Defaults to 1.0.
         widen_factor (float): Multiplier of the number of channels. Defaults to 1.0.
-        spp_kernel_sizes (Sequence[int]): Windows of the max-poolings.
+        spp_kernel_sizes (Sequence[int]): Kernel sizes of the max-poolings.
             Defaults to (5, 9, 13).
-        freeze_all (bool): Freeze the neck. Defaults to False.
+        freeze_all (bool): Whether to freeze the neck. Defaults to False.
         norm_cfg (dict): Config of the normalisation layers.
         act_cfg (dict): Config of the activation layers. Defaults to LeakyReLU(0.1).
         init_cfg (dict, optional): Initialisation config. Defaults to None.
@@ -53,7 +53,7 @@ class YOLOv4PAFPN(DefaultInitMixin, BaseYOLONeck):
             init_cfg=init_cfg)
 
     def build_reduce_layer(self, idx: int) -> nn.Module:
-        """Build the layer between input ``idx`` and the pyramid: pooling for the deepest."""
+        """Build the layer between input ``idx`` and the pyramid: an SPP block for the deepest."""
         if idx == len(self.in_channels) - 1:
             return SPPBlock(
                 self.in_channels[idx],
@@ -82,7 +82,7 @@ class YOLOv4PAFPN(DefaultInitMixin, BaseYOLONeck):
         return self._fusion(idx + 1)
 
     def build_out_layer(self, idx: int) -> nn.Module:
-        """The levels are passed on as they are: the head has the next 3x3 convolution."""
+        """Build an identity: the 3x3 convolution that follows belongs to the head."""
         return nn.Identity()
 
     def _conv(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1):

@@ -5,6 +5,7 @@ import torch
 from mmdet.models.task_modules.coders import BaseBBoxCoder
 from torch import Tensor
 
+from mmgcp.errors import UserError
 from mmgcp.registry import TASK_UTILS
 
 
@@ -12,7 +13,7 @@ from mmgcp.registry import TASK_UTILS
 class YOLOv4BBoxCoder(BaseBBoxCoder):
     """Box coder of `YOLOv4 <https://arxiv.org/abs/2004.10934>`_.
 
-    With s the level's ``scale_x_y``, a box is predicted relative to its grid cell
+    With the level's ``scale_x_y`` s, a box is predicted relative to its grid cell
     (c_x, c_y) and its anchor (a_w, a_h) as
 
     .. math::
@@ -25,6 +26,9 @@ class YOLOv4BBoxCoder(BaseBBoxCoder):
             Defaults to (1.2, 1.1, 1.05).
         strides (Sequence[int]): Stride of each level in pixels.
             Defaults to (8, 16, 32).
+
+    Raises:
+        UserError: ``scale_x_y`` and ``strides`` have different lengths.
     """
 
     def __init__(self,
@@ -32,12 +36,12 @@ class YOLOv4BBoxCoder(BaseBBoxCoder):
                  strides: Sequence[int] = (8, 16, 32)):
         super().__init__()
         if len(scale_x_y) != len(strides):
-            raise ValueError('scale_x_y and strides must have one value for each level, '
-                             f'but got {scale_x_y} and {strides}')
+            raise UserError('scale_x_y and strides must have one value for each level, '
+                            f'but got {scale_x_y} and {strides}')
         self.scale_x_y = dict(zip(strides, scale_x_y))
 
     def encode(self, **kwargs):
-        """Not needed: the loss compares decoded boxes."""
+        """Not supported, because the loss compares decoded boxes."""
         raise NotImplementedError('YOLOv4 computes its box loss on decoded boxes')
 
     def decode(self, priors: Tensor, pred_bboxes: Tensor,
@@ -48,7 +52,7 @@ class YOLOv4BBoxCoder(BaseBBoxCoder):
             priors (Tensor): Anchors centred in their cells, (..., 4) as
                 (x1, y1, x2, y2) in pixels.
             pred_bboxes (Tensor): Raw predictions (t_x, t_y, t_w, t_h), (..., 4).
-            stride (Tensor | int): Stride of each prediction, (...) or a number.
+            stride (Tensor | int): Stride of each prediction in pixels, (...) or one number.
 
         Returns:
             Tensor: (..., 4) as (x1, y1, x2, y2) in pixels.
@@ -60,8 +64,8 @@ class YOLOv4BBoxCoder(BaseBBoxCoder):
         return torch.cat((xy - half_wh, xy + half_wh), dim=-1)
 
     def decode_offsets(self, pred_xy: Tensor, stride: Union[Tensor, int]) -> Tensor:
-        """Decode (..., 2) raw centres to offsets from the middle of the cell in pixels."""
-        # c + s * sigmoid(t) - (s - 1) / 2, seen from the middle of the cell c + 1 / 2
+        """Decode raw centres (..., 2) to offsets from the middle of the cell in pixels."""
+        # c + s * sigmoid(t) - (s - 1) / 2 relative to the middle of the cell, c + 1 / 2
         offsets = pred_xy.sigmoid() - 0.5
         if isinstance(stride, Tensor):
             factors = torch.zeros_like(stride)

@@ -1,5 +1,4 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Makes up for channels that are about to be removed, in the layers that stay."""
 import copy
 from dataclasses import dataclass
 from typing import Dict, Iterable, List, Optional, Sequence, Union
@@ -14,25 +13,21 @@ from mmgcp.pruning.units import ChannelUnit
 from .folding import Values, compensate
 from .norms import adapt_norms
 
-MODES = (True, False, 'fold-means', 'adapt-norms')
-
 
 @dataclass
 class Compensator:
-    """Folds what removed channels emit, and adapts BatchNorms to what is left.
+    """Compensates for channels that are about to be removed.
 
     Attributes:
-        model (nn.Module): The model before surgery, which changes in place.
+        model (nn.Module): The model before surgery, changed in place.
         units (Sequence[ChannelUnit]): Its channel units.
-        mode (bool | str): False does nothing. ``'fold-means'`` folds the means of removed channels,
-            see :mod:`mmgcp.pruning.compensation.folding`; ``'adapt-norms'`` then also adapts
-            BatchNorms, see :mod:`mmgcp.pruning.compensation.norms`. True is the latter
-            with calibration images, else the former.
+        mode (bool | str): False for no compensation; ``'fold-means'`` to fold the means of
+            removed channels, see :mod:`mmgcp.pruning.compensation.folding`;
+            ``'adapt-norms'`` to adapt the BatchNorms afterwards, too, see
+            :mod:`mmgcp.pruning.compensation.norms`. True means ``'adapt-norms'`` with
+            calibration images and ``'fold-means'`` without.
         images (Iterable[Tensor], optional): Batches (N, C, H, W) of calibration images.
         shape (Sequence[int]): Shape (C, H, W) of an image that the model runs on.
-
-    Raises:
-        PruningError: There is no such mode.
     """
     model: nn.Module
     units: Sequence[ChannelUnit]
@@ -40,15 +35,12 @@ class Compensator:
     images: Optional[Iterable[Tensor]]
     shape: Sequence[int]
 
-    def __post_init__(self):
-        if self.mode not in MODES:
-            raise PruningError(f'compensate must be one of {MODES}, but is {self.mode!r}')
-
     def __call__(self, removed: Dict[str, Tensor]) -> List[str]:
-        """Make up for channels.
+        """Compensate for channels.
 
         Args:
-            removed (dict[str, Tensor]): Channels (K, ) to remove, by name of the unit.
+            removed (dict[str, Tensor]): Indices (K, ) of the channels to remove, by name of the
+                unit.
 
         Returns:
             list[str]: See :meth:`fold`.
@@ -59,22 +51,23 @@ class Compensator:
         return uncompensated
 
     def fold(self, removed: Dict[str, Tensor], means: Optional[Values] = None) -> List[str]:
-        """Fold what channels emit into the layers that read them.
+        """Fold the means of channels into their consumers, unless the mode is False.
 
         Args:
-            removed (dict[str, Tensor]): Channels (K, ) to remove, by name of the unit.
-            means (dict, optional): What they emit on average, if that is known; see
+            removed (dict[str, Tensor]): Indices (K, ) of the channels to remove, by name of the
+                unit.
+            means (dict, optional): Their means, if they are known already; see
                 :func:`mmgcp.pruning.compensation.folding.compensate`.
 
         Returns:
-            list[str]: The layers that could not absorb all of it.
+            list[str]: The layers that could not absorb everything.
         """
         if not self.mode:
             return []
         return compensate(self.model, self.units, removed, self.images, self.shape, means)
 
     def reference(self) -> Optional[nn.Module]:
-        """Copy the model as it is, for :meth:`adapt`; None if it would do nothing.
+        """Copy the model as it is, for :meth:`adapt`; None if the mode does not adapt norms.
 
         Raises:
             PruningError: The mode needs images, but there are none.
@@ -87,7 +80,7 @@ class Compensator:
         return copy.deepcopy(self.model)
 
     def adapt(self, removed: Dict[str, Tensor], reference: Optional[nn.Module]) -> None:
-        """Adapt the BatchNorms of the model without channels to a copy of it as it was."""
+        """Adapt the BatchNorms of the model without channels to a copy of the original."""
         if reference is not None:
             with channels_off(self.model, self.units, removed):
                 adapt_norms(self.model, reference, self.images)

@@ -1,65 +1,66 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Least squares compensation: each BatchNorm makes of its new inputs what comes next to the old.
+"""Least squares compensation: BatchNorms estimate their original outputs from their new inputs.
 
-Without some channels a layer's outputs have another mean, a smaller variance, and are not
-the same as before but for a factor. Were only the means mended, the variances would shrink from
+Without some channels, the inputs of a BatchNorm have another mean and a smaller variance, and
+are not just shifted and scaled. If only the means were corrected, variances would shrink from
 layer to layer, as in a network between two others (variance collapse, `REPAIR (arXiv 2211.08403)
-<https://arxiv.org/abs/2211.08403>`_). So the statistics of each BatchNorm become those of
-its new inputs, as in `EagleEye (arXiv 2007.02491) <https://arxiv.org/abs/2007.02491>`_, and its
-scale is multiplied by the correlation of new and old inputs, which makes its outputs the least
-squares estimates of the old ones from the new inputs, channel by channel. Where nothing has
-changed, the correlation is 1 and the BatchNorm stays what it was. A BatchNorm's eps is added to
-all variances, so that what has nearly vanished is not blown up.
+<https://arxiv.org/abs/2211.08403>`_). So the running statistics of each BatchNorm become those
+of its new inputs, as in `EagleEye (arXiv 2007.02491) <https://arxiv.org/abs/2007.02491>`_, and
+its scale is multiplied by the correlation of new and original inputs. Its outputs are then the
+least squares estimates of the original ones from the new inputs, channel by channel. Where
+nothing has changed, the correlation is 1 and the BatchNorm stays as it was. The eps of the
+BatchNorm is added to all variances, so that inputs that have nearly vanished are not blown up.
 """
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Dict, Iterable, List, NamedTuple, Optional
 
 import torch
 import torch.nn as nn
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
 
-from mmgcp.nn.forward import eval_mode, run_as_tensors
-from mmgcp.nn.hooks import hooked
+from mmgcp.nn.forward import run_as_tensors
+from mmgcp.nn.hooks import on_inputs
+from mmgcp.nn.temporarily import eval_mode, values_kept
 
-# Values of a channel in a batch, at random places, that correlations are estimated from
+# Number of values of a channel in a batch, at random positions, to estimate correlations from
 NUM_SAMPLES = 1024
 TINY = 1e-12
 
 
 @torch.no_grad()
 def adapt_norms(model: nn.Module, reference: nn.Module, images: Iterable[Tensor]) -> None:
-    """Let the BatchNorms of a changed model emit what comes next to those of the original.
+    """Adapt the BatchNorms of a changed model to those of the original.
 
-    Both models run side by side, and in the changed one each BatchNorm is adapted to the
-    batch before it computes, so that those behind it see inputs as they will be. What all
-    batches have in common is put into their statistics, scales and shifts at the end. The
-    memory that it takes does not depend on the number of batches.
+    Both models run side by side. In the changed one, each BatchNorm is adapted to the batch
+    before it computes, so that later ones see the inputs that they will have in the end.
+    Afterwards the statistics of all batches determine its running statistics, scale and shift.
+    Memory does not grow with the number of batches.
 
-    A BatchNorm without running statistics, or that runs several times for an image, as in
-    heads that share it, is left alone; one without scales gets the statistics alone.
+    A BatchNorm without running statistics or that runs several times for an image, as in
+    heads that share it, is left alone; in one without a scale only the running statistics
+    change.
 
     Args:
         model (nn.Module): The model, with channels off. Its BatchNorms change in place.
-        reference (nn.Module): A copy of the model as it was, which stays as it is.
-        images (Iterable[Tensor]): Batches (N, C, H, W). They are gone through once.
+        reference (nn.Module): A copy of the original model, which is not changed.
+        images (Iterable[Tensor]): Batches (N, C, H, W), iterated over once.
     """
     originals = _find_norms(reference)
-    pairs = [_Pair(norm, originals[name]) for name, norm in _find_norms(model).items()]
-    handles = [handle for pair in pairs for handle in pair.watch()]
+    pairs = {name: _Pair(norm, originals[name]) for name, norm in _find_norms(model).items()}
+    tensors = [tensor for pair in pairs.values() for tensor in pair.tensors()]
     like = next(model.parameters())
-    with hooked(handles), eval_mode(model), eval_mode(reference):
+    with on_inputs(reference, {name: pair.see_original for name, pair in pairs.items()}), \
+            on_inputs(model, {name: pair.adapt_to_batch for name, pair in pairs.items()}), \
+            eval_mode(reference), eval_mode(model):
         for number, batch in enumerate(images):
-            batch = batch.to(like)
-            for pair in pairs:
+            for pair in pairs.values():
                 pair.begin(number)
+            batch = batch.to(like)
             run_as_tensors(reference, batch)
-            with ExitStack() as kept:
-                for pair in pairs:
-                    kept.enter_context(pair.kept())
+            with values_kept(tensors):
                 run_as_tensors(model, batch)
-    for pair in pairs:
+    for pair in pairs.values():
         pair.adapt_to_all()
 
 
@@ -68,59 +69,44 @@ def _find_norms(model: nn.Module) -> Dict[str, _BatchNorm]:
             if isinstance(module, _BatchNorm) and module.running_mean is not None}
 
 
-@dataclass(frozen=True)
-class _Moments:
-    """Of the values of C channels in both models, the old one first.
+class _Inputs(NamedTuple):
+    """What is remembered of the inputs of a BatchNorm for a batch, in double precision.
 
     Attributes:
-        mean, var (Tensor): Means and variances (2, C) of all values.
-        sample_var (Tensor): Variances (2, C) of the samples.
-        sample_cov (Tensor): Their covariances (C, ).
+        mean, var (Tensor): Means and variances (C, ).
+        samples (Tensor): Values (S, C) at random positions.
         count (int): Number of values of a channel.
     """
-    mean: Tensor
-    var: Tensor
-    sample_var: Tensor
-    sample_cov: Tensor
-    count: int
-
-    def __add__(self, other: '_Moments') -> '_Moments':
-        """Average moments; variances are those within the batches."""
-        count = self.count + other.count
-        return _Moments(*((self.count * mine + other.count * theirs) / count for mine, theirs in (
-            (self.mean, other.mean), (self.var, other.var), (self.sample_var, other.sample_var),
-            (self.sample_cov, other.sample_cov))), count)
-
-    @property
-    def correlation(self) -> Tensor:
-        """Correlations (C, ) of old and new values, 0 where they are negative."""
-        product = self.sample_var.prod(0).sqrt()
-        return ((self.sample_cov + TINY) / (product + TINY)).clamp(0, 1)
-
-
-@dataclass
-class _Look:
-    """What is remembered of the inputs of a BatchNorm for a batch."""
     mean: Tensor
     var: Tensor
     samples: Tensor
     count: int
 
-    @classmethod
-    def at(cls, inputs: Tensor, seed: int) -> '_Look':
-        """Look at inputs (N, C, ...); the same places are sampled in both models."""
-        values = inputs.movedim(1, -1)
-        if values.dtype in (torch.float16, torch.bfloat16):
-            values = values.float()
-        var, mean = torch.var_mean(values, list(range(values.dim() - 1)), unbiased=False)
-        count = values[..., 0].numel()
-        generator = torch.Generator().manual_seed(seed)
-        if count <= NUM_SAMPLES:
-            samples = values.flatten(0, -2)
-        else:
-            samples = values[tuple(torch.randint(size, (NUM_SAMPLES, ), generator=generator)
-                                   for size in values.shape[:-1])]
-        return cls(mean.double(), var.double(), samples.double(), count)
+
+def _summarise(inputs: Tensor, seed: int) -> _Inputs:
+    """Summarise inputs (N, C, ...), with samples at the same positions for the same seed."""
+    values = inputs.movedim(1, -1)
+    if values.dtype in (torch.float16, torch.bfloat16):
+        values = values.float()
+    var, mean = torch.var_mean(values, list(range(values.dim() - 1)), unbiased=False)
+    count = values[..., 0].numel()
+    generator = torch.Generator().manual_seed(seed)
+    if count <= NUM_SAMPLES:
+        samples = values.flatten(0, -2)
+    else:
+        samples = values[tuple(torch.randint(size, (NUM_SAMPLES, ), generator=generator)
+                               for size in values.shape[:-1])]
+    return _Inputs(mean.double(), var.double(), samples.double(), count)
+
+
+def _moments(old: _Inputs, new: _Inputs) -> Tensor:
+    """Stack the moments (7, C) that a BatchNorm is adapted by.
+
+    These are both means, both variances, and of the samples both variances and the covariance.
+    """
+    x, y = (item.samples - item.samples.mean(0) for item in (old, new))
+    return torch.stack((old.mean, new.mean, old.var, new.var,
+                        x.square().mean(0), y.square().mean(0), (x * y).mean(0)))
 
 
 @dataclass
@@ -130,66 +116,57 @@ class _Pair:
     Attributes:
         norm (_BatchNorm): That of the changed model.
         original (_BatchNorm): That of the reference.
-        total (_Moments): Of all batches.
-        looks (List[_Look]): At the inputs of the original, for this batch.
-        seed (int): Of the samples' places in this batch.
+        originals (list[_Inputs]): Inputs of the original in this batch.
+        seed (int): Seed of the positions of the samples in this batch.
+        total (Tensor, optional): Mean of the moments (7, C) of all batches.
+        count (int): Number of values of a channel in all batches.
     """
     norm: _BatchNorm
     original: _BatchNorm
-    total: Optional[_Moments] = None
-    looks: List[_Look] = field(default_factory=list)
+    originals: List[_Inputs] = field(default_factory=list)
     seed: int = 0
-
-    def watch(self) -> Tuple:
-        return (self.original.register_forward_pre_hook(self._look),
-                self.norm.register_forward_pre_hook(self._adapt_to_batch))
+    total: Optional[Tensor] = None
+    count: int = 0
 
     def begin(self, number: int) -> None:
-        """Begin with another batch."""
-        self.looks, self.seed = [], number
+        """Begin another batch."""
+        self.originals, self.seed = [], number
 
-    def _look(self, _: nn.Module, args: Tuple) -> None:
-        self.looks.append(_Look.at(args[0], self.seed))
+    def see_original(self, inputs: Tensor) -> None:
+        """Remember inputs of the original BatchNorm."""
+        self.originals.append(_summarise(inputs, self.seed))
 
-    def _adapt_to_batch(self, _: nn.Module, args: Tuple) -> None:
-        if len(self.looks) != 1:
+    def adapt_to_batch(self, inputs: Tensor) -> None:
+        """Adapt the BatchNorm to its inputs and add their moments to the total."""
+        if len(self.originals) != 1:
             return
-        (old, ), new = self.looks, _Look.at(args[0], self.seed)
-        centred = [look.samples - look.samples.mean(0) for look in (old, new)]
-        moments = _Moments(
-            torch.stack((old.mean, new.mean)), torch.stack((old.var, new.var)),
-            torch.stack([samples.square().mean(0) for samples in centred]),
-            (centred[0] * centred[1]).mean(0), old.count)
-        self.total = moments if self.total is None else self.total + moments
+        old, = self.originals
+        moments, count = _moments(old, _summarise(inputs, self.seed)), self.count + old.count
+        self.total = moments if self.total is None else (
+            self.count * self.total + old.count * moments) / count
+        self.count = count
         self._adapt_to(moments)
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Take changes of the BatchNorm back at the end."""
-        saved = [(tensor, tensor.detach().clone()) for tensor in self._tensors()]
-        try:
-            yield
-        finally:
-            for tensor, value in saved:
-                tensor.copy_(value)
-
-    def _tensors(self) -> List[Tensor]:
-        norm = self.norm
-        return [norm.running_mean, norm.running_var, *norm.parameters()]
 
     def adapt_to_all(self) -> None:
         """Adapt the BatchNorm to all batches."""
         if self.total is not None:
             self._adapt_to(self.total)
 
-    def _adapt_to(self, moments: _Moments) -> None:
-        norm, eps, correlation = self.norm, self.norm.eps, moments.correlation
+    def tensors(self) -> List[Tensor]:
+        """List the tensors that adapting changes."""
+        return [self.norm.running_mean, self.norm.running_var, *self.norm.parameters()]
+
+    def _adapt_to(self, moments: Tensor) -> None:
+        norm, eps = self.norm, self.norm.eps
+        old_mean, new_mean, old_var, new_var, old_sample_var, new_sample_var, cov = moments
         mean, var = self.original.running_mean.double(), self.original.running_var.double() + eps
-        ratio = (moments.var[1] + eps) / (moments.var[0] + eps)
-        offset = moments.mean[0] - mean  # of these images from those of training
-        norm.running_mean.copy_(moments.mean[1] - offset * ratio.sqrt())
+        ratio = (new_var + eps) / (old_var + eps)
+        offset = old_mean - mean  # between these images and those of training
+        norm.running_mean.copy_(new_mean - offset * ratio.sqrt())
         norm.running_var.copy_((var * ratio - eps).clamp(min=0))
         if norm.affine:
+            deviations = (old_sample_var * new_sample_var).sqrt()
+            correlation = ((cov + TINY) / (deviations + TINY)).clamp(0, 1)
             weight = self.original.weight.double()
             norm.weight.copy_(weight * correlation)
             norm.bias.copy_(self.original.bias.double()

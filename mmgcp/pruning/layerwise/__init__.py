@@ -1,4 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+from . import engine  # noqa: F401  registers its strategy
 from .base import LayerwiseCriterion
 from .dcp import DCP
 from .lcp import LCP

@@ -1,15 +1,10 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Pruning one channel unit after the other, in the order in which the model computes them."""
-import collections.abc
-import hashlib
-import json
 import math
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
-import torch
 import torch.nn as nn
 from torch import Tensor
 
@@ -18,45 +13,103 @@ from mmgcp.errors import PruningError
 from mmgcp.nn.forward import record_shapes
 from mmgcp.nn.layers import WEIGHT_TYPES, find_layer
 from mmgcp.nn.training_loss import Batch
-from mmgcp.pruning.compensation.compensator import Compensator
+from mmgcp.pruning.allocate import EqualShares
+from mmgcp.pruning.compensation import Compensator
 from mmgcp.pruning.compensation.folding import Values
-from mmgcp.pruning.layerwise import LayerwiseCriterion
 from mmgcp.pruning.masking import channels_off
-from mmgcp.pruning.plan import PruningPlan
-from mmgcp.pruning.planner import Planner, score_units
-from mmgcp.pruning.units import ChannelUnit, LayerGroup
-from mmgcp.utils.checkpoint import read_checkpoint
-from mmgcp.utils.cli import replacing
+from mmgcp.pruning.one_shot import plan_by_scores
+from mmgcp.pruning.plan import PruningPlan, make_plan
+from mmgcp.pruning.scores import Criterion
+from mmgcp.pruning.select import Limits, select_lowest
+from mmgcp.pruning.strategy import Decision, PruningTask, register_strategy
+from mmgcp.pruning.units import ChannelUnit
+from mmgcp.registry import TASK_UTILS
+
+from .base import LayerwiseCriterion
+from .resume import Unfinished, digest_request
 
 # Trains a model in place after so many units, with the removed channels off
 Finetune = Callable[[nn.Module, int], None]
 
 
-def drop_skipped(model: nn.Module, units: Sequence[ChannelUnit],
-                 criterion: LayerwiseCriterion, skipped: Dict[str, str]) -> List[ChannelUnit]:
-    """Return the units that a criterion prunes.
+@register_strategy(LayerwiseCriterion)
+def prune_layer_by_layer(task: PruningTask, criterion: LayerwiseCriterion) -> Decision:
+    """Decide how many channels each unit loses, then prune one unit after the other.
+
+    In a dry run nothing is scored: the plan tells how many channels go, but not which.
+    """
+    options = task.options
+    allocator = allocation_criterion(criterion, options.allocation)
+    units = without_skipped(task, criterion)
+    if not options.dry_run:
+        task.check_data(criterion)
+    images = options.calibration
+    if images is None and options.batches is not None:
+        images = ImagesOf(options.batches)
+    compensator = task.compensator(images)
+    plan, _ = plan_by_scores(task, allocator, units, criterion.allocation_criterion is None,
+                             compensator)
+    plan.options.update(finetune=settings_of(options.finetune), only_counts=options.dry_run)
+    if options.dry_run:
+        return Decision(plan)
+    criterion.expect_folding(bool(options.compensate))
+    run = LayerByLayer(
+        model=task.model,
+        criterion=criterion,
+        limits=Limits(options.min_keep_ratio, options.round_to),
+        compensator=compensator,
+        batches=options.batches,
+        finetune=options.finetune,
+        progress=options.progress)
+    unfinished = Unfinished(options.checkpoint_file,
+                            digest_request(plan, options.batches, task.model))
+    removed, uncompensated = run(order_units(task.model, task.units, task.shape), plan.removed(),
+                                 unfinished)
+    return Decision(_with_removed(plan, task.units, removed), uncompensated=uncompensated)
+
+
+def allocation_criterion(criterion: LayerwiseCriterion, allocation: Optional[str]) -> Criterion:
+    """Return the criterion whose scores decide how many channels each unit loses.
 
     Args:
-        model (nn.Module): The model.
-        units (Sequence[ChannelUnit]): All units.
-        criterion (LayerwiseCriterion): The criterion.
-        skipped (dict[str, str]): Gets the layers of the other units, with the reason.
+        criterion (LayerwiseCriterion): The criterion that then decides which.
+        allocation (str, optional): What the user says of the allocation.
 
     Returns:
-        list[ChannelUnit]: The units.
+        Criterion: That of its option, or :class:`mmgcp.pruning.allocate.EqualShares`.
+
+    Raises:
+        PruningError: The one of its option goes layer by layer itself, or the user says
+            something else.
     """
+    if allocation not in (None, criterion.default_allocation):
+        raise PruningError(
+            f'allocation is {allocation!r}, but {type(criterion).__name__} goes layer by layer: '
+            "it is 'uniform' there, unless the criterion's option allocation_criterion "
+            'names another criterion that decides how many channels go')
+    if criterion.allocation_criterion is None:
+        return EqualShares()
+    found = TASK_UTILS.build(criterion.allocation_criterion)
+    if isinstance(found, LayerwiseCriterion):
+        raise PruningError('allocation_criterion must be one that scores all units at once, but '
+                           f'{type(found).__name__} goes layer by layer')
+    return found
+
+
+def without_skipped(task: PruningTask, criterion: LayerwiseCriterion) -> List[ChannelUnit]:
+    """Return the units that a criterion prunes; the task learns why others are left alone."""
     kept = []
-    for unit in units:
-        reason = criterion.skips(model, unit)
+    for unit in task.units:
+        reason = criterion.skips(task.model, unit)
         if reason is None:
             kept.append(unit)
         else:
-            skipped.update((item.module, reason) for item in unit.side('out'))
+            task.skipped.update((item.module, reason) for item in unit.side('out'))
     return kept
 
 
 def order_units(model: nn.Module, units: Sequence[ChannelUnit],
-               shape: Sequence[int]) -> List[ChannelUnit]:
+                shape: Sequence[int]) -> List[ChannelUnit]:
     """Order units by when the model first computes a layer of theirs.
 
     Args:
@@ -77,110 +130,16 @@ def order_units(model: nn.Module, units: Sequence[ChannelUnit],
         first.get(item.module, math.inf) for item in unit.side('out')))
 
 
-def choose_lowest(planner: Planner, model: nn.Module, unit: ChannelUnit, scores: Tensor,
-                  allocated: Tensor) -> Tensor:
-    """Choose the channels of a unit that have the lowest scores, as many as were allocated.
-
-    Args:
-        planner (Planner): Its limits hold for the choice, too.
-        model (nn.Module): The model.
-        unit (ChannelUnit): The unit, of size C.
-        scores (Tensor): Scores (C, ); channels with NaN stay.
-        allocated (Tensor): Channels (K, ) of another choice that keeps to the limits: equally
-            many are chosen, equally many of each block.
-
-    Returns:
-        Tensor: Ascending indices (K, ). There are fewer only where whole units or the limits
-        of layers that have only some of the channels do not let K of them go.
-    """
-    if scores.shape != (unit.size, ):
-        raise PruningError(f'the unit {unit.name!r} has {unit.size} channels, but got scores '
-                           f'of shape {tuple(scores.shape)}')
-    members = [item.module for item in unit.side('out')
-               if isinstance(find_layer(model, item.module), nn.Module)]
-    group = LayerGroup('lowest', tuple(members))
-    (scored, ) = score_units(model, [unit], lambda *_: {unit.name: scores.detach().cpu()},
-                         [group], {})
-    row, others = scored.scores[unit.name], unit.mask(allocated)
-    conv_groups = torch.zeros(unit.size) if unit.conv_groups is None else unit.conv_groups
-    places = torch.zeros_like(row)  # in the order of the block, beginning with what stays
-    for block in conv_groups.unique():
-        members = (conv_groups == block).nonzero().flatten()
-        order = members[row[members].argsort(stable=True)]
-        places[order] = torch.arange(len(order)).to(row) - int(others[members].sum())
-    chosen = torch.zeros(0, dtype=torch.long)
-    for more in range(unit.size):
-        item = replace(scored, scores={unit.name: (places - more).masked_fill(
-            row.isnan(), float('nan'))})
-        found = replace(planner, scored=[item]).choose({'lowest': -0.5}).get(unit.name, chosen)
-        if len(found) > len(allocated):
-            break
-        chosen = found
-        if len(found) == len(allocated):
-            break
-    return chosen
-
-
-def repeatable(iterable: Optional[Iterable]) -> Optional[Iterable]:
-    """Make a list of what can be gone through only once."""
-    return list(iterable) if isinstance(iterable, collections.abc.Iterator) else iterable
-
-
 def settings_of(finetune: Optional[Finetune]) -> Union[None, bool, dict]:
-    """What is known of a fine-tuning: its settings, True for another one, None for none."""
+    """Return what is known of a fine-tuning: its settings, True for another, None for none."""
     return None if finetune is None else getattr(finetune, 'settings', True)
 
 
-def digest_request(plan: PruningPlan, batches: Iterable[Batch], model: nn.Module) -> str:
-    """Return a number in hexadecimals for a request.
-
-    Args:
-        plan (PruningPlan): The plan of the allocation, with all options.
-        batches (Iterable[Batch]): Training batches, of which only the number counts.
-        model (nn.Module): The model.
-
-    Returns:
-        str: The number, another one for other options, allocations or weights.
-    """
-    number = len(batches) if isinstance(batches, collections.abc.Sized) else None
-    digest = hashlib.sha256(
-        json.dumps([asdict(plan), number], sort_keys=True, default=repr).encode())
-    for name, value in model.state_dict().items():
-        if isinstance(value, Tensor):
-            digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-class Unfinished:
-    """The file that pruning goes on from after an interruption.
-
-    Args:
-        path (str | Path, optional): The file; None for none.
-        digest (str): Of the request; a file of another one does not count.
-    """
-
-    def __init__(self, path: Union[str, Path, None], digest: str):
-        self._path = None if path is None else Path(path)
-        self._digest = digest
-
-    def load(self) -> Optional[dict]:
-        """Return what was saved last for this request, or None.
-
-        Raises:
-            UserError: The file cannot be read.
-        """
-        if self._path is None or not self._path.exists():
-            return None
-        state = read_checkpoint(str(self._path))
-        return state if state.get('digest') == self._digest else None
-
-    def save(self, **state) -> None:
-        """Save a state in place of the last one; the folder is made if there is none."""
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self._path) as (temporary, ):
-                torch.save(dict(state, digest=self._digest), temporary)
+def _with_removed(plan: PruningPlan, units: Sequence[ChannelUnit],
+                  removed: Dict[str, Tensor]) -> PruningPlan:
+    """The plan with other channels removed."""
+    gone = {item.name: item.removed for item in make_plan(units, removed).units}
+    return replace(plan, units=[replace(item, removed=gone[item.name]) for item in plan.units])
 
 
 @dataclass
@@ -189,9 +148,9 @@ class LayerByLayer:
 
     Attributes:
         model (nn.Module): The model. Its weights are adapted in place; the channels are off
-            meanwhile, and removed by nobody.
+            meanwhile, but not removed.
         criterion (LayerwiseCriterion): Chooses channels and adapts weights.
-        planner (Planner): Its limits hold for each unit.
+        limits (Limits): How many channels of each unit have to stay.
         compensator (Compensator): Folds what the channels of a unit emit before they go. At the
             end it adapts the BatchNorms to the model as it was before the first unit, unless
             there is fine-tuning, which changes them for the better.
@@ -202,14 +161,14 @@ class LayerByLayer:
     """
     model: nn.Module
     criterion: LayerwiseCriterion
-    planner: Planner
+    limits: Limits
     compensator: Compensator
     batches: Iterable[Batch]
     finetune: Optional[Finetune]
     progress: Callable[[str, int, int], None]
 
-    def run(self, units: Sequence[ChannelUnit], allocated: Dict[str, Tensor],
-            unfinished: Unfinished) -> Tuple[Dict[str, Tensor], List[str]]:
+    def __call__(self, units: Sequence[ChannelUnit], allocated: Dict[str, Tensor],
+                 unfinished: Unfinished) -> Tuple[Dict[str, Tensor], List[str]]:
         """Prune units.
 
         Args:
@@ -221,23 +180,9 @@ class LayerByLayer:
             tuple: The removed channels by name of the unit, and the layers that could not
             absorb what removed channels emit.
         """
-        removed: Dict[str, Tensor] = {}
-        uncompensated: List[str] = []
         units = [unit for unit in units if unit.name in allocated]
         with ExitStack() as off:
-            state = unfinished.load()
-            if state is None:
-                self.criterion.begin(self.model, units, self.batches, self.progress)
-                reference = self._reference()
-            else:
-                reference = self._reference()
-                if reference is not None:
-                    reference.load_state_dict(state['reference'])
-                self.model.load_state_dict(state['model'])
-                self.criterion.load_state_dict(state['criterion'])
-                removed, uncompensated = state['removed'], state['uncompensated']
-                self.progress('resuming', len(removed), len(units))
-                off.enter_context(channels_off(self.model, units, removed))
+            removed, uncompensated, reference = self._begin(units, unfinished, off)
             for number, unit in enumerate(units):
                 if unit.name in removed:
                     continue
@@ -255,6 +200,22 @@ class LayerByLayer:
         return ({name: channels for name, channels in removed.items() if len(channels)},
                 list(dict.fromkeys(uncompensated)))
 
+    def _begin(self, units: Sequence[ChannelUnit], unfinished: Unfinished,
+               off: ExitStack) -> Tuple[Dict[str, Tensor], List[str], Optional[nn.Module]]:
+        """Begin with the first unit, or go on after those that have been pruned before."""
+        state = unfinished.load()
+        if state is None:
+            self.criterion.begin(self.model, units, self.batches, self.progress)
+            return {}, [], self._reference()
+        reference = self._reference()
+        if reference is not None:
+            reference.load_state_dict(state['reference'])
+        self.model.load_state_dict(state['model'])
+        self.criterion.load_state_dict(state['criterion'])
+        self.progress('resuming', len(state['removed']), len(units))
+        off.enter_context(channels_off(self.model, units, state['removed']))
+        return state['removed'], state['uncompensated'], reference
+
     def _reference(self) -> Optional[nn.Module]:
         return None if self.finetune is not None else self.compensator.reference()
 
@@ -262,7 +223,7 @@ class LayerByLayer:
                off: ExitStack) -> List[str]:
         """Switch channels of a unit off, add them to the removed ones, and adapt the weights."""
         scores = self.criterion.score(self.model, unit, self.batches)
-        chosen = choose_lowest(self.planner, self.model, unit, scores, allocated)
+        chosen = select_lowest(unit, scores, allocated, self.limits)
         removed[unit.name] = chosen
         if not len(chosen):
             return []
@@ -287,7 +248,7 @@ class LayerByLayer:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Let somebody train a model: only its weights and statistics are others afterwards.
+    """Let a model be trained: only its weights and statistics are others afterwards.
 
     Modes, gradients, what needs gradients, and the device are restored.
 

@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Short trainings between the units that are pruned layer by layer."""
+"""Fine-tuning a model between the units that are pruned."""
 import copy
 import itertools
 import os
@@ -18,30 +18,31 @@ from mmgcp.utils.config import drop_collate_scope
 from mmgcp.utils.process_state import random_states_kept
 
 UNWANTED_HOOKS = ('EMA', 'Sparsity')
-_numbers = itertools.count()  # MMEngine wants a new name for each training
+_numbers = itertools.count()  # MMEngine requires a new name for each training
 
 
 class LayerFinetuning:
-    """Trains a model between two sets, with the training settings of its config.
+    """Fine-tunes a model between two units with the training settings of its config.
 
-    Data, losses, optimizer and custom hooks are the config's; the learning rate is constant.
-    Averaged weights and sparse training are left out, nothing is validated or saved, and
-    heads that begin with an assigner for untrained networks are past that. The random
-    numbers depend on the config's seed (0 if there is none) and the number of finished units
-    alone, and those of the process go on as if nothing had happened.
+    Data, losses, optimizer and custom hooks are those of the config. Differences: the learning
+    rate is constant; there are no averaged weights and no sparse training; nothing is validated
+    or saved; and heads that begin with an assigner for untrained networks are past that stage.
+    Random numbers depend on the config's seed (0 if there is none) and the number of finished
+    units alone; the random states of the process are restored.
 
     Args:
-        cfg (Config): A whole config that trains by epochs.
+        cfg (Config): A complete config that trains by epochs.
         epochs (int): Epochs after each unit. Defaults to 1.
         lr (float, optional): Learning rate. Defaults to a tenth of the config's.
-        every (int): Train after every so many units only. Defaults to 1.
-        progress (Callable): Called with a stage, the iterations done, and all iterations.
+        every (int): Train only after every so many units. Defaults to 1.
+        progress (Callable): Called with the name of the stage, the iterations done, and the number
+            of iterations. Defaults to nothing.
 
     Attributes:
         settings (dict): ``epochs``, ``lr`` and ``every``.
 
     Raises:
-        PruningError: The settings make no sense, or the config is no training by epochs.
+        PruningError: A setting is not positive, or the config cannot train by epochs.
     """
 
     def __init__(self, cfg: Config, epochs: int = 1, lr: Optional[float] = None, every: int = 1,
@@ -54,10 +55,10 @@ class LayerFinetuning:
         if not loop.get('by_epoch', 'IterBased' not in loop.get('type', '')):
             raise PruningError('fine-tuning between layers needs a config that trains by epochs')
         lr = 0.1 * optimizer['lr'] if lr is None else lr
-        for name, value in dict(epochs=epochs, lr=lr, every=every).items():
+        self.settings = dict(epochs=epochs, lr=lr, every=every)
+        for name, value in self.settings.items():
             if not value > 0:
                 raise PruningError(f'{name} of the fine-tuning must be positive, but is {value}')
-        self.settings = dict(epochs=epochs, lr=lr, every=every)
         self._cfg = cfg
         self._progress = progress
 
@@ -65,9 +66,9 @@ class LayerFinetuning:
         """Train a model in place.
 
         Args:
-            model (nn.Module): The model, perhaps with hooks that keep channels off. It may be
-                on another device and in train mode afterwards.
-            number (int): How many units have been pruned.
+            model (nn.Module): The model; hooks that switch channels off stay in effect. It may be
+                on another device and in training mode afterwards.
+            number (int): Number of units that have been pruned.
         """
         if number % self.settings['every']:
             return
@@ -77,19 +78,18 @@ class LayerFinetuning:
 
     def _make_runner(self, model: nn.Module, number: int, folder: str) -> Runner:
         cfg = copy.deepcopy(self._cfg)
-        optim_wrapper, loader = cfg.optim_wrapper, cfg.train_dataloader
-        optim_wrapper['optimizer']['lr'] = self.settings['lr']
-        drop_collate_scope(loader)
+        cfg.optim_wrapper['optimizer']['lr'] = self.settings['lr']
+        drop_collate_scope(cfg.train_dataloader)
         randomness = dict(cfg.get('randomness') or {})
         randomness['seed'] = (randomness.get('seed') or 0) + number
         return _QuietRunner(
             model=model,
             work_dir=folder,
-            train_dataloader=loader,
+            train_dataloader=cfg.train_dataloader,
             train_cfg=dict(by_epoch=True, max_epochs=self.settings['epochs']),
-            optim_wrapper=optim_wrapper,
+            optim_wrapper=cfg.optim_wrapper,
             default_hooks=dict(checkpoint=None, logger=None, param_scheduler=None),
-            custom_hooks=[*_wanted_hooks(cfg), _Follow(self._progress)],
+            custom_hooks=[*_wanted_hooks(cfg), _ProgressHook(self._progress)],
             env_cfg=cfg.get('env_cfg') or dict(dist_cfg=dict(backend='nccl')),
             visualizer=dict(type='Visualizer', vis_backends=[]),
             log_level='WARNING',
@@ -105,20 +105,20 @@ def _wanted_hooks(cfg: Config) -> List[dict]:
 
 
 class _QuietRunner(Runner):
-    """A runner for a model that has its weights already."""
+    """A runner for a model that already has its weights."""
 
     def _init_model_weights(self) -> None:
         """Keep the weights."""
 
     def _log_env(self, *args, **kwargs) -> None:
-        """Do not ask compilers and the like for their versions, which takes seconds."""
+        """Skip querying the versions of compilers and the like, which takes seconds."""
 
 
-class _Follow(Hook):
-    """Reports the iterations, and that it is late in the training.
+class _ProgressHook(Hook):
+    """Reports the iterations, and sets the epoch to a late one.
 
     Args:
-        progress (Callable): Called with a stage, the steps done in it, and all its steps.
+        progress (Callable): See :class:`LayerFinetuning`.
     """
     priority = 'VERY_LOW'
 
@@ -126,7 +126,9 @@ class _Follow(Hook):
         self._progress = progress
 
     def before_train_epoch(self, runner: Runner) -> None:
+        """Pretend that the training is past the stages for untrained networks."""
         runner.message_hub.update_info('epoch', LATE_EPOCH)
 
     def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
+        """Report an iteration."""
         self._progress('fine-tuning', runner.iter + 1, runner.max_iters)

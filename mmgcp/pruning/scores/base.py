@@ -1,5 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""What a pruning criterion is."""
+"""What a pruning criterion is, and the simplest one."""
+import zlib
 from typing import Callable, Dict, Iterable, List, Optional, Sequence
 
 import torch
@@ -14,32 +15,35 @@ Progress = Callable[[str, int, int], None]
 
 
 class Criterion:
-    """Scores the channels of channel units: the lower a score, the sooner it is removed.
+    """Scores the channels of channel units: those with the lowest scores are removed first.
 
-    Scores are compared with the threshold of a layer group, so those of different layers
-    must be comparable.
+    All scores in a layer group are compared with the same threshold, so scores of different
+    layers have to be comparable.
 
     Attributes:
         needs (str, optional): What :meth:`prepare` needs besides the model: 'images' for
-            batches of training images, 'losses' for such with ground truth, or None.
-        default_allocation (str): How many channels each unit loses if nothing is said: 'global'
-            or 'uniform', see :func:`mmgcp.pruning.prune`.
+            batches of training images, 'losses' for batches with ground truth, or None.
+        trains (bool): Whether weights are trained before the channels are removed.
+        default_allocation (str): How many channels each unit loses unless the user says so:
+            'global' or 'uniform', see :func:`mmgcp.pruning.prune`.
     """
     needs: Optional[str] = None
+    trains = False
     default_allocation = 'global'
 
     def prepare(self, model: nn.Module, units: Sequence[ChannelUnit],
                 batches: Optional[Iterable[Batch]], progress: Progress) -> None:
-        """Collect what the scores need, once, before the first is asked for.
+        """Collect what the scores need, once, before any unit is scored.
 
-        Leaves the model as it was, gradients included.
+        It leaves the model as it was, gradients included.
 
         Args:
             model (nn.Module): The model.
             units (Sequence[ChannelUnit]): All units that will be scored.
-            batches (Iterable[Batch], optional): Training batches. Can be gone through more
-                than once; memory must not grow with their number.
-            progress (Callable): Called with a stage, the steps done in it, and all its steps.
+            batches (Iterable[Batch], optional): Training batches, which can be iterated over
+                several times. Memory must not grow with their number.
+            progress (Callable): Called with the name of a stage, the number of steps done, and
+                the number of all its steps.
         """
 
     def __call__(self, model: nn.Module, unit: ChannelUnit) -> Dict[str, Tensor]:
@@ -47,34 +51,57 @@ class Criterion:
 
         Args:
             model (nn.Module): The model.
-            unit (ChannelUnit): The unit, of size C.
+            unit (ChannelUnit): The unit, with C channels.
 
         Returns:
-            dict[str, Tensor]: Scores (C, ), NaN for channels that have none. Either one row
-            by the name of the unit, or a row for each layer that has an opinion, by its name;
-            the layers' verdicts are merged then. Empty if the unit cannot be scored: it is
-            left alone.
+            dict[str, Tensor]: Scores (C, ), NaN for channels without a score: either one
+            tensor by the name of the unit, or one for each layer that votes, by the name of
+            the layer; the votes are merged later. Empty if the unit cannot be scored, and
+            then it is not pruned.
         """
         raise NotImplementedError
 
 
+@TASK_UTILS.register_module()
+class Random(Criterion):
+    """Uniformly random scores in [0, 1), the baseline of all other criteria.
+
+    They depend only on the seed, the name of the channel unit and its number of channels.
+
+    Args:
+        seed (int): Seed. Defaults to 0.
+    """
+
+    def __init__(self, seed: int = 0):
+        self.seed = seed
+
+    def __call__(self, model: nn.Module, unit: ChannelUnit) -> Dict[str, Tensor]:
+        """Return scores (C, ) by the name of a unit with C channels."""
+        seed = zlib.crc32(f'{self.seed} {unit.name}'.encode())
+        generator = torch.Generator().manual_seed(seed)
+        return {unit.name: torch.rand(unit.size, generator=generator)}
+
+
 def criterion_names() -> List[str]:
-    """List the names of all registered criteria, as they stand behind ``mmgcp.``."""
+    """List the names of all registered criteria, without the prefix ``mmgcp.``."""
     return sorted(name for name, kind in TASK_UTILS.module_dict.items()
                   if isinstance(kind, type) and issubclass(kind, Criterion))
 
 
-def as_row(unit: ChannelUnit, item: ChannelSlice, values: Tensor) -> Tensor:
-    """Turn the values of a layer's channels into a row of scores of a unit.
+def unit_scores(unit: ChannelUnit, item: ChannelSlice, values: Tensor) -> Tensor:
+    """Turn values of a layer's channels into scores of a unit's channels.
 
     Args:
-        unit (ChannelUnit): The unit, of size C.
-        item (ChannelSlice): The layer's channels.
+        unit (ChannelUnit): The unit, with C channels.
+        item (ChannelSlice): The layer's channels in it.
         values (Tensor): Values (K, ) of all channels of the layer on that side.
 
     Returns:
         Tensor: The scores (C, ), NaN for channels that the layer does not have.
     """
-    row = torch.full((unit.size, ), float('nan'))
-    row[item.unit_index] = values.detach().cpu().float()[item.channels]
-    return row
+    scores = torch.full((unit.size, ), float('nan'))
+    scores[item.unit_index] = values.detach().cpu().float()[item.channels]
+    return scores
+
+
+as_row = unit_scores  # the former name

@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""The auxiliary networks: what they are to say, their losses, and their training."""
+"""The auxiliary networks: their targets, their losses, and their training."""
 import math
 
 import pytest
@@ -34,13 +34,8 @@ from mmgcp.pruning.layerwise.auxiliary import (
     find_positives,
     read_ground_truth,
 )
-from mmgcp.pruning.layerwise.auxiliary.positives import (
-    PriorBoxes,
-    dense_head,
-    match,
-    number_of_classes,
-    thin_out,
-)
+from mmgcp.pruning.layerwise.auxiliary.positives import match, thin_out
+from mmgcp.pruning.layerwise.auxiliary.priors import PriorBoxes, dense_head, number_of_classes
 
 SSD = SSDAnchorGenerator(strides=[8, 16], ratios=[[2], [2, 3]], input_size=64, scale_major=False,
                          min_sizes=[16, 32], max_sizes=[32, 48])
@@ -48,7 +43,7 @@ YOLO = YOLOAnchorGenerator([8, 16], [[(10, 13), (16, 30)], [(30, 20), (45, 60)]]
 
 
 def iou(first, second):
-    """Intersection over union, and generalised, of two boxes, number by number."""
+    """The IoU and the generalised IoU of two boxes, in plain Python."""
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
     both = max(width, 0) * max(height, 0)
@@ -164,7 +159,7 @@ def test_priors_follow_the_size_of_the_images():
         assert torch.equal(priors(model, torch.rand(1, 3, height, width)), expected[0])
 
 
-def test_detectors_without_what_it_takes():
+def test_detectors_without_priors_or_classes():
     model = TinyDetector()
     model.bbox_head.prior_generator = SSD
     with pytest.raises(PruningError, match='priors for 2 levels, but gets 1 feature maps'):
@@ -207,7 +202,7 @@ def test_localization_loss_by_hand():
     assert torch.allclose(network.loss(feature, positives), entropy)
 
 
-def test_nothing_to_say_without_positives():
+def test_loss_is_zero_without_positives():
     network, feature, positives = localization_network()
     none = Positives(*(value[:0] for value in (positives.images, positives.priors,
                                                positives.boxes, positives.labels)), (32, 32))
@@ -236,11 +231,11 @@ def test_presence_of_classes():
 @pytest.mark.parametrize('kind', [LCP, DCP])
 @pytest.mark.parametrize('samples', [mmyolo_samples, mmdet_samples])
 def test_training(kind, samples):
-    """The networks learn; the detector alone on top of it, and only its weights."""
+    """The networks learn; with joint_lr the detector learns, too, but only its weights change."""
     model, units = tiny_detector()
     model.stem.conv.weight.requires_grad_(False)
     before, batches = state_of(model), make_batches(samples=samples)
-    losses, lr = {}, 0.02 if kind is LCP else 1.  # all pictures of noise look the same
+    losses, lr = {}, 0.02 if kind is LCP else 1.  # all images of noise look the same
     for epochs in (0, 30):
         criterion = begun(kind(aux_epochs=epochs, aux_lr=lr, joint_lr=0), model,
                           units.values(), batches)
@@ -248,7 +243,7 @@ def test_training(kind, samples):
         with torch.no_grad():
             target = criterion.find_targets(model, batches[0])
             feature = model.body.conv(model.stem(batches[0].images))
-            network = criterion._auxiliaries['stem.conv'].network
+            network = criterion.auxiliaries['stem.conv'].network
             losses[epochs] = float(network.train().loss(feature, target))
     assert losses[30] < 0.8 * losses[0]
     begun(kind(aux_epochs=2, joint_lr=1e-3), model, units.values(), batches)
@@ -256,17 +251,17 @@ def test_training(kind, samples):
     assert set(changed(model, before)) == expected
 
 
-def test_one_network_for_each_set():
-    """At the largest consumer; the networks are no part of the model."""
+def test_one_network_for_each_unit():
+    """At the largest consumer; the networks do not become a part of the model."""
     model, units = tiny_detector()
     keys = set(model.state_dict())
     criterion = begun(LCP(aux_epochs=1), model, units.values(), make_batches())
     assert {name: (item.layer, item.call, item.channels)
-            for name, item in criterion._auxiliaries.items()} == {
+            for name, item in criterion.auxiliaries.items()} == {
                 'stem.conv': ('body.conv', 0, 8), 'body.conv': ('pred', 0, 5)}
     assert set(model.state_dict()) == keys
     parameters = {id(param) for param in model.parameters()}
-    networks = [item.network for item in criterion._auxiliaries.values()]
+    networks = [item.network for item in criterion.auxiliaries.values()]
     assert all(id(param) not in parameters and not param.requires_grad
                for network in networks for param in network.parameters())
     assert not any(network.training for network in networks)

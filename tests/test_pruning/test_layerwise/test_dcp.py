@@ -2,7 +2,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from auxiliary_toys import begun, make_batches, mean_loss, mmdet_samples, tiny_detector
+from auxiliary_toys import begun, make_batches, mmdet_samples, tiny_detector, total_loss
 from pruning_samples import build, yolov4
 
 from mmgcp.pruning import prune
@@ -12,10 +12,10 @@ from mmgcp.registry import TASK_UTILS
 
 
 def test_options():
-    assert TASK_UTILS.build(dict(type='mmgcp.DCP')).rounds == 4
+    assert TASK_UTILS.build(dict(type='mmgcp.DCP')).settings.rounds == 4
     criterion = TASK_UTILS.build(
         dict(type='mmgcp.DCP', alpha=0.3, allocation_criterion=dict(type='x')))
-    assert criterion.alpha == 0.3 and criterion.allocation_criterion == dict(type='x')
+    assert criterion.settings.alpha == 0.3 and criterion.allocation_criterion == dict(type='x')
     assert criterion.needs == 'losses'
 
 
@@ -25,7 +25,7 @@ def test_score_by_hand():
     batches = make_batches(samples=mmdet_samples)
     criterion = begun(DCP(rounds=1, alpha=0.4, aux_epochs=1, joint_lr=0), model, units.values(),
                       batches)
-    network = criterion._auxiliaries['stem.conv'].network
+    network = criterion.auxiliaries['stem.conv'].network
     presence, total = torch.tensor([[0., 1., 0.], [1., 0., 1.]]), torch.zeros(8, 6, 3, 3)
     for batch in batches:
         with torch.no_grad():
@@ -65,9 +65,9 @@ def test_update_lowers_the_loss(lr):
     criterion = begun(DCP(aux_epochs=1, epochs=5, lr=lr), model, units.values(), batches)
     removed = torch.tensor([1, 2, 6])
     with channels_off(model, [unit], {'body.conv': removed}):
-        start = mean_loss(criterion, model, unit, batches)
+        start = total_loss(criterion, model, unit, batches)
         criterion.update(model, unit, removed, batches)
-        assert mean_loss(criterion, model, unit, batches) < start
+        assert total_loss(criterion, model, unit, batches) < start
 
 
 def test_detector():

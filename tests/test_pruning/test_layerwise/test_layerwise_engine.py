@@ -20,8 +20,8 @@ from mmgcp.pruning import PruningPlan, prune
 from mmgcp.pruning.compensation import compensator
 from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.layerwise import LayerwiseCriterion
-from mmgcp.pruning.layerwise.engine import choose_lowest, order_units
-from mmgcp.pruning.planner import Planner
+from mmgcp.pruning.layerwise.engine import order_units
+from mmgcp.pruning.select import Limits, select_lowest
 from mmgcp.pruning.surgery import gather_channels
 from mmgcp.registry import TASK_UTILS
 
@@ -318,9 +318,9 @@ def test_failure_restores_everything(when, monkeypatch, tmp_path):
                 raise KeyboardInterrupt
         options['finetune'] = options_finetune
     elif when == 'save':
-        monkeypatch.setattr('mmgcp.pruning.layerwise.engine.torch.save', fail)
+        monkeypatch.setattr('mmgcp.pruning.layerwise.resume.torch.save', fail)
     else:
-        monkeypatch.setattr('mmgcp.pruning.api.check_same_predictions', fail)
+        monkeypatch.setattr('mmgcp.pruning.apply.check_same_predictions', fail)
     with pytest.raises(RuntimeError if when == 'update' else KeyboardInterrupt):
         run_prune(model, checkpoint_file=tmp_path / 'new' / 'file.pth', **options)
     assert_untouched(model, state)
@@ -508,8 +508,7 @@ def test_sensitivity_is_measured_on_the_allocation():
 
 
 def choose(single, unit, scores, allocated, **options):
-    return choose_lowest(Planner([], **options), single, unit, scores,
-                         torch.tensor(allocated)).tolist()
+    return select_lowest(unit, scores, torch.tensor(allocated), Limits(**options)).tolist()
 
 
 def test_choice_in_blocks(single):

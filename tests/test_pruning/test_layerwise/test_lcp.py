@@ -1,7 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Localization-aware pruning, and what it shares with DCP."""
+"""LCP, and what it has in common with DCP."""
 import copy
-import fnmatch
 import io
 
 import pytest
@@ -13,11 +12,11 @@ from auxiliary_toys import (
     begun,
     changed,
     make_batches,
-    mean_loss,
     mmdet_samples,
     mmyolo_samples,
     state_of,
     tiny_detector,
+    total_loss,
 )
 from families import family_config
 from mmengine.registry import DefaultScope
@@ -30,7 +29,7 @@ from mmgcp.pruning import prune
 from mmgcp.pruning.compensation.folding import compensate
 from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.layerwise import LCP
-from mmgcp.pruning.layerwise.auxiliary.kernels import Kernels
+from mmgcp.pruning.layerwise.auxiliary.consumer_kernels import ConsumerKernels
 from mmgcp.pruning.masking import channels_off
 from mmgcp.pruning.units import ChannelSlice, ChannelUnit
 from mmgcp.registry import TASK_UTILS
@@ -62,7 +61,7 @@ def test_score_is_the_gradient_of_the_joint_loss_without_any_channel():
     found = criterion.score(model, unit, batches)
     assert not changed(model, before)
 
-    network = criterion._auxiliaries['stem.conv'].network
+    network = criterion.auxiliaries['stem.conv'].network
     weight, total = model.body.conv.weight.detach(), torch.zeros(8, 6, 3, 3)
     for batch in batches:
         with torch.no_grad():
@@ -79,8 +78,8 @@ def test_score_is_the_gradient_of_the_joint_loss_without_any_channel():
     assert torch.allclose(found, expected, rtol=1e-4)
 
 
-def test_slices_of_all_readers_add_up():
-    """Of a concatenation that two layers read."""
+def test_kernels_of_all_consumers_add_up():
+    """A concatenation has two consumers."""
     def run(net, x):
         x = torch.cat((net.a(x), net.b(x)), 1)
         return net.first(x), net.second(F.max_pool2d(x, 2))
@@ -118,7 +117,7 @@ def test_kernels_of_all_layers(kind):
     layer, shape = LAYERS[kind]
     model, values = nn.Sequential(layer), torch.randn(shape)
     item = ChannelSlice('0', 'in', torch.tensor([1, 3, 4, 5]), torch.tensor([0, 0, 1, 2]))
-    kernels = Kernels(model, ChannelUnit('set', 3, (item, )), ['0'])
+    kernels = ConsumerKernels(model, ChannelUnit('unit', 3, (item, )), ['0'])
     mask, = kernels.masks(torch.tensor([True, False, True]))
     expected = layer(values.index_fill(1, torch.tensor([4]), 0))
     weight = layer.weight.detach().clone()
@@ -140,11 +139,9 @@ def test_dead_channels_have_no_score():
             model.stem.bn.weight[channel] = model.stem.bn.bias[channel] = 0
     batches = make_batches()
     for rounds in (1, 3):
-        criterion = begun(LCP(aux_epochs=1, rounds=rounds), model, units.values(), batches)
-        # in the joint training they come back to life
-        with torch.no_grad():
-            for net in (model, criterion._baseline):
-                net.stem.bn.weight[[1, 4]] = net.stem.bn.bias[[1, 4]] = 0
+        # joint training would bring them back to life
+        criterion = begun(LCP(aux_epochs=1, joint_lr=0, rounds=rounds), model, units.values(),
+                          batches)
         scores = criterion.score(model, units['stem.conv'], batches)
         assert set(scores.argsort()[:2].tolist()) == {1, 4}
         assert scores[[1, 4]].tolist() == [0, 0] and scores[[0, 2, 3, 5]].min() > 0
@@ -198,18 +195,65 @@ def test_update_fits_the_kernels_that_are_kept():
     removed = torch.tensor([0, 3])
     before = state_of(model)
     with channels_off(model, [unit], {'stem.conv': removed}):
-        start, off = mean_loss(criterion, model, unit, batches), state_of(model)
+        start, off = total_loss(criterion, model, unit, batches), state_of(model)
         criterion.update(model, unit, removed, batches)
         assert changed(model, off) == ['body.conv.weight']
-        assert mean_loss(criterion, model, unit, batches) < start
+        assert total_loss(criterion, model, unit, batches) < start
     assert changed(model, before) == ['body.conv.weight']
     difference = model.body.conv.weight.detach() - before[0]['body.conv.weight']
     moved = difference.abs().amax((0, 2, 3)) > 0
     assert moved.tolist() == [False, True, True, False, True, True]
 
 
+def test_gradients_are_as_before():
+    """Those that the parameters had are neither used nor changed."""
+    results = []
+    for has_gradients in (False, True):
+        model, units = tiny_detector()
+        batches, unit, gradients = make_batches(), units['stem.conv'], {}
+        if has_gradients:
+            gradients = {name: torch.ones_like(param) for name, param in model.named_parameters()}
+            for name, param in model.named_parameters():
+                param.grad = gradients[name]
+        criterion = begun(LCP(aux_epochs=1, epochs=2, rounds=2), model, units.values(), batches)
+        results.append(criterion.score(model, unit, batches))
+        criterion.update(model, unit, torch.tensor([0, 3]), batches)
+        for name, param in model.named_parameters():
+            assert param.grad is gradients.get(name)
+            assert param.grad is None or param.grad.eq(1).all()
+        results.append(model.body.conv.weight.detach())
+    assert torch.equal(results[0], results[2]) and torch.equal(results[1], results[3])
+
+
+@pytest.mark.parametrize('scale, clipped', [(1., False), (1000., True)])
+def test_fitting_is_momentum_sgd_with_steps_of_the_learning_rate(scale, clipped):
+    """Against an optimizer written down by hand, which clips gradients to a norm of 10."""
+    model, shape = independent_toy([scale, 2 * scale, -scale, 0.5 * scale])
+    units, batches = units_of(model, shape), images_of(2, shape)
+    criterion = begun(reconstruction(epochs=4, lr=0.03, lr_steps=(1, 3), momentum=0.8), model,
+                      units.values(), batches)
+    norms = []
+    weight = before = model.read.weight.detach().clone()
+    velocity, keep = torch.zeros_like(weight), torch.tensor([0., 1, 1, 1]).view(1, 4, 1, 1)
+    for lr in (0.03, 3e-3, 3e-3, 3e-4):
+        for batch in batches:
+            kernel = weight.clone().requires_grad_()
+            with torch.no_grad():
+                inputs, expected = batch.images, model.read(batch.images)
+            output = F.conv2d(inputs * keep.view(1, 4, 1, 1), kernel, model.read.bias.detach())
+            gradient, = torch.autograd.grad((output - expected).square().mean(), kernel)
+            norm = float((gradient * keep).norm())
+            norms.append(norm)
+            velocity = 0.8 * velocity + gradient * keep * min(1, 10 / max(norm, 1e-12))
+            weight = weight - lr * velocity
+    with channels_off(model, units.values(), {'make': torch.tensor([0])}):
+        criterion.update(model, units['make'], torch.tensor([0]), batches)
+    assert torch.allclose(model.read.weight, weight, atol=1e-6)
+    assert not torch.equal(weight, before) and (max(norms) > 10) == clipped
+
+
 def test_reconstruction_is_almost_perfect_where_it_can_be():
-    """A channel is a copy of another one, which takes its place."""
+    """The removed channel is a copy of another one, which can take its place."""
     model, shape = independent_toy([1., 2., 1.])
     with torch.no_grad():
         model.make.weight[1] = model.make.weight[0]
@@ -217,9 +261,9 @@ def test_reconstruction_is_almost_perfect_where_it_can_be():
     criterion = begun(reconstruction(epochs=50, lr=0.1, lr_steps=(40, )), model, units.values(),
                       batches)
     with channels_off(model, units.values(), {'make': torch.tensor([1])}):
-        start = mean_loss(criterion, model, units['make'], batches)
+        start = total_loss(criterion, model, units['make'], batches)
         criterion.update(model, units['make'], torch.tensor([1]), batches)
-        assert mean_loss(criterion, model, units['make'], batches) < 1e-3 * start
+        assert total_loss(criterion, model, units['make'], batches) < 1e-3 * start
     assert torch.allclose(model.read.weight[:, 0], torch.tensor(3.), atol=0.05)
 
 
@@ -246,12 +290,12 @@ def test_what_is_folded_is_no_error(norm):
     criterion = begun(reconstruction(), model, units.values(), batches)
     unit, removed = units['make.conv'], {'make.conv': torch.tensor([2])}
     with channels_off(model, [unit], removed):
-        assert mean_loss(criterion, model, unit, batches) > 0.1
+        assert total_loss(criterion, model, unit, batches) > 0.1
     criterion.folded = True
     assert criterion.score(model, unit, batches).argmin() == 2
     compensate(model, units.values(), removed, [batch.images for batch in batches])
     with channels_off(model, [unit], removed):
-        assert mean_loss(criterion, model, unit, batches) < 1e-8
+        assert total_loss(criterion, model, unit, batches) < 1e-8
 
 
 def test_relative_reconstruction():
@@ -261,7 +305,7 @@ def test_relative_reconstruction():
     for relative in (False, True):
         criterion = begun(reconstruction(relative=relative), model, units.values(), [batch])
         with channels_off(model, [unit], {'stem.conv': torch.tensor([0, 1])}):
-            losses.append(mean_loss(criterion, model, unit, [batch]))
+            losses.append(total_loss(criterion, model, unit, [batch]))
     with torch.no_grad():
         scale = model.body.conv(model.stem(batch.images)).square().mean()
     assert losses[1] == pytest.approx(losses[0] / float(scale), rel=1e-4)
@@ -277,7 +321,7 @@ def go_on(criterion, model, unit, batches):
 
 
 def test_resuming_is_exact():
-    """After a file, on a model whose channels are off already."""
+    """From a file, on a model whose channels are already off."""
     model, units = tiny_detector()
     batches = make_batches()
     criterion = begun(LCP(aux_epochs=2, epochs=2), model, units.values(), batches)
@@ -300,8 +344,9 @@ def test_resuming_is_exact():
                for name, value in other.state_dict().items())
     again = resumed.state_dict()
     assert again['auxiliaries'].keys() == state['criterion']['auxiliaries'].keys()
-    assert all(torch.equal(value, state['criterion']['baseline'][name])
-               for name, value in again['baseline'].items())
+    original = state['criterion']['reconstructor']['weights']
+    assert all(torch.equal(value, original[name])
+               for name, value in again['reconstructor']['weights'].items())
 
 
 def test_errors():
@@ -335,7 +380,7 @@ def narrow_ssd():
 def resnet_ssd():
     """Our config, with a ResNet-18."""
     channels = (128, 256, 64, 32, 32, 32)
-    cfg = load_config(str(ROOT / 'configs/ssd/ssd300_r50_voc0712.py'), {
+    cfg = load_config(str(ROOT / 'configs/ssd/ssd300_r50_1xb32-120k_voc0712.py'), {
         'model.backbone.depth': 18, 'model.backbone.init_cfg': None,
         'model.neck.in_channels': channels[:2], 'model.neck.out_channels': channels,
         'model.bbox_head.in_channels': channels, 'model.bbox_head.num_classes': 3})
@@ -362,7 +407,7 @@ DETECTORS = dict(
 
 @pytest.mark.parametrize('name', DETECTORS)
 def test_detectors(name):
-    """From begin to the end, on the way that tools/prune.py takes."""
+    """The whole of prune(), as tools/prune.py calls it."""
     make, modules, samples, size = DETECTORS[name]
     model = make()
     boxes = BOXES.clone()
@@ -370,14 +415,14 @@ def test_detectors(name):
     batches = make_batches(1, samples, size, boxes=boxes)
     layers = set(model.state_dict())
     before = sum(param.numel() for param in model.parameters())
-    criteria = []
+    found = []
 
     class Spy(LCP):
-        """Remembers itself."""
+        """Remembers its networks and their targets."""
 
-        def begin(self, *args):
-            super().begin(*args)
-            criteria.append(self)
+        def begin(self, model, *args):
+            super().begin(model, *args)
+            found.append((self.auxiliaries, self.find_targets(model, batches[0])))
 
     with DefaultScope.overwrite_default_scope('mmdet' if 'ssd' in name else 'mmyolo'):
         TASK_UTILS.register_module(module=Spy, force=True)
@@ -385,53 +430,11 @@ def test_detectors(name):
             model, groups=[dict(name='some', modules=modules, ratio=0.5)], batches=batches,
             criterion=dict(type='mmgcp.Spy', aux_epochs=1, epochs=1, lr=1e-5, relative=True),
             input_shape=(3, size, size))
-    criterion, = criteria
-    assert len(criterion._auxiliaries) >= 1
-    assert len(criterion.find_targets(criterion._baseline, batches[0])) >= 3
+    (auxiliaries, targets), = found
+    assert len(auxiliaries) >= 1 and len(targets) >= 3
     assert set(model.state_dict()) == layers
     assert sum(param.numel() for param in model.parameters()) == result.params[1] < before
     assert sum(len(channels) for channels in result.plan.removed().values()) >= 2
     with torch.no_grad():
         assert torch.isfinite(copy.deepcopy(model).eval()(batches[0].images,
                                                           mode='tensor')[0][0]).all()
-
-
-CONFIGS = ['lcp/ssd300_vgg16_voc_lcp', 'lcp/ssd300_r50_voc_lcp', 'prune/yolov4_voc_lcp',
-           'prune/yolov4_voc_dcp', 'prune/yolov5_s_coco_lcp', 'prune/yolov5_s_coco_dcp']
-
-
-@pytest.mark.parametrize('path', CONFIGS)
-def test_configs(path):
-    """Criterion and detector can be built, and the layer groups have layers."""
-    cfg = load_config(str(ROOT / f'configs/{path}.py'))
-    assert 'mmgcp' in cfg.custom_imports.imports
-    criterion = TASK_UTILS.build(cfg.prune_cfg.criterion.to_dict())
-    assert type(criterion).__name__.lower() == path.rsplit('_', 1)[1]
-    with torch.device('meta'):
-        model = build_detector(cfg)
-    names = [name for name, _ in model.named_modules()]
-    patterns = [pattern for group in cfg.prune_cfg.get('groups', [])
-                for pattern in group['modules']]
-    assert all(fnmatch.filter(names, pattern) for pattern in patterns)
-    if path.startswith('lcp'):
-        assert all(group['ratio'] in (0.7, 0.75) for group in cfg.prune_cfg.groups)
-
-
-@pytest.mark.parametrize('name, iterations, lr', [
-    ('ssd300_vgg16_voc_lcp', 60000, 5e-4), ('ssd300_r50_voc_lcp', 120000, 1e-3)])
-def test_fine_tuning_configs(name, iterations, lr, tmp_path):
-    """On top of what tools/prune.py writes: a whole config."""
-    (tmp_path / 'configs/lcp').mkdir(parents=True)
-    (tmp_path / f'work_dirs/{name}-pruned').mkdir(parents=True)
-    base = load_config(str(ROOT / f'configs/lcp/{name}.py'))
-    base.dump(str(tmp_path / f'work_dirs/{name}-pruned/pruned.py'))
-    text = (ROOT / f'configs/lcp/{name}_finetune.py').read_text()
-    (tmp_path / 'configs/lcp/finetune.py').write_text(text)
-    cfg = load_config(str(tmp_path / 'configs/lcp/finetune.py'))
-    assert cfg.train_cfg == dict(
-        type='IterBasedTrainLoop', max_iters=iterations, val_interval=10000)
-    assert cfg.optim_wrapper.optimizer.lr == lr
-    assert [step.type for step in cfg.param_scheduler] == ['MultiStepLR']
-    assert cfg.param_scheduler[0].end == iterations and not cfg.param_scheduler[0].by_epoch
-    assert cfg.train_dataloader.sampler == dict(type='InfiniteSampler', shuffle=True)
-    assert cfg.model == base.model

@@ -1,9 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import copy
-import inspect
 import itertools
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,31 +9,25 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from layer_kinds import make_kind
-from mmengine.config import Config
 from pruning_samples import Block, Toy, difference, randomise, residual_toy, run
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmgcp.errors import PruningError
 from mmgcp.nn.training_loss import Batch
-from mmgcp.pruning import LayerGroup, count_channels, prune
+from mmgcp.pruning import count_channels, prune
 from mmgcp.pruning.compensation.folding import _outputs
-from mmgcp.pruning.folding.statistics import measure_inputs
+from mmgcp.pruning.compensation.statistics import measure_inputs
 from mmgcp.pruning.graph import find_units
-from mmgcp.pruning.layer_groups import assign_groups
-from mmgcp.pruning.layerwise import ThiNet
-from mmgcp.pruning.layerwise.finetuning import LayerFinetuning
+from mmgcp.pruning.layerwise import ThiNet, thinet
 from mmgcp.pruning.layerwise.thinet import (
     Entries,
     contributions,
+    draw_entries,
     least_squares_factors,
-    removal_places,
+    removal_ranks,
 )
-from mmgcp.pruning.scores import thinet
 from mmgcp.pruning.units import ChannelSlice
-from mmgcp.registry import TASK_UTILS
-from mmgcp.utils.config import build_detector, load_config
 
-ROOT = Path(__file__).parents[3]
 SHAPE = (3, 12, 14)
 
 
@@ -81,11 +73,11 @@ def draw_all(output, is_linear):
 def explicit(model, unit, images):
     """All contributions (S, C), from outputs with a single channel on."""
     columns = []
-    for root in range(-1, unit.size):
+    for index in range(-1, unit.size):
         outputs, handles = [], []
         for item in unit.side('in'):
             layer = model.get_submodule(item.module)
-            off = item.channels[item.unit_index != root]
+            off = item.channels[item.unit_index != index]
             alone = copy.deepcopy(layer)
             if layer.bias is not None:
                 alone.bias.zero_()
@@ -149,14 +141,14 @@ def check_contributions(layer, inputs, item, dim):
     for means in (None, mean):
         found = contributions(layer, inputs, item, 4, entries, means)
         without = layer(torch.zeros_like(inputs))
-        for root in range(4):
-            mine = item.channels[item.unit_index == root]
+        for index in range(4):
+            mine = item.channels[item.unit_index == index]
             alone = torch.zeros_like(inputs)
             alone.index_copy_(dim, mine, inputs.index_select(dim, mine))
             expected = layer(alone) - without
             if means is not None:
                 constant = torch.zeros(8).double()
-                constant[mine] = means[item.unit_index == root]
+                constant[mine] = means[item.unit_index == index]
                 shape = [1] * expected.dim()
                 shape[dim] = -1
                 expected = expected - _outputs(layer, constant).mean(1).view(shape)
@@ -166,7 +158,7 @@ def check_contributions(layer, inputs, item, dim):
             else:
                 expected = expected[tuple(entries)]
             assert expected.abs().max() > 1e-2
-            assert torch.allclose(found[:, root], expected, rtol=0, atol=1e-12)
+            assert torch.allclose(found[:, index], expected, rtol=0, atol=1e-12)
 
 
 def test_input_of_two_channels_counts_half():
@@ -180,10 +172,10 @@ def test_input_of_two_channels_counts_half():
 
 @pytest.mark.parametrize('net', NETS)
 def test_greedy_choice_is_that_of_the_paper(net, monkeypatch):
-    """Of all entries, for any number of removed channels; also where several layers read."""
+    """On all entries, for any number of removed channels, also with several consumers."""
     model = NETS[net]().double().eval()
     data = [Batch(batch.images.double(), []) for batch in batches()]
-    monkeypatch.setattr(ThiNet, '_draw', lambda self, name, layer, output, _: draw_all(
+    monkeypatch.setattr(thinet.criterion, 'draw_entries', lambda layer, output, *_: draw_all(
         output, isinstance(layer, nn.Linear)))
     scored = 0
     for unit in units_of(model).values():
@@ -196,12 +188,12 @@ def test_greedy_choice_is_that_of_the_paper(net, monkeypatch):
     assert scored > 1
 
 
-def test_units_are_removed_as_a_whole():
+def test_norm_groups_are_removed_as_a_whole():
     x = torch.randn(50, 6, generator=torch.Generator().manual_seed(2)).double()
     norm_groups = torch.tensor([0, 1, 1, 2, 0, 2])
-    places = removal_places(x.t() @ x, norm_groups)
+    ranks = removal_ranks(x.t() @ x, norm_groups)
     sums = torch.stack([x[:, norm_groups == group].sum(1) for group in range(3)], 1)
-    assert places.tolist() == [greedy(sums, 3).index(group) for group in norm_groups.tolist()]
+    assert ranks.tolist() == [greedy(sums, 3).index(group) for group in norm_groups.tolist()]
 
 
 def test_factors_are_least_squares():
@@ -315,18 +307,19 @@ def test_compensation_helps():
 
 
 @pytest.mark.parametrize('net', NETS)
-def test_kernels_are_multiplied_where_the_set_is_read(net):
+def test_kernels_that_read_the_unit_are_multiplied(net):
     model = NETS[net]().eval()
     for name, unit in units_of(model).items():
         if unit.conv_groups is not None or unit.size < 4:
             continue
         scaled, criterion = copy.deepcopy(model), ThiNet()
         criterion.score(scaled, unit, batches())
-        factors = least_squares_factors(criterion._sampled.gram, torch.tensor([0, 2]))
+        gram = ThiNet().sample(model, unit, batches())
+        factors = least_squares_factors(gram, torch.tensor([0, 2]))
         criterion.update(scaled, unit, torch.tensor([0, 2]), batches())
-        readers = {item.module: item for item in unit.side('in')}
+        consumers = {item.module: item for item in unit.side('in')}
         for key, value in scaled.state_dict().items():
-            item = readers.get(key[:-len('.weight')])
+            item = consumers.get(key[:-len('.weight')])
             old = model.state_dict()[key]
             if item is None:
                 assert torch.equal(value, old), key
@@ -335,31 +328,40 @@ def test_kernels_are_multiplied_where_the_set_is_read(net):
             if isinstance(layer, nn.ConvTranspose2d):
                 value, old = value.transpose(0, 1), old.transpose(0, 1)
             expected = old.clone()
-            for channel, root in zip(item.channels.tolist(), item.unit_index.tolist()):
+            for channel, index in zip(item.channels.tolist(), item.unit_index.tolist()):
                 if getattr(layer, 'groups', 1) == 1:
-                    expected[:, channel] *= factors[root]
+                    expected[:, channel] *= factors[index]
                 else:
                     size, rows = layer.weight.shape[1], len(old) // layer.groups
                     part = channel // size
-                    expected[part * rows:(part + 1) * rows, channel % size] *= factors[root]
+                    expected[part * rows:(part + 1) * rows, channel % size] *= factors[index]
             assert torch.allclose(value, expected) and not torch.allclose(value, old)
         assert name
+
+
+def test_drawn_entries():
+    layer, output = nn.Conv2d(3, 6, 1), torch.zeros(2, 6, 4, 5)
+    for removed, left in ((None, set(range(6))), (torch.tensor([0, 4]), {1, 2, 3, 5})):
+        entries = draw_entries(layer, output, 200, removed, torch.Generator())
+        assert set(entries.outputs.tolist()) == left
+        assert entries.images.bincount().tolist() == [200, 200]
+        assert entries.rows.max() == 3 and entries.columns.max() == 4
 
 
 def test_removed_outputs_are_not_sampled():
     model = chain_toy().eval()
     units = units_of(model)
-    criterion, output = ThiNet(positions=200), torch.zeros(2, 6, 4, 5)
-    draw = partial(criterion._draw, 'b.conv', model.b.conv, output)
-    assert set(draw(torch.Generator()).outputs.tolist()) == set(range(6))
+    criterion = ThiNet(positions=200)
     criterion.score(model, units['b.conv'], batches())
     criterion.update(model, units['b.conv'], torch.tensor([0, 4]), batches())
-    other = ThiNet()
+    other = ThiNet(positions=200)
     other.load_state_dict(criterion.state_dict())
-    for entries in (draw(torch.Generator()), other._draw('b.conv', model.b.conv, output,
-                                                         torch.Generator())):
-        assert set(entries.outputs.tolist()) == {1, 2, 3, 5}
-        assert entries.rows.max() == 3 and entries.columns.max() == 4
+    with torch.no_grad():
+        model.b.conv.weight[[0, 4]] = float('nan')
+    grams = [item.sample(model, units['a.conv'], batches())
+             for item in (criterion, other, ThiNet(positions=200))]
+    assert grams[0].isfinite().all() and torch.equal(grams[0], grams[1])
+    assert grams[2].isnan().any()
 
 
 def test_scores_repeat_and_leave_the_model_alone():
@@ -395,22 +397,40 @@ def test_shortcuts_are_left_alone_if_asked():
 
 
 @pytest.mark.parametrize('net', NETS)
-def test_means_are_measured_once(net, monkeypatch):
-    """What is folded is what the scores have measured, if that was on the same images."""
+def test_mean_inputs(net):
+    """They are the means over the batches, known of the unit that was scored last."""
+    model = NETS[net]().eval()
+    units, criterion, last = units_of(model), ThiNet(), None
+    criterion.folded = True
+    for unit in units.values():
+        criterion.score(model, unit, batches())
+        measured = measure_inputs(
+            model, {item.module: item.channels for item in unit.side('in')},
+            [batch.images for batch in batches()])
+        found = criterion.mean_inputs(unit)
+        assert found.keys() == measured.keys() and found
+        for name, entries in found.items():
+            assert entries.keys() == measured[name].keys()
+            assert all(torch.equal(mean, measured[name][norms].mean)
+                       for norms, mean in entries.items())
+        assert last is None or criterion.mean_inputs(last) is None
+        last = unit
+    criterion.folded = False
+    criterion.score(model, last, batches())
+    assert criterion.mean_inputs(last) is None
+
+
+@pytest.mark.parametrize('net', NETS)
+def test_means_of_the_scores_are_folded(net):
+    """The result is the same as if the means are measured anew, on the same images."""
     model, images = NETS[net](), [batch.images for batch in batches()]
-    measured = []
-    for module in (thinet, folding):
-        monkeypatch.setattr(module, 'measure_inputs', lambda *args: (
-            measured.append(args), measure_inputs(*args))[1])
     found = []
     for calibration in (None, images):
-        measured.clear()
         pruned = copy.deepcopy(model)
         result = prune(pruned, [dict(name='all', modules=['*'], ratio=0.5)], batches=batches(),
                        criterion=dict(type='mmgcp.ThiNet'), input_shape=SHAPE,
                        calibration=calibration)
-        number = len(result.plan.removed())
-        assert len(measured) == number * (1 if calibration is None else 2) > 0
+        assert result.plan.removed()
         found.append((result.plan.units, result.uncompensated, pruned.state_dict()))
     (units, missed, state), (other_units, other_missed, other_state) = found
     assert units == other_units and missed == other_missed
@@ -445,43 +465,3 @@ def test_budget_of_yolov4(model):
     assert difference(run(before), run(model)) > 0
     shares = [len(item.removed) / item.size for item in result.plan.units if item.removed]
     assert len(shares) > 2 and max(shares) - min(shares) < 0.15
-
-
-@pytest.mark.parametrize('name', [
-    'prune/yolov4_voc_thinet', 'prune/yolov5_s_coco_thinet', 'thinet/ssd300_voc_thinet'])
-def test_configs(name):
-    """They load and build; all settings are known, and each pattern means a module."""
-    cfg = load_config(str(ROOT / 'configs' / f'{name}.py'))
-    with torch.device('meta'):
-        detector = build_detector(cfg)
-    options = cfg.prune_cfg.to_dict()
-    assert isinstance(TASK_UTILS.build(options['criterion']), ThiNet)
-    if 'finetune' in options:
-        training = LayerFinetuning(cfg, **options.pop('finetune'))
-        assert training.settings['lr'] == pytest.approx(cfg.base_lr * (1 if 'ssd' in name else 0.1))
-    assert set(options) <= set(inspect.signature(prune).parameters)
-    if options['groups'] != 'auto':
-        layers = [key for key, module in detector.named_modules() if isinstance(module, nn.Conv2d)]
-        groups = [LayerGroup(**group) for group in options['groups']]
-        assert len(assign_groups(detector, layers, groups)) >= 10
-
-
-def test_ssd_is_set_up_as_in_the_paper():
-    """Half of conv1_1 to conv4_3; the data are those of mmdet's config for VOC."""
-    cfg = load_config(str(ROOT / 'configs/thinet/ssd300_voc_thinet.py'))
-    usual = load_config('mmdet::pascal_voc/ssd300_voc0712.py')
-    backbone = build_detector(Config(dict(default_scope='mmdet', model=dict(
-        cfg.model.to_dict(), backbone=dict(cfg.model.backbone.to_dict(), init_cfg=None))))).backbone
-    (group, ) = cfg.prune_cfg.groups
-    pruned = [backbone.features[int(name.split('.')[-1])].out_channels for name in group.modules]
-    assert group.ratio == 0.5
-    assert pruned == [64, 64, 128, 128, 256, 256, 256, 512, 512, 512]
-    assert cfg.model.bbox_head == usual.model.bbox_head
-    assert cfg.val_dataloader.dataset.ann_file == usual.val_dataloader.dataset.ann_file
-    assert cfg.val_evaluator.to_dict() == usual.val_evaluator.to_dict()
-    ours, theirs = (config.train_dataloader.dataset for config in (cfg, usual))
-    assert ours.times == 1 and ours.type == theirs.type == 'RepeatDataset'
-    for first, second in zip(ours.dataset.datasets, theirs.dataset.datasets):
-        for key in ('type', 'ann_file', 'data_prefix', 'filter_cfg', 'data_root'):
-            assert first[key] == second[key]
-        assert [step.type for step in first.pipeline] == [step.type for step in second.pipeline]

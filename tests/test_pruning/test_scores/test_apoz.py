@@ -27,9 +27,9 @@ from mmgcp.registry import TASK_UTILS
 def scored(model, batches=None, **options):
     units, _ = find_units(model.eval(), SHAPE)
     batches = batches or make_batches(3, 2)
-    rows = prepared(APoZ(**options), model.double(), units, batches)
-    assert all(list(row) == [name] for name, row in rows.items())
-    return {name: row[name] for name, row in rows.items()}
+    scores = prepared(APoZ(**options), model.double(), units, batches)
+    assert all(list(values) == [name] for name, values in scores.items())
+    return {name: values[name] for name, values in scores.items()}
 
 
 def images():
@@ -101,10 +101,10 @@ def test_activations_that_are_never_zero(act):
 
 
 def test_batches_do_not_matter():
-    rows = [scored(make_toy('residual')[0].float(), make_batches(*sizes))
+    scores = [scored(make_toy('residual')[0].float(), make_batches(*sizes))
             for sizes in ((6, ), (2, 4), (1, ) * 6)]
-    for name, row in rows[0].items():
-        assert torch.equal(row, rows[1][name]) and torch.equal(row, rows[2][name])
+    for name, values in scores[0].items():
+        assert torch.equal(values, scores[1][name]) and torch.equal(values, scores[2][name])
 
 
 def test_model_stays_and_second_run_is_the_same():
@@ -114,8 +114,8 @@ def test_model_stays_and_second_run_is_the_same():
     before = snapshot(model)
     first, second = (prepared(APoZ(), model, units, make_batches(3, 3)) for _ in range(2))
     assert_as_before(model, before)
-    assert all(torch.equal(row, second[name][name])
-               for name, rows in first.items() for row in rows.values())
+    assert all(torch.equal(values, second[name][name])
+               for name, scores in first.items() for values in scores.values())
 
 
 def test_channels_that_nothing_reads():
@@ -126,9 +126,9 @@ def test_channels_that_nothing_reads():
         ChannelSlice('b.conv', 'in', half, half)))
     unread = ChannelUnit('b.conv', 5, (
         ChannelSlice('b.conv', 'out', torch.arange(5), torch.arange(5)), ))
-    rows = prepared(APoZ(), model, [unit, unread], make_batches(2))
-    assert rows['a.conv']['a.conv'].isnan().tolist() == [False] * 3 + [True] * 3
-    assert rows['b.conv'] == {}
+    scores = prepared(APoZ(), model, [unit, unread], make_batches(2))
+    assert scores['a.conv']['a.conv'].isnan().tolist() == [False] * 3 + [True] * 3
+    assert scores['b.conv'] == {}
 
 
 def test_progress():

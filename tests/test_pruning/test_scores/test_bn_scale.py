@@ -30,9 +30,9 @@ def test_absolute_scales_of_coupled_layers():
     model.a.bn.weight.data = torch.tensor([0.5, -2., 0.])
     model.b.bn.weight.data = torch.tensor([-1., 0.25, 3.])
     scores = scored(model)['a.conv']
-    assert {layer: row.tolist() for layer, row in scores.items()} == {
+    assert {layer: values.tolist() for layer, values in scores.items()} == {
         'a.bn': [0.5, 2., 0.], 'b.bn': [1., 0.25, 3.]}
-    assert not any(row.requires_grad for row in scores.values())
+    assert not any(values.requires_grad for values in scores.values())
 
 
 def test_part_of_a_layer():
@@ -50,8 +50,8 @@ def test_channels_that_a_layer_does_not_have_are_nan():
         lambda net, x: net.pred(torch.cat((net.a(x), net.b(x)), 1) + net.c(x)),
         c=Block(3, 4), a=Block(3, 2), b=Block(3, 2), pred=nn.Conv2d(4, 1, 1)))
     model.b.bn.weight.data = torch.tensor([-5., 6.])
-    row = scored(model)['c.conv']['b.bn']
-    assert row[:2].isnan().all() and row[2:].tolist() == [5., 6.]
+    values = scored(model)['c.conv']['b.bn']
+    assert values[:2].isnan().all() and values[2:].tolist() == [5., 6.]
 
 
 def test_scales_of_group_norms():
@@ -149,7 +149,7 @@ def test_filters_of_depthwise_convolutions():
     model.a.weight.data = weights.flip(0).expand_as(model.a.weight).clone()
     ranks = [(2 * index + 1) / 16 for index in range(8)]
     scores = scored(model)['a']
-    assert {name: row.tolist() for name, row in scores.items()} == {
+    assert {name: values.tolist() for name, values in scores.items()} == {
         'a': pytest.approx(ranks[::-1]), 'up': pytest.approx(ranks)}
 
 

@@ -147,7 +147,7 @@ def test_budget_of_a_detector(name, model):
 @pytest.mark.parametrize('name', ['APoZ', 'FPGM', 'L1Norm', 'Random'])
 @pytest.mark.parametrize('kind', KINDS)
 def test_kinds_of_layers(kind, name):
-    """With units, blocks, channels that only some layers have, and so on."""
+    """With norm groups, conv groups, channels that only some layers have, and so on."""
     model = make_kind(kind).eval()
     images = torch.rand(2, 3, 16, 20, generator=torch.Generator().manual_seed(0))
     result = prune(model, [dict(name='all', modules=['*'])], ratio=0.7, merge='mean',

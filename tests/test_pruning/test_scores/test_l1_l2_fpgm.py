@@ -51,12 +51,12 @@ def test_scores_by_hand(kind, name):
         for item in unit.side('out'):
             if item.module not in scores[unit.name]:
                 continue
-            row = scores[unit.name][item.module]
+            found = scores[unit.name][item.module]
             values = values_by_hand(kind, model.get_submodule(item.module))
-            for channel, root in zip(item.channels.tolist(), item.unit_index.tolist()):
-                assert float(row[root]) == pytest.approx(values[channel], rel=1e-5)
+            for channel, index in zip(item.channels.tolist(), item.unit_index.tolist()):
+                assert float(found[index]) == pytest.approx(values[channel], rel=1e-5)
                 compared += 1
-            assert int((~row.isnan()).sum()) == len(item.unit_index)
+            assert int((~found.isnan()).sum()) == len(item.unit_index)
     coupled_twice = dict(joined=8, biased=5).get(name, 0)
     assert compared == sum(unit.size for unit in units) + coupled_twice
 
@@ -70,18 +70,18 @@ def test_scores_by_hand(kind, name):
     ('biased', {'a': ['a', 'twice'], 'hidden': ['hidden']}),
     ('joined', {'c.conv': ['a.conv', 'b.conv', 'c.conv']}),
 ])
-def test_layers_that_make_channels(name, expected):
+def test_layers_that_produce_channels(name, expected):
     """Neither normalisation nor depthwise convolutions nor parameters do."""
     _, scores = scored(L1Norm(), make_kind(name))
-    assert {key: sorted(rows) for key, rows in scores.items()} == expected
+    assert {key: sorted(found) for key, found in scores.items()} == expected
 
 
-def test_channels_that_a_layer_does_not_make_are_nan():
+def test_channels_that_a_layer_does_not_produce_are_nan():
     _, scores = scored(L1Norm(), make_kind('joined'))
-    rows = scores['c.conv']
-    assert rows['a.conv'].isnan().tolist() == [False] * 4 + [True] * 4
-    assert rows['b.conv'].isnan().tolist() == [True] * 4 + [False] * 4
-    assert not rows['c.conv'].isnan().any()
+    found = scores['c.conv']
+    assert found['a.conv'].isnan().tolist() == [False] * 4 + [True] * 4
+    assert found['b.conv'].isnan().tolist() == [True] * 4 + [False] * 4
+    assert not found['c.conv'].isnan().any()
 
 
 @pytest.mark.parametrize('kind', CRITERIA)

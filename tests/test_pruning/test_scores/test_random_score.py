@@ -10,9 +10,9 @@ MODEL = nn.Identity()
 
 
 def scores(seed, name, size):
-    rows = Random(seed)(MODEL, ChannelUnit(name, size, ()))
-    assert list(rows) == [name]
-    return rows[name]
+    scores = Random(seed)(MODEL, ChannelUnit(name, size, ()))
+    assert list(scores) == [name]
+    return scores[name]
 
 
 def test_uniform():

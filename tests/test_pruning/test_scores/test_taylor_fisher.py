@@ -27,7 +27,8 @@ from mmgcp.nn.training_loss import Batch, loss_mode
 from mmgcp.pruning import ChannelSlice, ChannelUnit
 from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.scores import GroupFisher, Taylor
-from mmgcp.pruning.scores.channel_gates import ChannelGates, squared_gradients
+from mmgcp.pruning.scores.channel_gates import ChannelGates
+from mmgcp.pruning.scores.gradients import squared_gradients
 from mmgcp.registry import TASK_UTILS
 from mmgcp.utils.config import build_detector
 
@@ -73,15 +74,15 @@ def loss_by_hand(name, model, image, target, gates):
 
 def derivatives_by_hand(name, model, units, batches):
     """Derivatives (N, C) for the gates, of one image after the other."""
-    rows = {unit.name: [] for unit in units}
+    found = {unit.name: [] for unit in units}
     for images, samples in batches:
         for image, target in zip(images, samples['targets']):
             gates = {unit.name: torch.ones(unit.size).double().requires_grad_()
                      for unit in units}
             loss = loss_by_hand(name, model, image, target, gates)
             for key, value in zip(gates, torch.autograd.grad(loss, list(gates.values()))):
-                rows[key].append(value)
-    return {key: torch.stack(values) for key, values in rows.items()}
+                found[key].append(value)
+    return {key: torch.stack(values) for key, values in found.items()}
 
 
 def relative(values):
@@ -91,7 +92,7 @@ def relative(values):
 
 
 def assert_scores(found, expected):
-    assert {name: list(rows) for name, rows in found.items()} == {
+    assert {name: list(scores) for name, scores in found.items()} == {
         name: [name] for name in expected}
     for name, values in relative(expected).items():
         assert found[name][name].tolist() == pytest.approx(values, rel=1e-9)
@@ -168,7 +169,7 @@ def test_fisher_by_hand(name, normalize):
     derivatives = derivatives_by_hand(name, model, units, batches)
     expected = {}
     for key, value in derivatives.items():
-        total = sum(row.square() for row in value) / 2
+        total = sum(image.square() for image in value) / 2
         saved = 1 if normalize is None else SAVED[name][normalize == 'flops'][key]
         expected[key] = (total / saved).sqrt()
     found = prepared(GroupFisher(normalize), model, units, batches)
@@ -203,16 +204,16 @@ def test_batches_do_not_matter(kind):
     first, *others = [prepared(kind(), model, units, make_batches(*sizes))
                       for sizes in ((6, ), (2, 4), (1, ) * 6)]
     for other in others:
-        for name, rows in first.items():
-            assert torch.allclose(rows[name], other[name][name], rtol=1e-10)
+        for name, scores in first.items():
+            assert torch.allclose(scores[name], other[name][name], rtol=1e-10)
 
 
 def test_taylor_and_fisher_without_normalisation_agree():
     model, units = make_toy('residual')
     first, second = (prepared(kind, model, units, make_batches(4))
                      for kind in (Taylor(), GroupFisher(None)))
-    for name, rows in first.items():
-        assert torch.allclose(rows[name], second[name][name], rtol=1e-10)
+    for name, scores in first.items():
+        assert torch.allclose(scores[name], second[name][name], rtol=1e-10)
 
 
 @pytest.mark.parametrize('kind', CRITERIA)
@@ -228,8 +229,8 @@ def test_model_stays_and_second_run_is_the_same(kind):
                          for _ in range(2))
     assert_as_before(model, before)
     assert model.a.conv.weight.grad is None
-    assert all(torch.equal(row, second[name][name])
-               for name, rows in first.items() for row in rows.values())
+    assert all(torch.equal(values, second[name][name])
+               for name, scores in first.items() for values in scores.values())
 
 
 def rois_toy():
@@ -278,11 +279,12 @@ class Loss(Toy):
         return loss, {}
 
 
-def reads(name, *readers, channels=4):
-    """A channel unit of four channels, of which the readers have some."""
+def reads(name, *consumers, channels=4):
+    """A channel unit of four channels, of which the consumers have some."""
     index = torch.arange(4)
     return ChannelUnit(name, 4, (ChannelSlice(name, 'out', index, index), *(
-        ChannelSlice(reader, 'in', index[:channels], index[:channels]) for reader in readers)))
+        ChannelSlice(consumer, 'in', index[:channels], index[:channels])
+        for consumer in consumers)))
 
 
 def test_readers_with_and_without_regions():
@@ -343,7 +345,7 @@ def test_loss_without_any_channel():
     nn.init.zeros_(model.pred.weight)
     for kind in CRITERIA:
         found = prepared(kind(), model, units, make_batches(2))
-        assert all((rows[name] == 0).all() for name, rows in found.items())
+        assert all((scores[name] == 0).all() for name, scores in found.items())
 
 
 def detector_batch(model, size):
@@ -363,11 +365,11 @@ def detector_batch(model, size):
         for number in range(2)])
 
 
-def fully_coupled(model, name, *readers):
+def fully_coupled(model, name, *consumers):
     """The unit of all output channels of a layer, which these layers read."""
     index = torch.arange(len(model.get_submodule(name).weight))
     return ChannelUnit(name, len(index), (ChannelSlice(name, 'out', index, index), *(
-        ChannelSlice(reader, 'in', index, index) for reader in readers)))
+        ChannelSlice(consumer, 'in', index, index) for consumer in consumers)))
 
 
 @pytest.mark.parametrize('name', ['yolov8-n', 'rtmdet-tiny', 'yolov6-n'])
@@ -378,7 +380,7 @@ def test_detectors(name):
     units, _ = find_units(model)
     scores = assert_plausible(model, units)
     # the boxes are found on the first level alone, so that the others have none to regress
-    useless = {key for key, row in scores.items() if not row.any()}
+    useless = {key for key, values in scores.items() if not values.any()}
     assert useless == {key for key in scores if re.search(r'reg_(preds|convs)\.[12]', key)}
 
 
@@ -396,7 +398,7 @@ def test_two_stage_detector():
         fully_coupled(model, 'roi_head.bbox_head.shared_fcs.0', 'roi_head.bbox_head.shared_fcs.1'),
         fully_coupled(model, 'roi_head.bbox_head.shared_fcs.1', 'roi_head.bbox_head.fc_cls',
                       'roi_head.bbox_head.fc_reg')])
-    assert all(row.any() for row in scores.values())
+    assert all(values.any() for values in scores.values())
 
 
 def assert_plausible(model, units):
@@ -404,12 +406,12 @@ def assert_plausible(model, units):
     batches = [detector_batch(model, 128)]
     first, second = (prepared(GroupFisher(), model, units, batches) for _ in range(2))
     assert_as_before(model, before)
-    assert all(list(rows) == [key] for key, rows in first.items())
-    values = torch.cat([rows[key] for key, rows in first.items()])
+    assert all(list(scores) == [key] for key, scores in first.items())
+    values = torch.cat([scores[key] for key, scores in first.items()])
     assert values.isfinite().all() and float(values.mean()) == pytest.approx(1.)
     assert (values > 0).double().mean() > 0.5
-    assert all(torch.equal(rows[key], second[key][key]) for key, rows in first.items())
-    return {key: rows[key] for key, rows in first.items()}
+    assert all(torch.equal(scores[key], second[key][key]) for key, scores in first.items())
+    return {key: scores[key] for key, scores in first.items()}
 
 
 def test_yolov4(model, units):
@@ -419,7 +421,7 @@ def test_yolov4(model, units):
     found = prepared(Taylor(), model, units, batches)
     assert_as_before(model, before)
     assert set(found) == {unit.name for unit in units}
-    assert all(rows[name].isfinite().all() for name, rows in found.items())
+    assert all(scores[name].isfinite().all() for name, scores in found.items())
 
 
 def test_options():

@@ -1,6 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Small networks that tell how much a feature map still says about the objects."""
-from dataclasses import dataclass
+"""Small networks that measure how much a feature map still tells about the objects."""
+from typing import Tuple
 
 import torch.nn as nn
 import torch.nn.functional as F
@@ -10,22 +10,21 @@ from torch import Tensor
 
 from .contextual_roi import contextual_roi_align
 from .positives import Positives
-from .recording import Outputs
 
 
 class LocalizationNetwork(nn.Module):
-    """Says of objects what they are and where, from the features around a prior box.
+    """Predicts classes and boxes of objects from the features around prior boxes.
 
     The auxiliary network of LCP (`arXiv 1911.02237 <https://arxiv.org/abs/1911.02237>`_):
-    contextual RoIAlign, then a classifier and a regressor of boxes. Here a normalisation and
-    a 1x1 convolution are before them, to keep it small.
+    contextual RoIAlign, followed by a classifier and a box regressor. To keep these small, a
+    normalisation and a 1x1 convolution come before them, which the paper does not have.
 
     Args:
         channels (int): Number of channels of the feature map.
         num_classes (int): Number of classes.
-        roi_size (int): Cells that a region is divided into. Defaults to 7.
-        width (int): Number of channels that the classifier reads. Defaults to 32.
-        box_weight (float): Weight m of the loss of the boxes. Defaults to 50.
+        roi_size (int): Cells of a region along each axis. Defaults to 7.
+        width (int): Number of channels that classifier and regressor read. Defaults to 32.
+        box_weight (float): Weight m of the box loss. Defaults to 50.
     """
 
     def __init__(self, channels: int, num_classes: int, roi_size: int = 7, width: int = 32,
@@ -33,14 +32,14 @@ class LocalizationNetwork(nn.Module):
         super().__init__()
         self.roi_size = roi_size
         self.box_weight = box_weight
-        # averages over all of training, which is short
+        # momentum=None: averages over all of the training, which is short
         self.bn = nn.BatchNorm2d(channels, momentum=None)
         self.conv = nn.Conv2d(channels, width, 1)
         self.classifier = nn.Linear(width * roi_size**2, num_classes)
         self.regressor = nn.Linear(width * roi_size**2, 4)
         self.coder = DeltaXYWHBBoxCoder(target_stds=(0.1, 0.1, 0.2, 0.2))  # of SSD
 
-    def forward(self, feature: Tensor, positives: Positives):
+    def forward(self, feature: Tensor, positives: Positives) -> Tuple[Tensor, Tensor]:
         """Return class scores (K, num_classes) and decoded boxes (K, 4) in pixels.
 
         Args:
@@ -60,7 +59,7 @@ class LocalizationNetwork(nn.Module):
             positives (Positives): K prior boxes and their objects.
 
         Returns:
-            Tensor: The mean of cross-entropy + m * (1 - GIoU), zero without positives.
+            Tensor: The mean of cross-entropy + m * (1 - GIoU); zero without positives.
         """
         if not len(positives):
             return feature.sum() * 0
@@ -70,11 +69,11 @@ class LocalizationNetwork(nn.Module):
 
 
 class PresenceNetwork(nn.Module):
-    """Says which classes there are in an image: normalisation, ReLU, average, classifier.
+    """Predicts which classes are in an image: BatchNorm, ReLU, average pooling, classifier.
 
     The auxiliary classifier of DCP (`arXiv 1810.11809, section 3.2
-    <https://arxiv.org/abs/1810.11809>`_). As an image of a detector has no single class, the
-    loss is not the cross-entropy of one but the binary cross-entropy of each.
+    <https://arxiv.org/abs/1810.11809>`_). As the images of a detector do not have a single class,
+    the loss is not cross-entropy but the binary cross-entropy of each class.
 
     Args:
         channels (int): Number of channels of the feature map.
@@ -98,26 +97,6 @@ class PresenceNetwork(nn.Module):
             presence (Tensor): 1 for each class (N, num_classes) that is in the image, else 0.
 
         Returns:
-            Tensor: The mean binary cross-entropy of images and classes.
+            Tensor: The mean binary cross-entropy over images and classes.
         """
         return F.binary_cross_entropy_with_logits(self(feature), presence.to(feature))
-
-
-@dataclass
-class Auxiliary:
-    """An auxiliary network and where it sits.
-
-    Attributes:
-        layer (str): Name of the layer whose output it reads.
-        call (int): Which of the layer's outputs, counted from 0.
-        channels (int): Number of channels of that.
-        network (nn.Module): The network.
-    """
-    layer: str
-    call: int
-    channels: int
-    network: nn.Module
-
-    def loss(self, outputs: Outputs, targets) -> Tensor:
-        """Compute the network's loss on recorded outputs."""
-        return self.network.loss(outputs[self.layer][self.call], targets)

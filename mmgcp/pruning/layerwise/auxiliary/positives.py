@@ -1,14 +1,12 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Prior boxes of any dense head that match ground truth."""
+"""Matches of prior boxes with the objects of training images."""
 from dataclasses import dataclass
-from typing import List, NamedTuple, Sequence, Tuple
+from typing import List, NamedTuple, Tuple
 
 import torch
-import torch.nn as nn
 from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
 from torch import Tensor
 
-from mmgcp.errors import PruningError
 from mmgcp.nn.training_loss import Batch
 
 
@@ -17,7 +15,7 @@ class GroundTruth(NamedTuple):
 
     Attributes:
         boxes (Tensor): Boxes (G, 4) as (x1, y1, x2, y2) in pixels of the batch.
-        labels (Tensor): Numbers (G, ) of their classes.
+        labels (Tensor): Class indices (G, ).
     """
     boxes: Tensor
     labels: Tensor
@@ -28,10 +26,10 @@ class Positives:
     """K pairs of a prior box and an object that it matches, in a batch of images.
 
     Attributes:
-        images (Tensor): Number (K, ) of the image in the batch.
+        images (Tensor): Index (K, ) of the image in the batch.
         priors (Tensor): Prior boxes (K, 4) as (x1, y1, x2, y2) in pixels.
         boxes (Tensor): Boxes (K, 4) of the objects.
-        labels (Tensor): Numbers (K, ) of their classes.
+        labels (Tensor): Class indices (K, ) of the objects.
         image_size (tuple[int, int]): Height and width of the images in pixels.
     """
     images: Tensor
@@ -45,14 +43,14 @@ class Positives:
 
 
 def read_ground_truth(batch: Batch) -> List[GroundTruth]:
-    """Read the objects of each image; boxes without an area are left out.
+    """Read the objects of each image, without boxes that have no area.
 
     Args:
-        batch (Batch): Its data samples are a list of MMDetection's, or MMYOLO's dictionary
-            with ``bboxes_labels`` (M, 6): image, class and box.
+        batch (Batch): Its data samples are a list of MMDetection's data samples, or a dictionary
+            of MMYOLO's with ``bboxes_labels`` (M, 6): image, class and box.
 
     Returns:
-        list[GroundTruth]: The objects, image after image.
+        list[GroundTruth]: The objects, image by image.
     """
     samples = batch.data_samples
     if isinstance(samples, dict):
@@ -70,97 +68,12 @@ def _with_area(truth: GroundTruth) -> GroundTruth:
     return GroundTruth(truth.boxes[keep], truth.labels[keep])
 
 
-def dense_head(model: nn.Module) -> nn.Module:
-    """Return the head of a detector that has prior boxes or points.
-
-    Args:
-        model (nn.Module): A single-stage or two-stage detector.
-
-    Returns:
-        nn.Module: Its dense head; of two stages, that which proposes regions.
-
-    Raises:
-        PruningError: It has no such head.
-    """
-    for name in ('bbox_head', 'rpn_head'):
-        head = getattr(model, name, None)
-        if hasattr(head, 'prior_generator'):
-            return head
-    raise PruningError('the criterion needs a detector whose head has anchors or points '
-                       f'(prior_generator), but the {type(model).__name__} has none')
-
-
-def number_of_classes(model: nn.Module) -> int:
-    """Return how many classes of objects a detector tells apart.
-
-    Args:
-        model (nn.Module): A single-stage or two-stage detector.
-
-    Returns:
-        int: The number, without the background.
-
-    Raises:
-        PruningError: Its head does not say.
-    """
-    head = getattr(getattr(model, 'roi_head', model), 'bbox_head', None)
-    head = head[0] if isinstance(head, nn.ModuleList) else head
-    if not hasattr(head, 'num_classes'):
-        raise PruningError('the criterion needs a detector whose head has num_classes, but the '
-                           f'{type(model).__name__} has none')
-    return head.num_classes
-
-
-class PriorBoxes:
-    """The prior boxes of a detector for images of some size.
-
-    Anchors are taken as they are, from the first level to the last. Heads with points get
-    square boxes around them, with sides of some multiples of the level's stride.
-
-    Args:
-        point_scales (Sequence[float]): These multiples. Defaults to (2, 4, 8).
-    """
-
-    def __init__(self, point_scales: Sequence[float] = (2, 4, 8)):
-        self.point_scales = tuple(point_scales)
-        self._last: Tuple[tuple, Tensor] = ((), torch.empty(0, 4))
-
-    def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Return the prior boxes (P, 4) as (x1, y1, x2, y2) in pixels.
-
-        Args:
-            model (nn.Module): The detector. It is run if the last images had another size.
-            images (Tensor): Images (N, C, H, W).
-        """
-        key = (id(model), images.shape[-2:], images.device)
-        if self._last[0] != key:
-            self._last = (key, self._make(model, images[:1]))
-        return self._last[1]
-
-    @torch.no_grad()
-    def _make(self, model: nn.Module, images: Tensor) -> Tensor:
-        generator = dense_head(model).prior_generator
-        sizes = [feature.shape[-2:] for feature in model.extract_feat(images)]
-        if len(sizes) != generator.num_levels:
-            raise PruningError(f'the head has priors for {generator.num_levels} levels, but gets '
-                               f'{len(sizes)} feature maps')
-        levels = generator.grid_priors(sizes, dtype=torch.float32, device=images.device)
-        if levels[0].shape[1] == 4:
-            return torch.cat(levels)
-        return torch.cat([_squares(points, scale * max(stride))
-                          for points, stride in zip(levels, generator.strides)
-                          for scale in self.point_scales])
-
-
-def _squares(centres: Tensor, side: float) -> Tensor:
-    return torch.cat((centres - side / 2, centres + side / 2), 1)
-
-
 def match(priors: Tensor, boxes: Tensor, threshold: float) -> Tensor:
     """Match prior boxes with objects by their intersection over union (IoU).
 
-    A prior box matches the object it overlaps most, if the IoU is at least the threshold.
-    An object that none matches so gets the one that overlaps it most, as in `SSD
-    <https://arxiv.org/abs/1512.02325>`_.
+    A prior box matches the object that it overlaps most, if their IoU reaches the threshold. An
+    object that is matched by none of them is matched by the prior box that overlaps it most, as in
+    SSD (`arXiv 1512.02325 <https://arxiv.org/abs/1512.02325>`_, section 2.2).
 
     Args:
         priors (Tensor): Prior boxes (P, 4).
@@ -168,7 +81,7 @@ def match(priors: Tensor, boxes: Tensor, threshold: float) -> Tensor:
         threshold (float): The least IoU.
 
     Returns:
-        Tensor: Pairs (K, 2) of numbers of an object and a prior box, ascending.
+        Tensor: Pairs (K, 2) of the indices of an object and a prior box, ascending.
     """
     if not len(boxes):
         return boxes.new_zeros(0, 2, dtype=torch.long)
@@ -177,16 +90,16 @@ def match(priors: Tensor, boxes: Tensor, threshold: float) -> Tensor:
     matched = torch.zeros_like(ious, dtype=torch.bool)
     matched[owners, torch.arange(len(priors), device=owners.device)] = best >= threshold
     highest, closest = ious.max(1)
-    alone = (~matched.any(1) & (highest > 0)).nonzero().flatten()
-    matched[alone, closest[alone]] = True
+    unmatched = (~matched.any(1) & (highest > 0)).nonzero().flatten()
+    matched[unmatched, closest[unmatched]] = True
     return matched.nonzero()
 
 
-def thin_out(pairs: Tensor, number: int) -> Tensor:
-    """Return at most so many of the rows (K, ...), evenly spread."""
-    if len(pairs) <= number:
-        return pairs
-    return pairs[torch.linspace(0, len(pairs) - 1, number, device=pairs.device).long()]
+def thin_out(rows: Tensor, number: int) -> Tensor:
+    """Return at most this number of the rows of a tensor (K, ...), evenly spaced."""
+    if len(rows) <= number:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, number, device=rows.device).long()]
 
 
 def find_positives(priors: Tensor, batch: Batch, threshold: float = 0.5,
@@ -197,11 +110,11 @@ def find_positives(priors: Tensor, batch: Batch, threshold: float = 0.5,
         priors (Tensor): Prior boxes (P, 4), the same for all images.
         batch (Batch): The images and their ground truth.
         threshold (float): The least IoU. Defaults to 0.5.
-        max_positives (int): At most so many of each image, evenly spread over its objects
-            and levels. Defaults to 64.
+        max_positives (int): Largest number of matches in an image. If there are more, they are
+            thinned out evenly over its objects and levels. Defaults to 64.
 
     Returns:
-        Positives: The matches, image after image.
+        Positives: The matches, image by image.
     """
     parts = []
     for number, truth in enumerate(read_ground_truth(batch)):

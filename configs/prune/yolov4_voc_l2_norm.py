@@ -1,6 +1,0 @@
-# YOLOv4 on PASCAL VOC, pruned by the Euclidean norms of the filters:
-#   python tools/prune.py configs/prune/yolov4_voc_l2_norm.py CHECKPOINT
-_base_ = '../yolov4/yolov4_fast_1xb64-50e_voc.py'
-
-prune_cfg = dict(
-    criterion=dict(_delete_=True, type='mmgcp.L2Norm', normalize='mean', fold_norm=False))

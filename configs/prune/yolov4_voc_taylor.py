@@ -1,6 +1,0 @@
-# YOLOv4 on PASCAL VOC, pruned by the loss's change to first order:
-#   python tools/prune.py configs/prune/yolov4_voc_taylor.py CHECKPOINT --calib-batches 16
-_base_ = '../yolov4/yolov4_fast_1xb64-50e_voc.py'
-
-prune_cfg = dict(
-    criterion=dict(_delete_=True, type='mmgcp.Taylor'))

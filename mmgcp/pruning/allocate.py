@@ -1,0 +1,154 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""How much each layer group loses: from ratios, thresholds, shares or a budget to thresholds.
+
+A threshold decides how many channels a unit loses in one of two ways. With the allocation
+'global' it is compared with the scores, so that units with low scores lose more. With 'uniform'
+it is compared with the positions of the channels in their units, so that all units of a group
+lose the same share.
+"""
+import math
+from dataclasses import replace
+from typing import Callable, Dict, Iterable, List, Optional, Sequence
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from mmgcp.errors import PruningError
+from mmgcp.nn.layers import WEIGHT_TYPES, find_layer
+
+from .budget import Budget, find_thresholds
+from .cost import CostModel
+from .merges import MERGES
+from .scored import ScoredUnit, group_scores, share_scores
+from .scores import Criterion
+from .select import Selection, Thresholds
+from .units import ChannelUnit, LayerGroup
+
+
+def allocate(selection: Selection, groups: Sequence[LayerGroup], cost: CostModel, budget: Budget,
+             sensitivities: Optional[Dict[str, float]] = None,
+             progress: Callable = lambda *_: None) -> Thresholds:
+    """Find the thresholds of all layer groups.
+
+    Args:
+        selection (Selection): Chooses channels by thresholds.
+        groups (Sequence[LayerGroup]): The layer groups.
+        cost (CostModel): Gives what remains.
+        budget (Budget): What has to remain; decides the groups without ratio and threshold.
+        sensitivities (dict[str, float], optional): What channels of a group cost in accuracy,
+            relative to their squared scores, by group; see :func:`mmgcp.pruning.budget.
+            find_thresholds`.
+        progress (Callable): Called with a stage, the steps done in it, and all its steps.
+
+    Returns:
+        dict[str, float | None]: Threshold by name of the group.
+
+    Raises:
+        PruningError: The budget cannot be met, or nothing decides a group.
+    """
+    progress('choosing channels', 0, 1)
+    thresholds = thresholds_of_groups(selection.scored, groups)
+    if budget:
+        thresholds = find_thresholds(selection, groups, cost, thresholds, budget, sensitivities)
+    elif len(thresholds) < len(groups):
+        missing = [group.name for group in groups if group.name not in thresholds]
+        raise PruningError(f'layer groups {missing} have neither a ratio nor a threshold, and no '
+                           'ratio or budget is given (ratio, target_params, target_flops)')
+    progress('choosing channels', 1, 1)
+    return thresholds
+
+
+def thresholds_of_groups(scored: Iterable[ScoredUnit],
+                         groups: Iterable[LayerGroup]) -> Thresholds:
+    """Find the thresholds of the groups that state a threshold or a ratio.
+
+    A ratio r stands for the value that the share r of the group's scores, over all
+    of its layers, does not exceed: the floor(r * K)-th smallest of K.
+
+    Args:
+        scored (Iterable[ScoredUnit]): The scored units.
+        groups (Iterable[LayerGroup]): The layer groups.
+
+    Returns:
+        dict[str, float | None]: Threshold by name of the group.
+    """
+    thresholds = {}
+    for group in groups:
+        if group.threshold is not None:
+            thresholds[group.name] = group.threshold
+        elif group.ratio is not None:
+            values = group_scores(scored, group).sort().values
+            thresholds[group.name] = quantile(values, group.ratio)
+    return thresholds
+
+
+def quantile(values: Tensor, ratio: float) -> Optional[float]:
+    """Return the floor(ratio * K)-th of ascending values (K, ), None for the zeroth."""
+    number = max(0, int(len(values) * ratio + 1e-9))
+    return float(values[number - 1]) if number else None
+
+
+class EqualShares(Criterion):
+    """Scores for units of which only the number of channels to remove matters."""
+
+    def __call__(self, model: nn.Module, unit: ChannelUnit) -> Dict[str, Tensor]:
+        """Return numbers (C, ) for each layer with weights, NaN where it has no channel."""
+        numbers = torch.arange(unit.size) if unit.norm_groups is None else unit.norm_groups
+        return {item.module: numbers.double().masked_fill(~unit.mask(item.unit_index), math.nan)
+                for item in unit.side('out')
+                if isinstance(find_layer(model, item.module), WEIGHT_TYPES)}
+
+
+def by_position(scored: Sequence[ScoredUnit], merge: str) -> List[ScoredUnit]:
+    """Replace scores by positions, so that a threshold removes the same share of each unit.
+
+    Args:
+        scored (Sequence[ScoredUnit]): The scored units.
+        merge (str): How the scores of the layers of a unit become one score a channel: with 'or'
+            it is the highest; see :mod:`mmgcp.pruning.merges`.
+
+    Returns:
+        list[ScoredUnit]: The units. All layers of one have the same positions, see
+        :func:`positions`, NaN where they had no score.
+    """
+    placed = []
+    for item in scored:
+        zero = item.all_scores.new_zeros(len(item.all_scores), 1)
+        found = positions(item.unit, MERGES[merge].margins(item.all_scores, zero))
+        placed.append(replace(item, scores={
+            layer: found.masked_fill(scores.isnan(), math.nan)
+            for layer, scores in item.scores.items()}))
+    return placed
+
+
+def positions(unit: ChannelUnit, scores: Tensor) -> Tensor:
+    """Return the positions of the channels of a unit among those that are alike.
+
+    Channels that are not alike (in another group of a grouped convolution, or in other layers)
+    are ordered apart, so that a threshold removes the same share of each kind.
+
+    Args:
+        unit (ChannelUnit): The unit, of size C.
+        scores (Tensor): Scores (C, ).
+
+    Returns:
+        Tensor: Positions (C, ). The i-th lowest of n alike channels has (i + 0.5) / n, so that
+        a threshold t removes t * n of them, rounded. Channels that only go together share
+        their mean position.
+    """
+    groups = torch.zeros(unit.size).long() if unit.conv_groups is None else unit.conv_groups
+    memberships = [groups, *(unit.mask(item.unit_index).long() for item in unit.slices)]
+    kinds = torch.stack(memberships).unique(dim=1, return_inverse=True)[1]
+    found = torch.zeros(unit.size, dtype=torch.double)
+    for kind in kinds.unique():
+        alike = (kinds == kind).nonzero().flatten()
+        alike = alike[scores[alike].sort(stable=True).indices]
+        found[alike] = (torch.arange(len(alike)).double() + 0.5) / len(alike)
+    return share_scores(found, unit)
+
+
+def ratios_as_shares(groups: Sequence[LayerGroup]) -> List[LayerGroup]:
+    """Let the ratios of groups hold for each unit, not only for all of them together."""
+    return [group if group.ratio is None
+            else replace(group, ratio=None, threshold=float(group.ratio)) for group in groups]

@@ -1,0 +1,198 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""Layer-by-layer pruning guided by reconstruction and by auxiliary networks."""
+import warnings
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Dict, Iterable, Iterator, Optional, Sequence
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from mmgcp.errors import PruningError
+from mmgcp.nn.temporarily import requiring_grad, values_kept
+from mmgcp.nn.training_loss import Batch, loss_mode
+from mmgcp.pruning.layerwise.base import LayerwiseCriterion
+from mmgcp.pruning.layerwise.consumers import find_consumers
+from mmgcp.pruning.scores.base import Progress
+from mmgcp.pruning.units import ChannelUnit
+
+from .attached import Auxiliary, attach, watch_consumers
+from .consumer_kernels import ConsumerKernels
+from .joint_loss import JointLoss
+from .joint_training import train_jointly
+from .priors import number_of_classes
+from .reconstructor import Reconstructor
+from .rounds import score_in_rounds
+from .settings import AuxiliarySettings
+
+
+class AuxiliaryCriterion(LayerwiseCriterion):
+    """Keeps the channels that reconstruction and an auxiliary network need most.
+
+    The common part of LCP (`arXiv 1911.02237 <https://arxiv.org/abs/1911.02237>`_) and DCP
+    (`arXiv 1810.11809 <https://arxiv.org/abs/1810.11809>`_). For each channel unit:
+
+    1. :meth:`begin` attaches an auxiliary network to the output of the unit's largest consumer,
+       and trains all networks together with the detector. The detector is then copied: the
+       outputs of the original layers are what the pruned ones have to reconstruct.
+    2. :meth:`score` computes the gradient of the joint loss, see :class:`JointLoss`, for the
+       kernels of the unit's consumers while these read *none* of its channels, as DCP's greedy
+       selection begins. (With all channels and unchanged kernels, the gradient of the
+       reconstruction loss is zero.) The score of a channel is the squared norm of the gradient
+       of the kernels that read it.
+    3. :meth:`update` minimises the joint loss over the kernels of the channels that are kept.
+
+    With several ``rounds``, each round selects an equal share of the channels: those with the
+    highest scores get their kernels back, these are fitted, and the remaining channels are
+    scored anew by what is still missing. Channels of earlier rounds have higher scores. DCP
+    selects one channel in a round, which takes too long for wide layers; LCP selects all at once.
+
+    If the means of removed channels are folded into their consumers (the default of
+    :func:`mmgcp.pruning.prune`), constants that outputs lack are no error for the scores.
+    Without folding, the method is that of the papers. Units whose consumers emit no feature maps
+    have no auxiliary network; reconstruction alone decides about them.
+
+    Args:
+        allocation_criterion (dict, optional): See :class:`LayerwiseCriterion`.
+        **settings: See :class:`AuxiliarySettings`.
+
+    Attributes:
+        settings (AuxiliarySettings): The options.
+        auxiliaries (dict[str, Auxiliary]): The auxiliary networks by name of the unit.
+    """
+    needs = 'losses'
+    reconstruction_weight = 1.
+
+    def __init__(self, allocation_criterion: Optional[dict] = None, **settings):
+        super().__init__(allocation_criterion)
+        self.settings = AuxiliarySettings(**settings)
+        self.auxiliaries: Dict[str, Auxiliary] = {}
+        self._num_classes = 0
+        self._reconstructor: Optional[Reconstructor] = None
+
+    def make_network(self, channels: int, num_classes: int) -> nn.Module:
+        """Make an auxiliary network, with a method ``loss(feature, targets)``.
+
+        Args:
+            channels (int): Number of channels of the feature map (N, C, H, W) that it reads.
+            num_classes (int): Number of classes.
+        """
+        raise NotImplementedError
+
+    def find_targets(self, model: nn.Module, batch: Batch) -> Any:
+        """Find what the auxiliary networks have to predict for a batch.
+
+        Args:
+            model (nn.Module): The original detector.
+            batch (Batch): The batch.
+        """
+        raise NotImplementedError
+
+    def skips(self, model: nn.Module, unit: ChannelUnit) -> Optional[str]:
+        """Refuse units whose channels no layer with weights reads."""
+        return None if find_consumers(model, unit) else 'no layer with weights reads its channels'
+
+    def begin(self, model: nn.Module, units: Sequence[ChannelUnit],
+              batches: Iterable[Batch], progress: Progress) -> None:
+        """Attach auxiliary networks, train them together with the detector, and copy it.
+
+        The detector's trainable weights change, unless ``joint_lr`` is 0; the statistics of its
+        normalisation do not. See :meth:`LayerwiseCriterion.begin` for the arguments.
+
+        Raises:
+            PruningError: There are no batches, the detector's head does not tell what is
+                needed, or the training diverges.
+        """
+        first = next(iter(batches), None)
+        if first is None:
+            raise PruningError('the criterion needs training data, but there are no batches')
+        calls = watch_consumers(model, units, first.images)
+        self.auxiliaries = {}
+        if self.settings.alpha:
+            self._num_classes = number_of_classes(model)
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(self.settings.seed)
+                self.auxiliaries = attach(
+                    model, units, calls, len(first.images),
+                    partial(self.make_network, num_classes=self._num_classes))
+                train_jointly(model, self.auxiliaries, self.find_targets, batches, progress,
+                              self.settings)
+        self._reconstructor = Reconstructor.of(model, calls, self.settings)
+
+    def score(self, model: nn.Module, unit: ChannelUnit,
+              batches: Iterable[Batch]) -> Tensor:
+        """Score the C channels of a unit, without changing the model.
+
+        Returns:
+            Tensor: Scores (C, ); see :func:`score_in_rounds`.
+
+        Raises:
+            PruningError: The scores are not finite.
+        """
+        with self.joint_loss(model, unit, batches) as loss, values_kept(loss.kernels.weights):
+            loss.reconstructor.forget()
+            scores = score_in_rounds(loss, centred=self.folded)
+        if not bool(scores.isfinite().all()):
+            raise PruningError(f'the scores of {unit.name} are not finite: has the training '
+                               'diverged? Try a lower lr, or relative=True')
+        return scores
+
+    def update(self, model: nn.Module, unit: ChannelUnit, removed: Tensor,
+               batches: Iterable[Batch]) -> None:
+        """Fit the kernels that read the remaining channels of a unit; nothing else changes.
+
+        The inputs and original outputs of the consumers are still known from :meth:`score`: the
+        removed channels, which are now off, are the only difference.
+
+        If this does not lower the mean loss of the batches, it is taken back with a warning.
+        See :meth:`LayerwiseCriterion.update` for the arguments.
+        """
+        with self.joint_loss(model, unit, batches) as loss:
+            values, before = loss.kernels.copy(), loss.mean()
+            loss.minimise(~unit.mask(removed), self.settings.epochs, centred=False)
+            after = loss.mean()
+        self._reconstructor.forget()
+        if not after < before:
+            loss.kernels.restore(values)
+            if self.settings.epochs:
+                warnings.warn(f'fitting the layers that read {unit.name} did not lower their '
+                              f'loss ({before:.3g} before, {after:.3g} after) and is taken '
+                              'back: try a lower lr, or relative=True')
+
+    @contextmanager
+    def joint_loss(self, model: nn.Module, unit: ChannelUnit,
+                   batches: Iterable[Batch]) -> Iterator[JointLoss]:
+        """Prepare a model for computing the joint loss of a unit, and restore it at the end.
+
+        Yields:
+            JointLoss: The loss, for use in this context.
+
+        Raises:
+            PruningError: :meth:`begin` has not been called, or no consumer of the unit runs.
+        """
+        if self._reconstructor is None:
+            raise PruningError('the criterion has not begun: call begin or load_state_dict')
+        kernels = ConsumerKernels(model, unit, self._reconstructor.consumers(model, unit))
+        auxiliary = self.auxiliaries.get(unit.name)
+        if auxiliary is not None:
+            auxiliary.network.to(next(model.parameters()))
+        with loss_mode(model), requiring_grad(model, kernels.weights):
+            yield JointLoss(model, unit, batches, kernels, self._reconstructor,
+                            self.reconstruction_weight, auxiliary, self.find_targets,
+                            self.settings)
+
+    def state_dict(self) -> dict:
+        """Return the networks and the weights of the original detector as plain data."""
+        return dict(
+            num_classes=self._num_classes,
+            reconstructor=self._reconstructor and self._reconstructor.state_dict(),
+            auxiliaries={name: item.state_dict() for name, item in self.auxiliaries.items()})
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what :meth:`state_dict` returned. Called in place of :meth:`begin`."""
+        self._num_classes = state['num_classes']
+        self._reconstructor = Reconstructor(**state['reconstructor'], settings=self.settings)
+        make_network = partial(self.make_network, num_classes=self._num_classes)
+        self.auxiliaries = {name: Auxiliary.from_state(item, make_network)
+                            for name, item in state['auxiliaries'].items()}

@@ -1,0 +1,218 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""ThiNet: remove the channels without which the next layers can be reconstructed best."""
+from functools import partial
+from typing import Dict, Iterable, NamedTuple, Optional
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from mmgcp.errors import PruningError
+from mmgcp.nn.forward import ShortRuns
+from mmgcp.nn.hooks import on_outputs
+from mmgcp.nn.layers import WEIGHT_TYPES, find_layer, is_depthwise, num_channels, spread_inputs
+from mmgcp.nn.temporarily import eval_mode
+from mmgcp.nn.training_loss import Batch
+from mmgcp.pruning.compensation.folding import fold_constants
+from mmgcp.pruning.compensation.statistics import Norms, measure_inputs
+from mmgcp.pruning.layerwise.base import LayerwiseCriterion, Means
+from mmgcp.pruning.layerwise.consumers import find_consumers
+from mmgcp.pruning.surgery import gather_channels
+from mmgcp.pruning.units import ChannelSlice, ChannelUnit
+from mmgcp.registry import TASK_UTILS
+
+from .contributions import contributions, draw_entries
+from .gram import least_squares_factors, removal_ranks
+
+
+class _Sampled(NamedTuple):
+    """What :meth:`ThiNet.score` has found out about a unit.
+
+    Attributes:
+        unit (str): Name of the unit.
+        gram (Tensor): Gram matrix (C, C) of the channels' contributions.
+        means (Means, optional): Mean inputs of the unit's consumers, if they are folded.
+    """
+    unit: str
+    gram: Tensor
+    means: Optional[Means]
+
+
+@TASK_UTILS.register_module()
+class ThiNet(LayerwiseCriterion):
+    """Removes the channels that their consumers miss least (`ThiNet, arXiv 1707.06342
+    <https://arxiv.org/abs/1707.06342>`_).
+
+    An entry of a layer's output, before normalisation and activation and without the bias, is
+    the sum of the contributions x_c of the channels c that the layer reads (equation 4). The
+    contributions to random entries of a unit's consumers are recorded. Channels are removed one
+    by one, each time the one with which the squared sum of all removed contributions, over all
+    entries, grows least (equation 6, algorithm 1); the score of a channel is its rank in this
+    order. Norm groups are removed as a whole. The kernels of the channels that stay are multiplied
+    by one factor per channel, the least squares solution for the sum of all contributions
+    (equation 7).
+
+    Beyond the paper, a unit may have several consumers, as at shortcuts and concatenations:
+    entries of all of them count, and a channel has the same factor in each. Where
+    :func:`mmgcp.pruning.prune` folds the means of removed channels into the consumers, which is
+    the default, the contributions of these means do not count, and what the factors change in
+    them is folded, too: channels and factors are chosen for what a constant cannot replace. With
+    ``prune(compensate=False)`` the method is that of the paper.
+
+    Args:
+        positions (int): Entries per image and consumer. The paper has 10, for 10 images of each of
+            ImageNet's 1000 classes; with fewer images more are needed, in total several times
+            as many entries as a unit has channels. Defaults to 100.
+        rescale (bool): Multiply the kernels by the factors. Defaults to True.
+        skip_shortcuts (bool): Do not prune units that several layers with weights compute
+            together, by a sum or a product, like the paper for the last convolution of each
+            block of a ResNet. Defaults to False.
+        seed (int): Seed of the random entries. Defaults to 0.
+        allocation_criterion (dict, optional): See :class:`LayerwiseCriterion`.
+
+    Raises:
+        PruningError: ``positions`` is not positive.
+    """
+
+    def __init__(self, positions: int = 100, rescale: bool = True, skip_shortcuts: bool = False,
+                 seed: int = 0, allocation_criterion: Optional[dict] = None):
+        super().__init__(allocation_criterion)
+        if positions < 1:
+            raise PruningError(f'positions must be a positive number, but is {positions}')
+        self.positions = positions
+        self.rescale = rescale
+        self.skip_shortcuts = skip_shortcuts
+        self.seed = seed
+        self._off: Dict[str, Tensor] = {}  # removed output channels by layer
+        self._sampled: Optional[_Sampled] = None
+
+    def skips(self, model: nn.Module, unit: ChannelUnit) -> Optional[str]:
+        """Refuse units that several layers compute together, if ``skip_shortcuts``."""
+        if not self.skip_shortcuts:
+            return None
+        producers = torch.zeros(unit.size, dtype=torch.long)
+        for item in unit.side('out'):
+            layer = find_layer(model, item.module)
+            if isinstance(layer, WEIGHT_TYPES) and not is_depthwise(layer):
+                producers[item.unit_index.unique()] += 1
+        if bool((producers > 1).any()):
+            return 'ThiNet leaves channels alone that several layers compute together'
+        return None
+
+    def score(self, model: nn.Module, unit: ChannelUnit,
+              batches: Iterable[Batch]) -> Tensor:
+        """Return the ranks (C, ) of a unit's channels in the order of removal, from zero."""
+        means = None
+        if self.folded and unit.side('in'):
+            means = _mean_inputs(model, unit, batches)
+        # a layer without BatchNorm and bias cannot absorb a constant
+        absorbed = {name: entries for name, entries in (means or {}).items()
+                    if all(entries) or find_layer(model, name).bias is not None}
+        gram = self.sample(model, unit, batches, absorbed)
+        self._sampled = _Sampled(unit.name, gram, means)
+        return removal_ranks(gram, unit.norm_groups)
+
+    def mean_inputs(self, unit: ChannelUnit) -> Optional[Means]:
+        """Return the mean inputs that :meth:`score` has measured, if they are folded."""
+        known = self._sampled is not None and self._sampled.unit == unit.name
+        return self._sampled.means if known else None
+
+    def update(self, model: nn.Module, unit: ChannelUnit, removed: Tensor,
+               batches: Iterable[Batch]) -> None:
+        """Multiply the kernels of the channels that stay by the least squares factors.
+
+        Raises:
+            PruningError: The unit has not been scored.
+        """
+        if self.rescale:
+            if self._sampled is None or self._sampled.unit != unit.name:
+                raise PruningError(f'the unit {unit.name!r} has to be scored before its update')
+            factors = least_squares_factors(self._sampled.gram, removed)
+            for item in unit.side('in'):
+                _scale_inputs(model.get_submodule(item.module), item, factors,
+                              (self._sampled.means or {}).get(item.module, {}))
+        for (name, side), channels in gather_channels([unit], {unit.name: removed}).items():
+            if side == 'out':
+                self._off[name] = torch.cat((self._off.get(name, channels[:0]), channels))
+        self._sampled = None
+
+    def state_dict(self) -> dict:
+        """Return the removed output channels of each layer."""
+        return dict(off=self._off)
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._off = state['off']
+
+    @torch.no_grad()
+    def sample(self, model: nn.Module, unit: ChannelUnit, batches: Iterable[Batch],
+               means: Optional[Means] = None) -> Tensor:
+        """Sum up the products of the channels' contributions to random entries.
+
+        Args:
+            model (nn.Module): The model. It does not change.
+            unit (ChannelUnit): The unit, of size C.
+            batches (Iterable[Batch]): Training batches. The memory that it takes does not grow
+                with their number.
+            means (dict, optional): Mean inputs that are folded, by consumer.
+
+        Returns:
+            Tensor: The Gram matrix (C, C) in double precision, on the CPU.
+
+        Raises:
+            PruningError: There are no batches.
+        """
+        like = next(model.parameters())
+        gram = torch.zeros(unit.size, unit.size, dtype=torch.double, device=like.device)
+        generator = torch.Generator().manual_seed(self.seed)
+        number, runs = 0, ShortRuns(model)
+
+        def look(name, slices, inputs, output):
+            layer = model.get_submodule(name)
+            for item in slices:
+                entries = draw_entries(layer, output, self.positions, self._off.get(name),
+                                       generator)
+                mean = _overall((means or {}).get(name, {}), like)
+                found = contributions(layer, inputs, item, unit.size, entries, mean).double()
+                gram.addmm_(found.t(), found)
+            runs.seen()
+
+        looks = {name: partial(look, name, slices)
+                 for name, slices in find_consumers(model, unit).items()}
+        with on_outputs(model, looks), eval_mode(model):
+            for number, batch in enumerate(batches, 1):
+                runs(batch.images.to(like))
+        if not number:
+            raise PruningError('there are no images to sample')
+        return gram.cpu()
+
+
+def _mean_inputs(model: nn.Module, unit: ChannelUnit, batches: Iterable[Batch]) -> Means:
+    measured = measure_inputs(model, {item.module: item.channels for item in unit.side('in')},
+                              (batch.images for batch in batches))
+    return {name: {norms: statistics.mean for norms, statistics in entries.items()}
+            for name, entries in measured.items()}
+
+
+def _overall(means: Dict[Norms, Tensor], like: Tensor) -> Optional[Tensor]:
+    """Average the mean inputs (K, ) of a consumer over its BatchNorms."""
+    return torch.stack(list(means.values())).mean(0).to(like) if means else None
+
+
+@torch.no_grad()
+def _scale_inputs(layer: nn.Module, item: ChannelSlice, factors: Tensor,
+                  means: Dict[Norms, Tensor]) -> None:
+    """Multiply the kernels of a unit's channels by factors (C, ) and fold what means lose."""
+    scales = _input_factors(layer, item, factors)
+    lost = {norms: (1 - scales[item.channels]).to(mean) * mean for norms, mean in means.items()}
+    fold_constants(layer, item.channels, lost, False)
+    layer.weight.mul_(spread_inputs(layer, scales).to(layer.weight))
+
+
+def _input_factors(layer: nn.Module, item: ChannelSlice, factors: Tensor) -> Tensor:
+    """Return a factor (I, ) for each input of a layer: the mean of those of its unit's channels."""
+    size = num_channels(layer, 'in')
+    counts = torch.zeros(size).index_add(0, item.channels, torch.ones(len(item.channels)))
+    sums = torch.zeros(size, dtype=factors.dtype).index_add(
+        0, item.channels, factors[item.unit_index] - 1)
+    return 1 + sums / counts.clamp(min=1)

@@ -1,0 +1,166 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""The options of :func:`mmgcp.pruning.prune`, each said once.
+
+The function's arguments, what ``prune_cfg`` may have, the switches of ``tools/prune.py``, what a
+plan records and the table in the documentation follow from this list.
+"""
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Sequence, Union
+
+import torch.nn as nn
+from torch import Tensor
+
+from mmgcp.errors import PruningError
+from mmgcp.nn.forward import IMAGE_SHAPE
+from mmgcp.nn.training_loss import Batch
+from mmgcp.utils.options import check_names, check_options, number_in, one_of, option
+
+from .merges import MERGES
+from .plan import PruningPlan
+from .scores import criterion_names
+from .units import LayerGroup
+
+Groups = Union[str, Sequence[Union[LayerGroup, dict]]]
+Progress = Callable[[str, int, int], None]
+AMOUNT, CHANNELS, OTHER = 'how much', 'which channels', 'other'
+
+KEEP_SHARE = number_in(0, 1, 'is the share to keep, in (0, 1]', open_low=True)
+BUDGETS = ('ratio', 'target_params', 'target_flops')
+
+
+class _CriterionNames:
+    """The names of the criteria as choices, which are registered after this module is read."""
+
+    def __contains__(self, name: object) -> bool:
+        return name in criterion_names()
+
+    def __iter__(self):
+        return iter(criterion_names())
+
+
+@dataclass
+class PruneOptions:
+    """Options of pruning.
+
+    Notes of a field: ``in_config`` if ``prune_cfg`` may have it, ``recorded`` if the plan does.
+
+    Raises:
+        PruningError: A value is not allowed.
+    """
+    groups: Groups = option(
+        'auto', in_config=True,
+        help="layer groups, each with a ratio, a threshold or neither, which leaves it to the "
+        "budget; 'auto' makes them by kind of module and stride")
+    ratio: Optional[float] = option(
+        None, in_config=True, recorded=True, cli=dict(group=AMOUNT, type=float),
+        help='share of the channels of every layer group that is below its threshold, instead '
+        "of the groups' own ratios and thresholds")
+    target_params: Optional[float] = option(
+        None, in_config=True, recorded=True, check=KEEP_SHARE,
+        cli=dict(group=AMOUNT, type=float), help='share of the parameters to keep')
+    target_flops: Optional[float] = option(
+        None, in_config=True, recorded=True, check=KEEP_SHARE,
+        cli=dict(group=AMOUNT, type=float), help='share of the MACs to keep')
+    round_to: int = option(
+        1, in_config=True, recorded=True,
+        check=number_in(1, math.inf, 'must be a positive number', integer=True),
+        cli=dict(group=AMOUNT, type=int, metavar='N'),
+        help='keep multiples of so many channels, without exceeding the budget')
+    min_keep_ratio: float = option(
+        0.01, in_config=True, recorded=True, check=number_in(0, 1, 'must be in [0, 1]'),
+        cli=dict(group=AMOUNT, type=float, metavar='SHARE'),
+        help='share of the channels of a layer that stays at least')
+    criterion: dict = option(
+        factory=lambda: dict(type='mmgcp.BNScale'), in_config=True, recorded=True,
+        cli=dict(group=CHANNELS, choices=_CriterionNames(), metavar='NAME'),
+        help='how channels are scored: the config of a criterion, of which the command line '
+        'takes the name')
+    allocation: Optional[str] = option(
+        None, in_config=True, recorded=True, check=one_of(None, 'global', 'uniform'),
+        cli=dict(group=CHANNELS, choices=('global', 'uniform')),
+        default_help='as in the paper of the criterion',
+        help="how many channels a unit loses: as many as are below the one threshold of their "
+        "group ('global'), or the same share of each unit, those with the lowest scores "
+        "('uniform': ratios and thresholds of groups are this share)")
+    merge: str = option(
+        'or', in_config=True, recorded=True, check=one_of(*sorted(MERGES)),
+        cli=dict(group=CHANNELS, choices=tuple(MERGES)),
+        help='how the layers of a unit decide together')
+    plan: Union[PruningPlan, str, Path, None] = option(
+        None, cli=dict(group=CHANNELS, metavar='FILE'),
+        help='what to remove, perhaps edited by hand; nothing else decides it then')
+    compensate: Union[bool, str] = option(
+        True, in_config=True, recorded=True,
+        check=one_of(True, False, 'fold-means', 'adapt-norms'),
+        cli=dict(group=OTHER, choices=('fold-means', 'adapt-norms')),
+        default_help='the latter where there are training images',
+        help='make up for what removed channels emit: fold its mean into the layers that read '
+        'them, or adapt their BatchNorms, too')
+    finetune: Optional[Callable[[nn.Module, int], None]] = option(
+        None, in_config=True,
+        help='training between channel units, only with a layer-wise criterion: called with the '
+        'model and the number of finished units; prune_cfg has its settings (epochs, lr, every)')
+    input_shape: Sequence[int] = option(
+        IMAGE_SHAPE, recorded=True,
+        help='shape (C, H, W) of an image in pixels, which MACs are counted for')
+    calibration: Optional[Iterable[Tensor]] = option(
+        None, help='batches (N, C, H, W) of preprocessed images to measure on what is made up '
+        'for; without them only constants are')
+    batches: Optional[Iterable[Batch]] = option(
+        None, help='batches of training data for criteria that need them')
+    evaluate: Optional[Callable[[nn.Module], float]] = option(
+        None, help='gives a metric of a model, higher is better; the budget is spent where this '
+        'metric suffers least')
+    checkpoint_file: Union[str, Path, None] = option(
+        None, help='file for what is done after each unit, only with a layer-wise criterion: the '
+        'same request for the same weights goes on from there')
+    dry_run: bool = option(False, help='make the plan and leave the model alone')
+    progress: Progress = option(
+        factory=lambda: lambda stage, done, steps: None,
+        help='called with a stage, the steps done in it, and all its steps')
+
+    @classmethod
+    def of(cls, **options: Any) -> 'PruneOptions':
+        """Make the options from arguments by name.
+
+        Raises:
+            PruningError: There is no such option, or a value is not allowed.
+        """
+        check_names(cls, options, 'prune()', PruningError)
+        return cls(**options)
+
+    def __post_init__(self):
+        check_options(self, PruningError)
+        self.calibration = _repeatable(self.calibration)
+        self.batches = _repeatable(self.batches)
+
+    def record(self) -> Dict[str, Any]:
+        """Return the options that a plan records."""
+        found = {item.name: getattr(self, item.name) for item in fields(self)
+                 if item.metadata.get('recorded')}
+        return dict(found, criterion=dict(self.criterion), input_shape=list(self.input_shape))
+
+
+def _repeatable(iterable: Optional[Iterable]) -> Optional[Iterable]:
+    """Make a list of what can be gone through only once."""
+    return list(iterable) if isinstance(iterable, Iterator) else iterable
+
+
+def options_of_config(config: Dict[str, Any], owner: str) -> Dict[str, Any]:
+    """Return the options that a ``prune_cfg`` has.
+
+    Args:
+        config (dict): The ``prune_cfg``.
+        owner (str): Where it is from, for the error.
+
+    Raises:
+        PruningError: It has something else.
+    """
+    allowed = [item.name for item in fields(PruneOptions) if item.metadata.get('in_config')]
+    unknown = sorted(set(config) - set(allowed))
+    if unknown:
+        raise PruningError(f'prune_cfg of {owner} has unknown settings: {unknown}; it may have '
+                           f'{", ".join(allowed)}')
+    return dict(config)

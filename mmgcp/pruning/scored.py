@@ -1,0 +1,132 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""Channel units with the scores and the layer groups of their layers."""
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Callable, Dict, Iterable, List, Optional, Sequence
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from mmgcp.nn.layers import WEIGHT_TYPES, find_layer
+
+from .layer_groups import assign_groups
+from .units import ChannelUnit, LayerGroup
+
+
+@dataclass(frozen=True)
+class ScoredUnit:
+    """A channel unit with the scores of its layers.
+
+    Attributes:
+        unit (ChannelUnit): The unit, of size C.
+        scores (Dict[str, Tensor]): Scores (C, ) by layer, NaN where a layer does not
+            have the channel.
+        groups (Dict[str, LayerGroup]): Layer group by layer, absent for layers that
+            are in none and therefore keep all of their channels.
+    """
+    unit: ChannelUnit
+    scores: Dict[str, Tensor]
+    groups: Dict[str, LayerGroup]
+
+    @cached_property
+    def all_scores(self) -> Tensor:
+        """The scores (L, C) of all L layers."""
+        return torch.stack(list(self.scores.values()))
+
+    @cached_property
+    def best_scores(self) -> Tensor:
+        """Best score (C, ) of each channel in any layer."""
+        return self.all_scores.nan_to_num(nan=-math.inf).amax(0)
+
+    def group_names(self) -> List[str]:
+        """Names of the groups of the layers that have scores, each once."""
+        return list(dict.fromkeys(self.groups[layer].name for layer in self.scores
+                                  if layer in self.groups))
+
+    def per_layer(self, values: Dict[str, Optional[float]], default: float) -> Tensor:
+        """Spread a value of each layer group over the layers that have scores.
+
+        Args:
+            values (dict[str, float | None]): Value by name of the group.
+            default (float): For layers in no group, and for groups that have None or no value.
+
+        Returns:
+            Tensor: The values (L, 1) in double precision.
+        """
+        found = [values.get(self.groups[layer].name) if layer in self.groups else None
+                 for layer in self.scores]
+        return torch.tensor([[default if value is None else value] for value in found],
+                            dtype=torch.double)
+
+
+def score_units(model: nn.Module, units: Sequence[ChannelUnit], criterion: Callable,
+                groups: Sequence[LayerGroup], skipped: Dict[str, str]) -> List[ScoredUnit]:
+    """Score channel units and find the layer groups of their layers.
+
+    Channels that only go together share their mean score. Scores that are equal are
+    told apart by less than a millionth, at random but always the same, so that any
+    number of channels can be chosen by a threshold.
+
+    Args:
+        model (nn.Module): The model.
+        units (Sequence[ChannelUnit]): The units.
+        criterion (Callable): Gives the scores by layer, for model and unit.
+        groups (Sequence[LayerGroup]): The layer groups.
+        skipped (dict[str, str]): Gets the layers without scores, with the reason.
+
+    Returns:
+        list[ScoredUnit]: The units that have scores.
+    """
+    generator = torch.Generator().manual_seed(0)
+    scores = {
+        unit.name: {layer: _without_ties(share_scores(found.double(), unit), unit, generator)
+                    for layer, found in criterion(model, unit).items()}
+        for unit in units
+    }
+    members = {unit.name: [item.module for item in unit.side('out')] for unit in units}
+    owners = assign_groups(model, [name for names in members.values() for name in names], groups)
+    scored = []
+    for unit in units:
+        found = scores[unit.name]
+        if not found:
+            reason = f'{type(criterion).__name__} has no scores for it'
+            skipped.update(dict.fromkeys(members[unit.name], reason))
+            continue
+        groups_of_unit = {name: owners[name] for name in members[unit.name] if name in owners}
+        if list(found) == [unit.name] and not set(_producers(model, unit)) <= set(owners):
+            groups_of_unit.pop(unit.name, None)  # these scores speak for all of the layers
+        scored.append(ScoredUnit(unit, found, groups_of_unit))
+    return scored
+
+
+def group_scores(scored: Iterable[ScoredUnit], group: LayerGroup) -> Tensor:
+    """Return all scores (K, ) of the layers of a group."""
+    found = [scores[~scores.isnan()] for item in scored for layer, scores in item.scores.items()
+             if layer in item.groups and item.groups[layer].name == group.name]
+    return torch.cat(found) if found else torch.zeros(0)
+
+
+def share_scores(scores: Tensor, unit: ChannelUnit) -> Tensor:
+    """Give the channels of a unit (C, ) that only go together their mean score."""
+    if unit.norm_groups is None:
+        return scores
+    sums = torch.zeros(int(unit.norm_groups.max()) + 1, dtype=scores.dtype)
+    counts = sums.index_add(0, unit.norm_groups, (~scores.isnan()).to(scores))
+    means = sums.index_add(0, unit.norm_groups, scores.nan_to_num()) / counts
+    return torch.where(scores.isnan(), scores, means[unit.norm_groups])
+
+
+def _producers(model: nn.Module, unit: ChannelUnit) -> List[str]:
+    """Names of the layers with weights that compute the channels of a unit."""
+    return [item.module for item in unit.side('out')
+            if isinstance(find_layer(model, item.module), WEIGHT_TYPES)]
+
+
+def _without_ties(scores: Tensor, unit: ChannelUnit, generator: torch.Generator) -> Tensor:
+    """Lower scores by up to a millionth, equally for channels that only go together."""
+    noise = torch.rand(unit.size, generator=generator, dtype=scores.dtype)
+    if unit.norm_groups is not None:
+        noise = noise[unit.norm_groups]
+    return scores - noise * (1e-6 * scores.abs() + 1e-12)

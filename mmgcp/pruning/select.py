@@ -1,0 +1,175 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""Which channels of a unit are removed: the lowest, as many as its limits allow."""
+import math
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from mmgcp.errors import PruningError
+
+from .merges import MERGES
+from .scored import ScoredUnit, share_scores
+from .units import ChannelUnit
+
+# A channel is kept if its score is above the threshold; None keeps them all.
+Thresholds = Dict[str, Optional[float]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many channels have to stay.
+
+    Attributes:
+        min_keep_ratio (float): At least this share of the channels of a unit stays,
+            and one; the same holds for a layer that has only some of them.
+        round_to (int): The number of channels of a unit that stay is a multiple of it,
+            or all of them.
+    """
+    min_keep_ratio: float = 0.01
+    round_to: int = 1
+
+    def least(self, size: int) -> int:
+        """How many of so many channels have to stay."""
+        return max(1, math.ceil(self.min_keep_ratio * size - 1e-9))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Chooses the channels that thresholds remove.
+
+    Attributes:
+        scored (Sequence[ScoredUnit]): The scored units.
+        merge (str): How the layers of a unit decide together; see :mod:`mmgcp.pruning.merges`.
+        limits (Limits): How many channels have to stay.
+    """
+    scored: Sequence[ScoredUnit]
+    merge: str = 'or'
+    limits: Limits = Limits()
+
+    def removed(self, thresholds: Thresholds) -> Dict[str, Tensor]:
+        """Choose the channels to remove.
+
+        Each layer compares its scores with the threshold of its own group, also where the
+        layers of a unit belong to different groups; a layer without a threshold keeps all of
+        its channels. The votes are merged.
+
+        Args:
+            thresholds (dict[str, float | None]): Threshold by name of the group.
+
+        Returns:
+            dict[str, Tensor]: Ascending indices by name of the unit, where there are any.
+        """
+        removed = {}
+        for item in self.scored:
+            margins = MERGES[self.merge].margins(
+                item.all_scores, item.per_layer(thresholds, -math.inf))
+            channels = select(item.unit, margins, self.limits)
+            if len(channels):
+                removed[item.unit.name] = channels
+        return removed
+
+
+def select(unit: ChannelUnit, margins: Tensor, limits: Limits) -> Tensor:
+    """Choose the channels of a unit to remove.
+
+    Args:
+        unit (ChannelUnit): The unit, of size C.
+        margins (Tensor): Margins (C, ). Channels with a margin of at most zero go, the lowest
+            first, as far as the limits allow.
+        limits (Limits): The limits.
+
+    Returns:
+        Tensor: Ascending indices (K, ).
+    """
+    margins = protect(unit, margins, limits)
+    keep = margins > 0
+    if bool(keep.all()):
+        return torch.zeros(0, dtype=torch.long)
+    if unit.conv_groups is not None:
+        keep = _keep_equally_many(unit, margins, keep, limits)
+    elif unit.norm_groups is not None:
+        keep = _keep_whole_groups(unit, margins, keep, limits)
+    else:
+        number = max(limits.least(unit.size), int(keep.sum()))
+        number = math.ceil(number / limits.round_to) * limits.round_to
+        keep = unit.mask(margins.sort(descending=True, stable=True).indices[:number])
+    return (~keep).nonzero().flatten()
+
+
+def select_lowest(unit: ChannelUnit, scores: Tensor, like: Tensor, limits: Limits) -> Tensor:
+    """Choose the channels of a unit that have the lowest scores, as many as were allocated.
+
+    Args:
+        unit (ChannelUnit): The unit, of size C.
+        scores (Tensor): Scores (C, ); channels with NaN stay.
+        like (Tensor): Channels (K, ) of another choice within the limits: equally many are
+            chosen, equally many of each group of a grouped convolution.
+        limits (Limits): The limits.
+
+    Returns:
+        Tensor: Ascending indices (K, ). There are fewer only where channels that go together,
+        or the limits of layers that have only some of the channels, do not let K of them go.
+
+    Raises:
+        PruningError: The scores are not those of the unit.
+    """
+    if scores.shape != (unit.size, ):
+        raise PruningError(f'the unit {unit.name!r} has {unit.size} channels, but got scores '
+                           f'of shape {tuple(scores.shape)}')
+    scores = share_scores(scores.detach().cpu().double(), unit)
+    ranking = protect(unit, scores.nan_to_num(nan=math.inf, posinf=math.inf), limits)
+    others = unit.mask(like)
+    groups = torch.zeros(unit.size) if unit.conv_groups is None else unit.conv_groups
+    margins = torch.full_like(ranking, math.inf)
+    for group in groups.unique():
+        members = (groups == group).nonzero().flatten()
+        number = int(others[members].sum())
+        order = members[ranking[members].argsort(stable=True)]
+        margins[order] = torch.arange(len(order)).to(ranking) - number + 0.5
+    return select(unit, margins.masked_fill(ranking.isinf(), math.inf), limits)
+
+
+def protect(unit: ChannelUnit, margins: Tensor, limits: Limits) -> Tensor:
+    """Raise the margins (C, ) of channels that a layer cannot do without to infinity.
+
+    These are the best ones of each layer that has only some of the unit's channels.
+    """
+    margins = margins.clone()
+    for part in _parts(unit):
+        best = margins[part].topk(limits.least(len(part))).indices
+        margins[part[best]] = math.inf
+    return margins
+
+
+def _parts(unit: ChannelUnit) -> List[Tensor]:
+    """Channels (K, ) of the layers that have only some of the unit's."""
+    parts = {tuple(item.unit_index.unique().tolist()) for item in unit.slices}
+    return [torch.tensor(part) for part in sorted(parts) if len(part) < unit.size]
+
+
+def _keep_whole_groups(unit: ChannelUnit, margins: Tensor, keep: Tensor,
+                       limits: Limits) -> Tensor:
+    """The mask of the best channels, in whole groups of a GroupNorm."""
+    order = margins.sort(descending=True, stable=True).indices
+    groups = torch.tensor(list(dict.fromkeys(unit.norm_groups[order].tolist())))
+    totals = unit.norm_groups.bincount()[groups].cumsum(0)
+    number = int(torch.isin(unit.norm_groups, unit.norm_groups[keep]).sum())
+    number = max(limits.least(unit.size), number)
+    enough = (totals >= number) & (totals % limits.round_to == 0)
+    enough[-1] = True
+    return torch.isin(unit.norm_groups, groups[:int(enough.nonzero()[0]) + 1])
+
+
+def _keep_equally_many(unit: ChannelUnit, margins: Tensor, keep: Tensor,
+                       limits: Limits) -> Tensor:
+    """The mask of the best channels, equally many of each group of a grouped convolution."""
+    grouped = (unit.conv_groups >= 0).nonzero().flatten()
+    grouped = grouped[unit.conv_groups[grouped].sort(stable=True).indices]
+    groups = grouped.view(int(unit.conv_groups.max()) + 1, -1)  # channels by group
+    step = limits.round_to // math.gcd(limits.round_to, len(groups))
+    number = max(math.ceil(limits.least(unit.size) / len(groups)), int(keep[groups].sum(1).max()))
+    number = min(groups.shape[1], math.ceil(number / step) * step)
+    best = groups.gather(1, margins[groups].topk(number).indices)
+    return unit.mask(best.flatten()) | (keep & (unit.conv_groups < 0))
