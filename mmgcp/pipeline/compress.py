@@ -1,20 +1,22 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """All stages: train, sparsify, prune, distil; each is tested, and all are compared."""
 import copy
+import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from mmgcp.datasets import VOCInfo, check_voc, choose_splits
 from mmgcp.errors import UserError
 from mmgcp.utils.checkpoint import load_strictly, read_checkpoint
+from mmgcp.utils.cli import CfgOptions
 from mmgcp.utils.config import build_detector, load_config
+from mmgcp.utils.options import check_options, number_in, option
 
 from .child_config import write_child
-from .options import check_options, option, positive
 from .pictures import draw_detections
 from .schedules import base_epochs, default_epochs
 from .stage_configs import baseline_config, distill_config, sparse_config, sparsity_hook
@@ -27,62 +29,69 @@ from .voc_data import num_training_images
 LATER_SETTINGS = ('sparse_epochs', 'sparsity_rate', 'prune_cfg', 'distill_epochs',
                   'attention_groups')
 
-TRAINING = dict(group='training')
-SPARSITY = dict(group='sparsity')
-PRUNING = dict(group='pruning')
+POSITIVE = number_in(0, math.inf, 'must be positive', open_low=True)
+TRAINING, SPARSITY, PRUNING = 'training', 'sparsity', 'pruning'
 
 
 @dataclass
 class CompressOptions:
     """Options of :func:`compress`.
 
-    Attributes:
-        config (str): Config of the detector, a file or as ``mmyolo::…``.
-        work_dir (Path): Where everything is written.
-        tools_dir (Path): Folder with train.py, test.py and prune.py.
-        checkpoint (str, optional): The trained detector, a file or a URL; without it, the
-            first stage trains it.
+    Raises:
+        UserError: A value is not allowed.
     """
-    config: str
-    work_dir: Path
-    tools_dir: Path
-    checkpoint: Optional[str] = None
+    config: str = option(help='config of the detector, a file or as ``mmyolo::…``')
+    work_dir: Path = option(help='where everything is written')
+    tools_dir: Path = option(help='folder with train.py, test.py and prune.py')
+    checkpoint: Optional[str] = option(
+        None, help='the trained detector, a file or a URL', default_help='train it')
     data: Optional[str] = option(
-        None, "folder in PASCAL VOC's layout (JPEGImages, Annotations, ImageSets/Main) that "
-        "takes the place of the config's data; default: the config's")
+        None, cli={}, default_help="the config's",
+        help="folder in PASCAL VOC's layout (JPEGImages, Annotations, ImageSets/Main) that takes "
+        "the place of the config's data")
     epochs: Optional[int] = option(
-        None, "epochs of the first stage; default: the config's", positive, TRAINING)
+        None, check=POSITIVE, cli=dict(group=TRAINING, type=int), default_help="the config's",
+        help='epochs of the first stage')
     sparse_epochs: Optional[int] = option(
-        None, "epochs of sparse training; default: the config's sparse_epochs, or a sixth of the "
-        "first stage's, but at least 50 and at most all", positive, TRAINING)
+        None, check=POSITIVE, cli=dict(group=TRAINING, type=int),
+        default_help="the config's sparse_epochs, or a sixth of the first stage's, but at least "
+        '50 and at most all', help='epochs of sparse training')
     distill_epochs: Optional[int] = option(
-        None, "epochs of distilling; default: the config's distill_epochs, or as for sparse "
-        'training', positive, TRAINING)
+        None, check=POSITIVE, cli=dict(group=TRAINING, type=int),
+        default_help="the config's distill_epochs, or as for sparse training",
+        help='epochs of distillation')
     lr: Optional[float] = option(
-        None, "learning rate of the first stage, with which the absolute rates of the schedulers "
-        "are scaled; default: the config's", positive, TRAINING)
+        None, check=POSITIVE, cli=dict(group=TRAINING, type=float), default_help="the config's",
+        help='learning rate of the first stage; absolute rates of the schedulers are scaled '
+        'with it')
     sparse_lr: Optional[float] = option(
-        None, "learning rate of sparse training; default: the first stage's", positive, TRAINING)
+        None, check=POSITIVE, cli=dict(group=TRAINING, type=float),
+        default_help="the first stage's", help='learning rate of sparse training')
     distill_lr: Optional[float] = option(
-        None, "learning rate of distilling; default: the first stage's", positive, TRAINING)
+        None, check=POSITIVE, cli=dict(group=TRAINING, type=float),
+        default_help="the first stage's", help='learning rate of distillation')
     sparsity_rate: Optional[float] = option(
-        None, "factor of the sparsity penalty; default: the config's sparsity_rate, or 1e-3 for "
-        'the subgradient and 2e-2 for the proximal penalty', cli=SPARSITY)
+        None, cli=dict(group=SPARSITY, type=float),
+        default_help="the config's sparsity_rate, or 1e-3 for the subgradient and 2e-2 for the "
+        'proximal penalty', help='factor of the sparsity penalty')
     sparsity_penalty: Optional[str] = option(
-        None, 'subgradient or proximal; default: proximal for Adam and its variants, subgradient '
-        'for other optimizers', cli=dict(SPARSITY, choices=('subgradient', 'proximal')))
+        None, cli=dict(group=SPARSITY, choices=('subgradient', 'proximal')),
+        default_help='proximal for Adam and its variants, subgradient for other optimizers',
+        help='how the penalty is applied, subgradient or proximal')
     sparsity_schedule: str = option(
-        'two_phase', 'type of the schedule of the sparsity rate', cli=SPARSITY)
+        'two_phase', cli=dict(group=SPARSITY), help='type of the schedule of the sparsity rate')
     target_params: Optional[float] = option(
-        None, "share of the parameters to keep; default: the config's prune_cfg", cli=PRUNING)
+        None, cli=dict(group=PRUNING, type=float), default_help="the config's prune_cfg",
+        help='share of the parameters to keep')
     target_flops: Optional[float] = option(
-        None, "share of the MACs to keep; default: the config's prune_cfg", cli=PRUNING)
+        None, cli=dict(group=PRUNING, type=float), default_help="the config's prune_cfg",
+        help='share of the MACs to keep')
     prune_options: str = option(
-        '', "more options of prune.py, as in --prune-options='--round-to 8 --sensitivity'; "
-        'default: none', cli=dict(PRUNING, metavar="'OPTIONS'"))
+        '', cli=dict(group=PRUNING, metavar="'OPTIONS'"), default_help='none',
+        help="more options of prune.py, as in --prune-options='--round-to 8 --sensitivity'")
     cfg_options: Dict[str, object] = option(
-        {}, 'settings of the config to override, as key=value; default: none',
-        cli=dict(nargs='+', action=DictAction))
+        factory=dict, cli=dict(nargs='+', action=CfgOptions), default_help='none',
+        help='settings of the config to override, as key=value')
 
     def __post_init__(self):
         check_options(self)

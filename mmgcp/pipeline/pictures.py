@@ -9,6 +9,7 @@ import torch
 from mmdet.apis import inference_detector, init_detector
 from mmengine.registry import DATASETS, DefaultScope
 
+from mmgcp.compatibility import mend_openmmlab
 from mmgcp.utils.config import load_config
 
 CELL = 320  # pixels
@@ -27,6 +28,7 @@ def draw_detections(stages: Iterable[Tuple[str, Path, str]], path: Path, num_ima
         num_images (int): Number of images, spread evenly over the test set. Defaults to 4.
         score_thr (float): Only detections with a higher score are drawn. Defaults to 0.4.
     """
+    mend_openmmlab()  # so that the checkpoints can be loaded
     stages = list(stages)
     cfg = load_config(str(stages[0][1]))
     samples = _test_samples(cfg, num_images)

@@ -15,7 +15,7 @@ def start(tmp_path):
         worked = []
         for step, value in inputs.items():
 
-            def work(_):
+            def work(_, step=step, value=value):
                 worked.append(step)
                 if step == stop_in:
                     raise KeyboardInterrupt

@@ -19,6 +19,7 @@ from mmgcp.errors import UserError
 from mmgcp.pipeline import CompressOptions, compress
 from mmgcp.pipeline.tool_runner import ToolRunner
 from mmgcp.utils.config import build_detector, load_config
+from mmgcp.utils.options import options_table
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / 'configs' / 'yolov4' / 'yolov4_n_fast_1xb8-60e_voc-320.py')
@@ -200,8 +201,8 @@ def test_prune_options(start):
     (dict(checkpoint='none.pth'), 'there is no checkpoint none.pth'),
     (dict(cfg_options={'train_cfg': dict(_delete_=True, type='IterBasedTrainLoop',
                                          max_iters=9)}, epochs=None), 'no number of epochs'),
-    (dict(sparse_epochs=0), '--sparse-epochs must be positive, but is 0'),
-    (dict(lr=-1.), '--lr must be positive'),
+    (dict(sparse_epochs=0), 'sparse_epochs must be positive, but is 0'),
+    (dict(lr=-1.), 'lr must be positive'),
 ])
 def test_wrong_options(start, folder, options, message):
     """They are noticed before anything is done."""
@@ -258,3 +259,7 @@ def test_several_training_splits(start, folder, tmp_path):
     names = [(lists / f'{split}.txt').read_text().split() for split in ('train', 'val')]
     assert Path(dataset.ann_file).read_text().split() == names[0] + names[1]
     assert len(names[0] + names[1]) == 5
+
+
+def test_docs_list_all_options():
+    assert options_table(CompressOptions) in (ROOT / 'docs' / 'training.md').read_text()
