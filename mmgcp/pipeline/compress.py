@@ -118,6 +118,7 @@ def compress(options: CompressOptions) -> List[dict]:
 
 
 class _Pipeline:
+    """The stages in their order, with what one hands to the next."""
 
     def __init__(self, options: CompressOptions):
         self.options = options
@@ -236,9 +237,11 @@ class _Pipeline:
 
     def _distill(self, trained: str) -> str:
         epochs = self._epochs('distill')
+        # Those in pruned.py may be older
+        groups = Config.fromfile(self.baseline).get('attention_groups', 'auto')
         write_child(
             self.folder / 'distilled.py', './pruned/pruned.py',
-            lambda cfg: distill_config(cfg, str(self.baseline), trained, epochs,
+            lambda cfg: distill_config(cfg, str(self.baseline), trained, epochs, groups,
                                        self.options.distill_lr, num_training_images(self.voc)))
         return self._train('distilled', epochs)
 

@@ -1,6 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The configs of the stages, each of which can also be run by hand."""
-from typing import Dict, Optional
+from typing import Dict, List, Optional, Union
 
 from mmengine.config import Config
 
@@ -99,7 +99,8 @@ def sparsity_hook(cfg: Config, rate: Optional[float] = None, penalty: Optional[s
 
 
 def distill_config(cfg: Config, teacher: str, checkpoint: str, epochs: int,
-                   lr: Optional[float] = None, num_images: Optional[int] = None) -> Config:
+                   groups: Union[str, List[dict]] = 'auto', lr: Optional[float] = None,
+                   num_images: Optional[int] = None) -> Config:
     """Make the config of spatial attention distilling.
 
     Args:
@@ -107,6 +108,8 @@ def distill_config(cfg: Config, teacher: str, checkpoint: str, epochs: int,
         teacher (str): File with the config of the baseline, the teacher.
         checkpoint (str): The trained baseline.
         epochs (int): Number of epochs.
+        groups (str | list[dict]): Groups of layers whose attention is distilled.
+            Defaults to 'auto'.
         lr (float, optional): Learning rate. Defaults to the baseline's.
         num_images (int, optional): Number of training images, if known.
 
@@ -118,7 +121,7 @@ def distill_config(cfg: Config, teacher: str, checkpoint: str, epochs: int,
         type='mmgcp.SpatialAttentionDistiller',
         student=cfg.model,
         teacher=dict(config=str(teacher), checkpoint=str(checkpoint)),
-        groups=cfg.get('attention_groups', 'auto'))
+        groups=groups)
     return cfg
 
 

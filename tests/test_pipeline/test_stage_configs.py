@@ -398,7 +398,8 @@ def test_distill(baseline, tmp_path):
         "_base_ = '../baseline.py'\nmodel = dict(backbone=dict(widen_factor=0.5))\n")
     teacher, checkpoint = tmp_path / 'baseline.py', tmp_path / 'epoch_7.pth'
     distilled = written(
-        tmp_path / 'distilled.py', './pruned/pruned.py', distill_config, teacher, checkpoint, 4)
+        tmp_path / 'distilled.py', './pruned/pruned.py', distill_config, teacher, checkpoint, 4,
+        cfg.attention_groups)
     assert_schedule(distilled, 4)
     model = distilled.model
     assert set(model) == {'type', 'student', 'teacher', 'groups'}
@@ -420,6 +421,7 @@ def test_distill_with_two_assigners(baseline, tmp_path):
     distilled = written(tmp_path / 'distilled.py', './pruned/pruned.py', distill_config,
                         'teacher.py', 'https://a.b/c.pth', 40, lr=0.0005)
     assert distilled.model.teacher.checkpoint == 'https://a.b/c.pth'
+    assert distilled.model.groups == 'auto'
     student = distilled.model.student
     assert student.train_cfg.initial_epoch == 0
     assert plain(student.train_cfg.assigner) == plain(cfg.model.train_cfg.assigner)

@@ -46,7 +46,9 @@ class FakeTools(ToolRunner):
             (self.folder / stage / f'epoch_{epochs}.pth').write_text('weights')
         else:
             (self.folder / 'pruned').mkdir(exist_ok=True)
-            (self.folder / 'pruned' / 'pruned.py').write_text("_base_ = '../baseline.py'\n")
+            groups = Config.fromfile(arguments[0]).get('attention_groups')
+            (self.folder / 'pruned' / 'pruned.py').write_text(
+                f"_base_ = '../baseline.py'\nattention_groups = {groups!r}\n")
             (self.folder / 'pruned' / 'pruned.pth').write_text('weights')
 
     def test(self, stage, config, checkpoint):
@@ -126,6 +128,8 @@ def test_changed_config(start, tmp_path, name, step):
         cfg.dump(base)
         steps = start(config=str(base))
     assert steps == ALL[ALL.index(step):]
+    groups = Config.fromfile(str(tmp_path / 'run' / 'distilled.py')).model.groups
+    assert groups == (2 if name == 'attention_groups' else load_config(CONFIG).attention_groups)
 
 
 @pytest.mark.parametrize('name, step', [
