@@ -27,7 +27,7 @@ from runs import Runs, digest, evaluation
 
 from mmgcp.errors import UserError
 from mmgcp.nn.training_loss import Batch
-from mmgcp.pipeline.config_text import nest, render
+from mmgcp.pipeline.child_config import override
 from mmgcp.pipeline.schedules import derive_schedule
 from mmgcp.pruning import prune
 from mmgcp.pruning.scores import criterion_names
@@ -136,20 +136,22 @@ class CriteriaRuns(Runs):
         """Train the detector with CPSCA's attention; returns config and last checkpoint."""
         config, name = os.path.abspath(self.args.config), 'attention'
         cfg = load_config(config)
-        model = dict(type='mmgcp.SCADetector', detector_type=cfg.model.type)
-        text = render(dict(_base_=config, load_from=os.path.abspath(self.args.checkpoint),
-                           model=model, **self.short_schedule(cfg)))
-        checkpoint = self.train(name, text, 0, dict(kind='attention'))
+        settings = {
+            'load_from': os.path.abspath(self.args.checkpoint), 'model.type': 'mmgcp.SCADetector',
+            'model.detector_type': cfg.model.type, **self.short_schedule(cfg)}
+        checkpoint = self.train(
+            name, config, lambda cfg: override(cfg, settings), 0, dict(kind='attention'))
         return self.folder / f'{name}.py', checkpoint
 
     def finetune(self, criterion: str, share: float, seed: int) -> Path:
         """Fine-tune a compensated network; returns the last checkpoint."""
         pruned = self.prune(criterion, share, True, seed).name
-        cfg = load_config(str(self.folder / pruned / 'pruned.py'))
-        text = render(dict(_base_=f'./{pruned}/pruned.py', **self.short_schedule(cfg)))
-        return self.train(f'{criterion}-{share:g}-finetuned-{seed}', text, seed, dict(
-            kind='finetuned', criterion=criterion, share=share, epochs=self.args.epochs,
-            start=digest(self.result(pruned))))
+        settings = self.short_schedule(load_config(str(self.folder / pruned / 'pruned.py')))
+        return self.train(
+            f'{criterion}-{share:g}-finetuned-{seed}', f'./{pruned}/pruned.py',
+            lambda cfg: override(cfg, settings), seed, dict(
+                kind='finetuned', criterion=criterion, share=share, epochs=self.args.epochs,
+                start=digest(self.result(pruned))))
 
     def short_schedule(self, cfg: Config) -> dict:
         """Settings to train for ``--epochs`` epochs and to validate at their end alone."""
@@ -157,7 +159,7 @@ class CriteriaRuns(Runs):
         images = Path(data.data_root, data.ann_file).read_text().split()
         schedule = derive_schedule(cfg, self.args.epochs, num_images=len(images))
         schedule['train_cfg.val_interval'] = self.args.epochs
-        return dict(nest(cfg, schedule), **evaluation())
+        return {**schedule, **evaluation()}
 
 
 def print_results(runs: CriteriaRuns) -> None:
@@ -302,7 +304,7 @@ def print_costs(costs: List[dict], args: argparse.Namespace) -> None:
 
 def time_of_sets(item: dict) -> str:
     """How long a set of layers takes, and how many there are."""
-    return f'{item["sets"]} x {item["seconds_a_set"]:.1f}' if item['sets'] else '-'
+    return f'{item["units"]} x {item["seconds_a_set"]:.1f}' if item['units'] else '-'
 
 
 def print_machine() -> None:

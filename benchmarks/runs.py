@@ -9,13 +9,14 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import mean
-from typing import Dict, List, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Sequence
 from unittest import mock
 
+from mmengine.config import Config
 from prune_speed import ROOT
 
 from mmgcp.errors import UserError
-from mmgcp.pipeline.config_text import Code
+from mmgcp.pipeline.child_config import write_child
 from mmgcp.utils.cli import replacing
 
 METRICS = {'mAP50': 'pascal_voc/AP50', 'mAP': 'pascal_voc/mAP'}
@@ -52,21 +53,22 @@ class Runs:
         with replacing(self.folder / name / 'result.json') as (path, ):
             path.write_text(json.dumps(dict(inputs=inputs, **values), indent=2) + '\n')
 
-    def train(self, name: str, text: str, seed: int, inputs: dict,
-              logged: Sequence[str] = ()) -> Path:
-        """Train with a config; returns the last checkpoint.
+    def train(self, name: str, base: str, change: Callable[[Config], Config], seed: int,
+              inputs: dict, logged: Sequence[str] = ()) -> Path:
+        """Train with a config, which goes to NAME.py; returns the last checkpoint.
 
         Args:
             name (str): Name of the run.
-            text (str): The config, which goes to NAME.py.
+            base (str): The config that it inherits from.
+            change (Callable): Turns that into the config to train with.
             seed (int): Random seed.
             inputs (dict): What else the result depends on, and its kind.
             logged (Sequence[str]): Logged values that belong to the result.
         """
         config = self.folder / f'{name}.py'
-        inputs = dict(inputs, config=digest(text), seed=seed)
+        write_child(config, base, change)
+        inputs = dict(inputs, config=digest(config.read_text()), seed=seed)
         if not self.is_done(name, inputs):
-            config.write_text(text)
             self.run('train.py', config, '--work-dir', self.folder / name, '--cfg-options',
                      f'randomness.seed={seed}')
             log = read_log(self.folder / name)
@@ -109,19 +111,17 @@ def base(config: str) -> str:
 
 
 def train_for(epochs: int) -> dict:
-    """Train for so many epochs, and validate and save at the end alone."""
-    return dict(
-        train_cfg=dict(max_epochs=epochs, val_interval=epochs),
-        default_hooks=dict(
-            param_scheduler=dict(max_epochs=epochs),
-            checkpoint=dict(interval=epochs, save_best=None)))
+    """Settings to train for so many epochs, and to validate and save at their end alone."""
+    return {
+        'train_cfg.max_epochs': epochs, 'train_cfg.val_interval': epochs,
+        'default_hooks.param_scheduler.max_epochs': epochs,
+        'default_hooks.checkpoint.interval': epochs, 'default_hooks.checkpoint.save_best': None}
 
 
 def evaluation() -> dict:
-    """Measure mAP over the IoU thresholds from 0.5 to 0.95, in VOC's way."""
-    return dict(
-        val_evaluator=dict(iou_thrs=Code('[percent / 100 for percent in range(50, 100, 5)]')),
-        test_evaluator=Code('val_evaluator'))
+    """Settings to measure mAP over the IoU thresholds from 0.5 to 0.95, in VOC's way."""
+    thresholds = [percent / 100 for percent in range(50, 100, 5)]
+    return {f'{name}_evaluator.iou_thrs': thresholds for name in ('val', 'test')}
 
 
 def read_log(folder: Path) -> Dict[str, float]:

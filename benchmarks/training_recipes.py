@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Optional
 
 import torch
+from mmengine.config import Config
 from prune_speed import ROOT, _markdown, describe_machine
 from runs import Runs, base, digest, evaluation, pair, train_for
 
-from mmgcp.pipeline.config_text import Code, render
+from mmgcp.pipeline.child_config import override
 from mmgcp.utils.cli import run_tool
 
 CONFIG = ROOT / 'configs' / 'yolov4' / 'yolov4_n_fast_1xb8-60e_voc-320.py'
@@ -95,21 +96,20 @@ class RecipeRuns(Runs):
 
     def baseline(self, config: str) -> Path:
         """Train the detector of a config; returns its last checkpoint."""
-        text = render(dict(_base_=base(config), **evaluation()))
-        return self.train('baseline', text, 0, dict(kind='baseline'))
+        return self.train('baseline', base(config), lambda cfg: override(cfg, evaluation()), 0,
+                          dict(kind='baseline'))
 
     def sparse(self, config: str, baseline: Path, schedule: str, rate: float,
                epochs: int) -> Path:
         """Sparse-train the baseline; returns its last checkpoint."""
         hook = dict(type='mmgcp.DynamicSparsityHook', rate=rate, schedule=dict(type=schedule),
                     modules='prunable')
-        text = render(dict(
-            _base_=base(config), load_from=str(baseline),
-            custom_hooks=Code(f'[*_base_.custom_hooks, {hook!r}]'),
-            **train_for(epochs), **evaluation()))
-        return self.train(_sparse_name(schedule, rate), text, 0,
-                          dict(kind='sparse', schedule=schedule, rate=rate, epochs=epochs),
-                          ['sparsity_near_zero'])
+        return self.train(
+            _sparse_name(schedule, rate), base(config), lambda cfg: override(cfg, {
+                'load_from': str(baseline), 'custom_hooks': [*cfg.custom_hooks, hook],
+                **train_for(epochs), **evaluation()}), 0,
+            dict(kind='sparse', schedule=schedule, rate=rate, epochs=epochs),
+            ['sparsity_near_zero'])
 
     def prune(self, config: str, schedule: str, rate: float, target_params: float) -> Path:
         """Prune a sparse network and test it; returns the folder of the pruned one."""
@@ -126,18 +126,21 @@ class RecipeRuns(Runs):
     def recipe(self, args: argparse.Namespace, baseline: Path, recipe: str, seed: int) -> Path:
         """Train the pruned network on; returns its last checkpoint."""
         pruned = f'{_sparse_name("two_phase", args.two_phase_rate)}-pruned'
-        settings = dict(_base_=f'./{pruned}/pruned.py')
         extra = distillation(recipe, args.distill_weight)
-        if extra:
-            teacher = dict(config=str(self.folder / 'baseline.py'), checkpoint=str(baseline))
-            settings['model'] = dict(
-                _delete_=True, type='mmgcp.SpatialAttentionDistiller',
-                student=Code('_base_.model'), teacher=teacher, **extra)
-        text = render(dict(settings, **train_for(args.epochs), **evaluation()))
+
+        def change(cfg: Config) -> Config:
+            cfg = override(cfg, {**train_for(args.epochs), **evaluation()})
+            if extra:
+                cfg.model = dict(
+                    type='mmgcp.SpatialAttentionDistiller', student=cfg.model, teacher=dict(
+                        config=str(self.folder / 'baseline.py'), checkpoint=str(baseline)), **extra)
+            return cfg
+
         weight = args.distill_weight if extra else 1.
-        return self.train(f'{recipe}-{weight:g}-{seed}', text, seed, dict(
-            kind='recipe', recipe=recipe, weight=weight, seed=seed, epochs=args.epochs,
-            start=digest(self.result(pruned) or {})))
+        inputs = dict(kind='recipe', recipe=recipe, weight=weight, seed=seed, epochs=args.epochs,
+                      start=digest(self.result(pruned) or {}))
+        return self.train(
+            f'{recipe}-{weight:g}-{seed}', f'./{pruned}/pruned.py', change, seed, inputs)
 
 
 def _sparse_name(schedule: str, rate: float) -> str:

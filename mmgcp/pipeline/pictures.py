@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Pictures of detections before and after."""
+"""A picture of the detections of several models."""
 from pathlib import Path
 from typing import Iterable, List, Tuple
 
@@ -9,6 +9,7 @@ import torch
 from mmdet.apis import inference_detector, init_detector
 from mmengine.registry import DATASETS, DefaultScope
 
+from mmgcp.compatibility import mend_openmmlab
 from mmgcp.utils.config import load_config
 
 CELL = 320  # pixels
@@ -18,14 +19,16 @@ COLORS = [(60, 76, 231), (219, 152, 52), (96, 174, 39), (15, 196, 241), (182, 89
 
 def draw_detections(stages: Iterable[Tuple[str, Path, str]], path: Path, num_images: int = 4,
                     score_thr: float = 0.4) -> None:
-    """Draw the detections of some models on test images side by side with the annotations.
+    """Draw the detections of several models next to the annotations of test images.
 
     Args:
-        stages (Iterable[tuple]): Name, config and checkpoint of each model.
+        stages (Iterable[tuple]): Name, config and checkpoint of each model; the first config
+            says which images to draw.
         path (Path): The PNG file to write.
-        num_images (int): Number of images. Defaults to 4.
-        score_thr (float): Detections below this score are not drawn. Defaults to 0.4.
+        num_images (int): Number of images, spread evenly over the test set. Defaults to 4.
+        score_thr (float): Only detections with a higher score are drawn. Defaults to 0.4.
     """
+    mend_openmmlab()  # so that the checkpoints can be loaded
     stages = list(stages)
     cfg = load_config(str(stages[0][1]))
     samples = _test_samples(cfg, num_images)
@@ -62,7 +65,7 @@ def _confident(result, score_thr: float) -> Tuple[np.ndarray, np.ndarray]:
 
 
 def _draw(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The image with its boxes, fitted into a square cell."""
+    """Return the image with its boxes, fitted into a square cell."""
     scale = CELL / max(image.shape[:2])
     small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     for box, label in zip((boxes * scale).round().astype(int).tolist(), labels.tolist()):

@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""The schedule of a stage, derived from that of the base config and a number of epochs."""
+"""Fitting the schedule of a config to another number of epochs."""
 import math
 from typing import Dict, List, Optional
 
@@ -10,9 +10,9 @@ from mmgcp.errors import UserError
 Settings = Dict[str, object]
 
 ENDLESS = int(1e9)  # MMEngine's end of a scheduler without one
-# Absolute learning rates in schedulers and hooks, which are scaled with the optimizer's
+# Absolute learning rates in schedulers and hooks, which are scaled like the optimizer's
 RATES = ('eta_min', 'eta_max', 'warmup_bias_lr')
-# Defaults of MMYOLO's hooks that configs do not repeat
+# Defaults of MMYOLO's hooks, for configs that leave them out
 HOOK_DEFAULTS = dict(
     YOLOv5ParamSchedulerHook=dict(
         max_epochs=300, warmup_epochs=3, warmup_bias_lr=0.1, warmup_mim_iter=1000),
@@ -23,7 +23,7 @@ def base_epochs(cfg: Config) -> int:
     """Return the number of epochs of a config.
 
     Raises:
-        UserError: It has none, since it trains by iterations or not at all.
+        UserError: It has none, because it trains by iterations or not at all.
     """
     epochs = (cfg.get('train_cfg') or {}).get('max_epochs')
     if not epochs:
@@ -33,34 +33,35 @@ def base_epochs(cfg: Config) -> int:
 
 
 def default_epochs(base: int) -> int:
-    """Return the epochs of a later stage: a sixth of the base's, at least 50, at most all."""
+    """Return the epochs of a later stage: a sixth of the first stage's, from 50 to all of them."""
     return min(base, max(50, round(base / 6)))
 
 
 def derive_schedule(cfg: Config, epochs: int, lr: Optional[float] = None, trained: bool = True,
                     num_images: Optional[int] = None) -> Settings:
-    """Fit everything of a config that depends on its number of epochs to another one.
+    """Fit everything in a config that depends on its number of epochs to another number.
 
-    A phase of the end of the training, such as the epochs without mosaic, keeps its length
-    in epochs, but takes at most 40 % of the new ones. A warm-up by epochs keeps its, but
-    takes at most a tenth. All other points in time are moved in proportion. What is counted
-    in iterations stays, but a warm-up takes at most a tenth if the number of images is known.
+    A phase at the end of the training, such as the epochs without mosaic, keeps its length
+    in epochs, up to 40 % of the new training. A warm-up in epochs keeps its length up to a
+    tenth of it. All other points in time move in proportion. Whatever is counted in iterations
+    stays as it is, except that a warm-up takes at most a tenth of the training if the number
+    of images is known.
 
     Args:
         cfg (Config): The base config, read.
         epochs (int): The new number of epochs.
-        lr (float, optional): The new learning rate, with which absolute rates of the
-            schedulers are scaled. Defaults to the base's.
-        trained (bool): The network is trained already, so that what is made for
-            untrained ones, the first assigner of YOLOv6 and PPYOLOE, is left out.
-            Defaults to True.
-        num_images (int, optional): How many images an epoch has.
+        lr (float, optional): The new learning rate; absolute rates of the schedulers are
+            scaled by the same factor. Defaults to the base's.
+        trained (bool): Whether the network is already trained. If so, the first assigner of
+            YOLOv6 and PPYOLOE, which is meant for untrained networks, is skipped. Defaults to
+            True.
+        num_images (int, optional): Number of images in an epoch.
 
     Returns:
-        dict: Settings by dotted key, as MMEngine's ``merge_from_dict`` takes them.
+        dict: Settings by dotted key, for MMEngine's ``Config.merge_from_dict``.
 
     Raises:
-        UserError: The config has no epochs or no learning rate to change.
+        UserError: The config has no number of epochs, or no learning rate to change.
     """
     timeline = _Timeline(base_epochs(cfg), epochs)
     factor = 1. if lr is None else lr / _base_lr(cfg)
@@ -84,7 +85,7 @@ def derive_schedule(cfg: Config, epochs: int, lr: Optional[float] = None, traine
 
 
 class _Timeline:
-    """Moves points in time, in epochs, from the base schedule to a new one."""
+    """Maps points in time, in epochs, from the base schedule to the new one."""
 
     def __init__(self, base: int, new: int):
         self.base, self.new = base, new
@@ -97,7 +98,7 @@ class _Timeline:
         return self.new - self.last(rest) if 0 <= 10 * rest <= self.base else self.scale(point)
 
     def last(self, length: int) -> int:
-        """A phase of the end."""
+        """Return the new length of a phase at the end."""
         if self.new == self.base:
             return length
         if 10 * length > self.base:
@@ -105,7 +106,7 @@ class _Timeline:
         return min(length, 2 * self.new // 5)
 
     def warm_up(self, length: float) -> float:
-        """A phase of the beginning."""
+        """Return the new length of a phase at the beginning."""
         if self.new >= self.base:
             return length
         return min(length, max(1, self.new // 10))
@@ -133,11 +134,11 @@ def _validation(cfg: Config, timeline: _Timeline) -> Settings:
 
 
 def _scheduler_hook(cfg: Config, timeline: _Timeline, factor: float, warm_up: int) -> Settings:
-    """MMYOLO's hooks that take the place of schedulers."""
+    """Fit MMYOLO's hooks that take the place of schedulers."""
     hook = (cfg.get('default_hooks') or {}).get('param_scheduler') or {}
     hook = {**HOOK_DEFAULTS.get(hook.get('type', '').split('.')[-1], {}), **hook}
     changes = {}
-    for name in ('max_epochs', 'total_epochs'):  # PPYOLOE's cosine ends behind the training
+    for name in ('max_epochs', 'total_epochs'):  # PPYOLOE's cosine ends after the training
         if name in hook:
             changes[name] = max(timeline.new, timeline.scale(hook[name]))
     if 'warmup_epochs' in hook:
@@ -170,7 +171,7 @@ def _schedulers(cfg: Config, timeline: _Timeline, factor: float, warm_up: int) -
                for item in schedulers]
     new = [{**item, **change} for item, change in zip(schedulers, changes)]
     kept = [item for item in new if _begin(item) < _end(item)]
-    if len(kept) < len(new):  # no time is left for some
+    if len(kept) < len(new):  # there is no time left for some
         return {'param_scheduler': kept}
     return {f'param_scheduler.{name}' if single else f'param_scheduler.{index}.{name}': value
             for index, change in enumerate(changes) for name, value in change.items()
@@ -190,7 +191,7 @@ def _by_epoch(scheduler: dict) -> bool:
 
 
 def _moved_points(schedulers: List[dict], timeline: _Timeline) -> Dict[int, int]:
-    """Move all points in time of the schedulers, which stay in their order."""
+    """Map all points in time of the schedulers, preserving their order."""
     points = {0, timeline.base}
     for scheduler in filter(_by_epoch, schedulers):
         points.update((_begin(scheduler), _end(scheduler)), scheduler.get('milestones', ()))
@@ -218,7 +219,7 @@ def _moved_scheduler(scheduler: dict, moved: Dict[int, int], timeline: _Timeline
         milestones = {moved[point] for point in scheduler['milestones']}
         changes['milestones'] = sorted(point for point in milestones if 0 < point < timeline.new)
     if new_end - new_begin == 1 < end - begin:
-        # One step alone would leave the rate where the scheduler begins
+        # A single step would leave the rate where the scheduler begins
         changes['convert_to_iter_based'] = True
     return changes
 
@@ -234,7 +235,7 @@ def _custom_hooks(cfg: Config, timeline: _Timeline) -> Settings:
 
 
 def _first_assigner(cfg: Config, timeline: _Timeline, trained: bool) -> Settings:
-    """YOLOv6 and PPYOLOE begin with an assigner for untrained networks."""
+    """Fit or skip the assigner for untrained networks, with which YOLOv6 and PPYOLOE begin."""
     before = (cfg.model.get('train_cfg') or {}).get('initial_epoch')
     if not before:
         return {}

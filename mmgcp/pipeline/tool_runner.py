@@ -1,31 +1,26 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Running the standard tools as a user would, with short progress on the terminal."""
+"""Running the command-line tools as a user would."""
 import argparse
 import contextlib
-import importlib.util
 import io
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Dict
 
 from mmgcp.errors import UserError
-
-TRAIN_LINE = re.compile(
-    r'Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\].*?eta: (.+?)  .*? loss: (\S+)')
-TEST_LINE = re.compile(r'Epoch\((val|test)\).*?(\[\s*\d+/\d+\])\s+(.*mAP.*?)(?:data_time|$)')
+from mmgcp.utils.mmyolo_tools import load_script
 
 
 class ToolRunner:
-    """Runs tools in processes of their own.
+    """Runs each tool in a process of its own.
 
     Args:
-        tools_dir (Path): Where the tools are.
-        folder (Path): Gets a folder for each stage with the whole output, log.txt.
+        tools_dir (Path): Folder of the tools.
+        folder (Path): Gets a folder for each stage, with the output of its tools in log.txt.
     """
 
     def __init__(self, tools_dir: Path, folder: Path):
@@ -33,65 +28,56 @@ class ToolRunner:
         self.folder = folder
 
     def run(self, stage: str, tool: str, *arguments: str) -> None:
-        """Run a tool.
+        """Run a tool and pass its output on, to the terminal and to ``STAGE/log.txt``.
 
         Args:
-            stage (str): Name of the stage, for the terminal.
+            stage (str): Name of the stage, which is put before each line on the terminal.
             tool (str): File name of the tool.
             *arguments (str): Its arguments.
 
         Raises:
-            UserError: It failed; says its last line.
+            UserError: The tool failed; quotes the last line of its output.
         """
         log = self.folder / stage / 'log.txt'
         log.parent.mkdir(exist_ok=True)
-        print(f'[{stage}] {tool} {" ".join(arguments)}', flush=True)
-        command = [sys.executable, '-u', str(self.tools_dir / tool), *arguments]
+        print(f'[{stage}] {tool} {shlex.join(arguments)}', flush=True)
+        process = subprocess.Popen(
+            [sys.executable, '-u', str(self.tools_dir / tool), *arguments],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=dict(os.environ, PYTHONWARNINGS='ignore'))
         last = ''
-        with log.open('a', buffering=1) as file:
-            process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                env=dict(os.environ, PYTHONWARNINGS='ignore'))
-            try:
+        try:
+            with log.open('a', buffering=1) as file:
                 for line in process.stdout:
                     file.write(line)
+                    print(f'[{stage}] {line}', end='', flush=True)
                     last = line.strip() or last
-                    shown = _shorten(line) if tool in ('train.py', 'test.py') else line.rstrip()
-                    if shown:
-                        print(f'[{stage}] {shown}', flush=True)
-                status = process.wait()
-            except KeyboardInterrupt:
-                process.wait()
-                raise
+        finally:  # an interrupted tool may still have to finish a file
+            status = process.wait()
         if status:
             raise UserError(f'{tool} failed in stage {stage}: {last} (whole output: {log})')
 
     def parse(self, tool: str, *arguments: str) -> argparse.Namespace:
-        """Let a tool read arguments without running it.
+        """Let a tool parse arguments without running it.
 
         Args:
-            tool (str): File name of the tool, which must have ``parse_args()``.
+            tool (str): File name of the tool, which must have ``parse_args(arguments)``.
             *arguments (str): The arguments.
 
         Returns:
-            argparse.Namespace: What the tool understands.
+            argparse.Namespace: The parsed arguments.
 
         Raises:
-            UserError: It does not take them; says why.
+            UserError: The tool does not accept them; says why.
         """
-        spec = importlib.util.spec_from_file_location('_tool', str(self.tools_dir / tool))
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        before, output = sys.argv, io.StringIO()
+        parse_args = load_script(self.tools_dir / tool).parse_args
+        output = io.StringIO()
         try:
-            sys.argv = [tool, *arguments]
             with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
-                return module.parse_args()
+                return parse_args(list(arguments))
         except SystemExit:
             reason = output.getvalue().strip().splitlines()[-1]
             raise UserError(f'{tool} does not take {shlex.join(arguments)}: {reason}') from None
-        finally:
-            sys.argv = before
 
     def test(self, stage: str, config: Path, checkpoint: str) -> Dict[str, float]:
         """Run test.py.
@@ -103,21 +89,15 @@ class ToolRunner:
 
         Returns:
             dict[str, float]: The metrics.
+
+        Raises:
+            UserError: The test failed.
         """
         folder = self.folder / stage / 'test'
-        before = set(folder.glob('*/*.json'))
+        metrics = folder / 'metrics.json'
+        if metrics.exists():
+            metrics.unlink()  # of an earlier test
         self.run(stage, 'test.py', str(config), str(checkpoint), '--work-dir', str(folder))
-        files = sorted(set(folder.glob('*/*.json')) - before)
-        if not files:
+        if not metrics.exists():
             raise UserError(f'test.py wrote no metrics in stage {stage}')
-        return json.loads(files[-1].read_text())
-
-
-def _shorten(line: str) -> Optional[str]:
-    """The gist of a log line, or None for lines without progress."""
-    match = TRAIN_LINE.search(line)
-    if match:
-        epoch, iteration, iterations, eta, loss = match.groups()
-        return f'epoch {epoch} iteration {iteration}/{iterations} loss {loss} eta {eta}'
-    match = TEST_LINE.search(line)
-    return f'{match.group(1)} {" ".join(match.group(3).split())}' if match else None
+        return json.loads(metrics.read_text())

@@ -22,12 +22,16 @@ def load_mmyolo_tool(name: str) -> ModuleType:
         UserError: The installed MMYOLO comes without its tools.
     """
     package = Path(mmyolo.__file__).parent
-    # installed from a wheel, or from a clone of its repository
+    # Installed from a wheel, or from a clone of its repository
     for folder in (package / '.mim' / 'tools', package.parent / 'tools'):
-        path = folder / name
-        if path.is_file():
-            spec = importlib.util.spec_from_file_location(f'mmyolo_tool_{path.stem}', path)
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            return module
+        if (folder / name).is_file():
+            return load_script(folder / name)
     raise UserError(f'the MMYOLO in {package} comes without its tools ({name})')
+
+
+def load_script(path: Path) -> ModuleType:
+    """Load a script that is not part of a package as a module, without running its main part."""
+    spec = importlib.util.spec_from_file_location(f'script_{path.stem}', str(path))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,4 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+import copy
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from mmengine.registry import DefaultScope
 from test_tools.conftest import demo_root  # noqa: F401
 
 from mmgcp.datasets import VOCInfo, check_voc
+from mmgcp.pipeline.child_config import write_child
 from mmgcp.pipeline.stage_configs import (
     baseline_config,
     distill_config,
@@ -42,13 +44,26 @@ def baseline(tmp_path):
     """A function that writes baseline.py and reads it."""
 
     def write(config=SMALL, epochs=7, voc=None, options=None, **more):
-        options = options or {}
-        cfg = load_config(config, options)
-        text = baseline_config(config, cfg, epochs, voc, options, **more)
-        (tmp_path / 'baseline.py').write_text(text)
-        return Config.fromfile(str(tmp_path / 'baseline.py'))
+        return written(tmp_path / 'baseline.py', config, baseline_config, epochs, voc, options,
+                       **more)
 
     return write
+
+
+def written(path, base, make, *arguments, **options):
+    """Write a config that inherits from another one and read it."""
+    made = []
+
+    def change(cfg):
+        before = copy.deepcopy(cfg.to_dict())
+        made.append(make(cfg, *arguments, **options))
+        assert cfg.to_dict() == before
+        return made[0]
+
+    write_child(path, base, change)
+    cfg = Config.fromfile(str(path))
+    assert cfg.to_dict() == made[0].to_dict()
+    return cfg
 
 
 def plain(value):
@@ -101,9 +116,7 @@ def test_imports_of_the_config_stay(tmp_path):
     path = tmp_path / 'config.py'
     path.write_text("custom_imports = dict(imports='json')\nmodel = dict(type='A')\n"
                     'train_cfg = dict(max_epochs=4)\n')
-    (tmp_path / 'baseline.py').write_text(
-        baseline_config(str(path), load_config(str(path)), 2, None, {}))
-    cfg = Config.fromfile(str(tmp_path / 'baseline.py'))
+    cfg = written(tmp_path / 'baseline.py', './config.py', baseline_config, 2)
     assert cfg.custom_imports.imports == ['json', 'mmgcp']
     assert cfg.train_cfg.max_epochs == 2
     assert 'param_scheduler' not in cfg.default_hooks  # there was none
@@ -303,14 +316,39 @@ def test_learning_rate_of_the_baseline(baseline):
     assert baseline().optim_wrapper == load_config(SMALL).optim_wrapper
 
 
+def test_options_that_replace_a_setting(baseline):
+    cfg = baseline(options={'optim_wrapper._delete_': True, 'optim_wrapper.type': 'OptimWrapper',
+                            'optim_wrapper.optimizer': dict(type='Adam', lr=0.1)})
+    assert cfg.optim_wrapper == dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.1))
+
+
+SSD = str(CONFIGS / 'ssd' / 'ssd300_r18-half_1xb8-80e_voc.py')
+
+
+def test_other_data_for_a_head_without_a_module(baseline):
+    cfg = baseline(SSD, voc=make_voc(dict(train=3, test=3)))
+    assert cfg.model.bbox_head.num_classes == 6
+    assert_data(cfg.test_dataloader.dataset, 'test', make_voc({}).classes)
+
+
+def test_configs_are_short(baseline, tmp_path):
+    """They hold what differs from their base."""
+    baseline(RTMDET, epochs=50)
+    assert len((tmp_path / 'baseline.py').read_text().splitlines()) < 150
+    baseline(SMALL, epochs=7)
+    assert (tmp_path / 'baseline.py').read_text().splitlines()[0] == f'_base_ = {SMALL!r}'
+    written(tmp_path / 'sparse.py', './baseline.py', sparse_config, 'a.pth', 5, HOOK)
+    assert len((tmp_path / 'sparse.py').read_text().splitlines()) < 30
+
+
 HOOK = dict(type='mmgcp.DynamicSparsityHook', rate=0.003, schedule=dict(type='linear'))
 
 
 def test_sparse(baseline, tmp_path):
     cfg = baseline(epochs=7)
     checkpoint = str(tmp_path / 'base' / "it's.pth")
-    (tmp_path / 'sparse.py').write_text(sparse_config(cfg, checkpoint, 5, HOOK, lr=0.002))
-    sparse = Config.fromfile(str(tmp_path / 'sparse.py'))
+    sparse = written(
+        tmp_path / 'sparse.py', './baseline.py', sparse_config, checkpoint, 5, HOOK, lr=0.002)
     assert sparse.load_from == checkpoint
     assert_schedule(sparse, 5)
     assert sparse.custom_hooks[:-1] == cfg.custom_hooks and len(cfg.custom_hooks) > 0
@@ -323,8 +361,7 @@ def test_sparse(baseline, tmp_path):
 
 def test_sparse_with_hooks_of_the_schedule(baseline, tmp_path):
     cfg = baseline(RTMDET, epochs=300)
-    (tmp_path / 'sparse.py').write_text(sparse_config(cfg, 'a.pth', 50, HOOK))
-    sparse = Config.fromfile(str(tmp_path / 'sparse.py'))
+    sparse = written(tmp_path / 'sparse.py', './baseline.py', sparse_config, 'a.pth', 50, HOOK)
     assert [hook.type for hook in sparse.custom_hooks] == [
         'EMAHook', 'mmdet.PipelineSwitchHook', 'mmgcp.DynamicSparsityHook']
     assert [cfg.custom_hooks[1].switch_epoch, sparse.custom_hooks[1].switch_epoch] == [280, 30]
@@ -360,8 +397,9 @@ def test_distill(baseline, tmp_path):
     (tmp_path / 'pruned' / 'pruned.py').write_text(
         "_base_ = '../baseline.py'\nmodel = dict(backbone=dict(widen_factor=0.5))\n")
     teacher, checkpoint = tmp_path / 'baseline.py', tmp_path / 'epoch_7.pth'
-    (tmp_path / 'distilled.py').write_text(distill_config(cfg, teacher, checkpoint, 4))
-    distilled = Config.fromfile(str(tmp_path / 'distilled.py'))
+    distilled = written(
+        tmp_path / 'distilled.py', './pruned/pruned.py', distill_config, teacher, checkpoint, 4,
+        cfg.attention_groups)
     assert_schedule(distilled, 4)
     model = distilled.model
     assert set(model) == {'type', 'student', 'teacher', 'groups'}
@@ -380,10 +418,10 @@ def test_distill_with_two_assigners(baseline, tmp_path):
     assert cfg.model.train_cfg.initial_epoch == 30
     (tmp_path / 'pruned').mkdir()
     (tmp_path / 'pruned' / 'pruned.py').write_text("_base_ = '../baseline.py'\n")
-    (tmp_path / 'distilled.py').write_text(
-        distill_config(cfg, 'teacher.py', 'https://a.b/c.pth', 40, lr=0.0005))
-    distilled = Config.fromfile(str(tmp_path / 'distilled.py'))
+    distilled = written(tmp_path / 'distilled.py', './pruned/pruned.py', distill_config,
+                        'teacher.py', 'https://a.b/c.pth', 40, lr=0.0005)
     assert distilled.model.teacher.checkpoint == 'https://a.b/c.pth'
+    assert distilled.model.groups == 'auto'
     student = distilled.model.student
     assert student.train_cfg.initial_epoch == 0
     assert plain(student.train_cfg.assigner) == plain(cfg.model.train_cfg.assigner)

@@ -10,7 +10,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
 
 from mmgcp.errors import UserError
-from mmgcp.pipeline.config_text import nest, render
+from mmgcp.pipeline.child_config import override, write_child
 from mmgcp.pipeline.schedules import base_epochs, default_epochs, derive_schedule
 from mmgcp.utils.config import load_config
 
@@ -50,9 +50,9 @@ def essentials(cfg):
 
 def derived_child(base, cfg, epochs, folder, **options):
     """The derived schedule written as a config and read again."""
-    path = folder / 'child.py'
-    path.write_text(render({'_base_': base, **nest(cfg, derive_schedule(cfg, epochs, **options))}))
-    return load_config(str(path))
+    write_child(folder / 'child.py', base, lambda inherited: override(
+        inherited, derive_schedule(cfg, epochs, **options)))
+    return load_config(str(folder / 'child.py'))
 
 
 @pytest.mark.parametrize('name', BASES)
@@ -103,7 +103,7 @@ def test_any_number_of_epochs(name, epochs, tmp_path):
         assert item.begin < item.end
         assert not item.by_epoch or item.end <= epochs
     schedulers = build_schedulers(derived, 3)
-    for epoch in range(epochs):  # the rates can be computed
+    for _epoch in range(epochs):  # the rates can be computed
         for scheduler in schedulers:
             for _ in range(1 if scheduler.by_epoch else 3):
                 scheduler.step()
@@ -252,13 +252,9 @@ def test_default_epochs(base, epochs):
     assert default_epochs(base) == epochs
 
 
-def test_written_as_by_hand():
-    cfg = load_config(YOLOX)
-    assert render(nest(cfg, derive_schedule(cfg, 50))) == '''\
-max_epochs = 50
-train_cfg = dict(max_epochs=50, val_interval=10, dynamic_intervals=[(35, 1)])
-param_scheduler = [
-    _base_.param_scheduler[0],
-    dict(_base_.param_scheduler[1], end=35, T_max=35),
-    dict(_base_.param_scheduler[2], begin=35, end=50)]
-'''
+def test_only_what_depends_on_the_epochs_is_changed():
+    assert derive_schedule(load_config(YOLOX), 50) == {
+        'max_epochs': 50, 'train_cfg.max_epochs': 50, 'train_cfg.val_interval': 10,
+        'train_cfg.dynamic_intervals': [(35, 1)],
+        'param_scheduler.1.end': 35, 'param_scheduler.1.T_max': 35,
+        'param_scheduler.2.begin': 35, 'param_scheduler.2.end': 50}

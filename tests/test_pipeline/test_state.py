@@ -3,27 +3,31 @@ import json
 
 import pytest
 
-from mmgcp.pipeline.compress import State
+from mmgcp.pipeline.state import State
 
 
 @pytest.fixture
 def start(tmp_path):
     """A function that runs three steps as the pipeline does and tells which did work."""
 
-    def run(inputs, stop_before=None, stop_in=None):
+    def run(inputs, stop_before=None, stop_in=None, files=()):
         state = State(tmp_path / 'state.json')
         worked = []
         for step, value in inputs.items():
+
+            def work(_, step=step, value=value):
+                worked.append(step)
+                if step == stop_in:
+                    raise KeyboardInterrupt
+                return dict(of=value)
+
             if step == stop_before:
                 break
-            same = state.enter(step, value)
-            if same and state.result(step):
-                assert state.result(step) == dict(of=value)
-                continue
-            worked.append(step)
-            if step == stop_in:
+            try:
+                left = [tmp_path / name for name in files if name.startswith(step)]
+                assert state.run(step, value, work, left) == dict(of=value)
+            except KeyboardInterrupt:
                 break
-            state.finish(step, dict(of=value))
         return worked
 
     return run
@@ -72,33 +76,33 @@ def test_change_back_in_the_middle(start):
     assert start(INPUTS) == []
 
 
-def test_enter_tells_if_inputs_are_those_of_before(tmp_path):
-    """Also for a step that was interrupted, which then resumes."""
-    state = State(tmp_path / 'state.json')
-    assert not state.enter('train', 'a', 1)
-    assert state.result('train') is None
-    state = State(tmp_path / 'state.json')
-    assert state.enter('train', 'a', 1)
-    assert state.result('train') is None
-    assert not State(tmp_path / 'state.json').enter('train', 'a', 2)
-    assert state.result('never') is None
+def test_work_is_told_whether_it_was_begun_with_the_same_inputs(tmp_path):
+    """Then a step that was interrupted can resume."""
+    begun = []
+
+    def work(same):
+        begun.append(same)
+        raise KeyboardInterrupt
+
+    for inputs in ('a', 'a', 'b', 'b', 'a'):
+        with pytest.raises(KeyboardInterrupt):
+            State(tmp_path / 'state.json').run('train', inputs, work)
+    assert begun == [False, True, False, True, False]
 
 
 def test_file(tmp_path):
-    state = State(tmp_path / 'state.json')
-    state.enter('train', 'a')
-    state.finish('train', dict(mAP=0.5))
+    State(tmp_path / 'state.json').run('train', 'a', lambda _: dict(mAP=0.5))
     record = json.loads((tmp_path / 'state.json').read_text())
     assert record['train']['result'] == dict(mAP=0.5)
     assert [path.name for path in tmp_path.iterdir()] == ['state.json']
 
 
-def test_begin_anew(start, tmp_path):
-    """As when a checkpoint was deleted: that step and those after it are done again."""
-    start(INPUTS)
-    state = State(tmp_path / 'state.json')
-    for step, inputs in list(INPUTS.items())[:2]:
-        assert state.enter(step, inputs)
-    state.begin_anew('prune')
-    assert state.result('train') is not None and state.result('prune') is None
-    assert start(INPUTS) == ['prune', 'test']
+def test_deleted_file(start, tmp_path):
+    """The step that leaves it and those after it are done again."""
+    files = ['train.pth', 'prune.py', 'prune.pth']
+    for name in files:
+        (tmp_path / name).touch()
+    assert start(INPUTS, files=files) == ['train', 'prune', 'test']
+    assert start(INPUTS, files=files) == []
+    (tmp_path / 'prune.pth').unlink()
+    assert start(INPUTS, files=files) == ['prune', 'test']

@@ -19,6 +19,7 @@ from mmgcp.errors import UserError
 from mmgcp.pipeline import CompressOptions, compress
 from mmgcp.pipeline.tool_runner import ToolRunner
 from mmgcp.utils.config import build_detector, load_config
+from mmgcp.utils.options import options_table
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / 'configs' / 'yolov4' / 'yolov4_n_fast_1xb8-60e_voc-320.py')
@@ -45,7 +46,9 @@ class FakeTools(ToolRunner):
             (self.folder / stage / f'epoch_{epochs}.pth').write_text('weights')
         else:
             (self.folder / 'pruned').mkdir(exist_ok=True)
-            (self.folder / 'pruned' / 'pruned.py').write_text("_base_ = '../baseline.py'\n")
+            groups = Config.fromfile(arguments[0]).get('attention_groups')
+            (self.folder / 'pruned' / 'pruned.py').write_text(
+                f"_base_ = '../baseline.py'\nattention_groups = {groups!r}\n")
             (self.folder / 'pruned' / 'pruned.pth').write_text('weights')
 
     def test(self, stage, config, checkpoint):
@@ -65,7 +68,8 @@ def start(monkeypatch, tmp_path):
     module = importlib.import_module('mmgcp.pipeline.compress')
     monkeypatch.setattr(module, 'ToolRunner', FakeTools)
     monkeypatch.setattr(module, 'draw_detections', lambda stages, path: None)
-    monkeypatch.setattr(module, '_size_and_speed', lambda config: (10, 20, 1.5))
+    monkeypatch.setattr(module, 'measure_detector', lambda config: dict(
+        parameters=10, macs=20, latency_ms=1.5))
 
     def run(stop_in=None, **options):
         monkeypatch.setattr(FakeTools, 'done', [])
@@ -111,12 +115,38 @@ def test_changed_option(start, options, step):
 
 
 @pytest.mark.parametrize('name, step', [
+    ('prune_cfg.merge', 'prune.py prune'), ('sparse_epochs', 'train.py sparse'),
+    ('distill_epochs', 'train.py distilled'), ('attention_groups', 'train.py distilled'),
+    ('randomness.seed', 'train.py baseline')])
+def test_changed_config(start, tmp_path, name, step):
+    """It is done again from the first stage that the changed setting matters to."""
+    base = tmp_path / 'config.py'
+    for value in (1, 2):
+        base.write_text(f'_base_ = {CONFIG!r}\n')
+        cfg = Config.fromfile(str(base))
+        cfg.merge_from_dict({'sparsity_rate': 0.5, name: value})
+        cfg.dump(base)
+        steps = start(config=str(base))
+    assert steps == ALL[ALL.index(step):]
+    groups = Config.fromfile(str(tmp_path / 'run' / 'distilled.py')).model.groups
+    assert groups == (2 if name == 'attention_groups' else load_config(CONFIG).attention_groups)
+
+
+@pytest.mark.parametrize('name, step', [
     ('sparse/epoch_3.pth', 'train.py sparse'), ('pruned/pruned.py', 'prune.py prune'),
     ('pruned/pruned.pth', 'prune.py prune')])
 def test_deleted_result(start, folder, name, step):
     start(sparse_epochs=3)
     (folder / name).unlink()
     assert start(sparse_epochs=3) == ALL[ALL.index(step):]
+
+
+def test_pruned_by_hand(start, folder):
+    """That network is tested and distilled then."""
+    start()
+    with (folder / 'pruned' / 'pruned.py').open('a') as file:
+        file.write('pruned_by_hand = True\n')
+    assert start() == ALL[5:]
 
 
 def test_training_does_not_validate(start, folder):
@@ -175,8 +205,8 @@ def test_prune_options(start):
     (dict(checkpoint='none.pth'), 'there is no checkpoint none.pth'),
     (dict(cfg_options={'train_cfg': dict(_delete_=True, type='IterBasedTrainLoop',
                                          max_iters=9)}, epochs=None), 'no number of epochs'),
-    (dict(sparse_epochs=0), '--sparse-epochs must be positive, but is 0'),
-    (dict(lr=-1.), '--lr must be positive'),
+    (dict(sparse_epochs=0), 'sparse_epochs must be positive, but is 0'),
+    (dict(lr=-1.), 'lr must be positive'),
 ])
 def test_wrong_options(start, folder, options, message):
     """They are noticed before anything is done."""
@@ -233,3 +263,7 @@ def test_several_training_splits(start, folder, tmp_path):
     names = [(lists / f'{split}.txt').read_text().split() for split in ('train', 'val')]
     assert Path(dataset.ann_file).read_text().split() == names[0] + names[1]
     assert len(names[0] + names[1]) == 5
+
+
+def test_docs_list_all_options():
+    assert options_table(CompressOptions) in (ROOT / 'docs' / 'training.md').read_text()

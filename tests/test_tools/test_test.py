@@ -14,6 +14,7 @@ def test_metrics(trained, run_process, tmp_path):
     names = {f'pascal_voc/AP{percent}' for percent in range(50, 100, 5)} | {'pascal_voc/mAP'}
     assert names <= set(metrics)
     assert all(0 <= metrics[name] <= 1 for name in names)
+    assert json.loads((tmp_path / 'out' / 'metrics.json').read_text()) == pytest.approx(metrics)
     # of a table of all the classes in the log
     assert all(f'| {name} ' in result.stdout for name in ('cross', 'disc', 'triangle'))
 

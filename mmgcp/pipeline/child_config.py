@@ -1,0 +1,55 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""Changing configs, and writing them as short children of others."""
+import copy
+from pathlib import Path
+from typing import Callable, Dict
+
+from mmengine.config import Config
+
+
+def override(cfg: Config, settings: Dict[str, object]) -> Config:
+    """Return a copy of a config with other settings.
+
+    Args:
+        cfg (Config): The config.
+        settings (dict): Values by dotted key, as for MMEngine's ``Config.merge_from_dict``.
+
+    Returns:
+        Config: The changed copy.
+    """
+    cfg = copy.deepcopy(cfg)
+    cfg.merge_from_dict(copy.deepcopy(settings))  # MMEngine removes ``_delete_`` from them
+    return cfg
+
+
+def write_child(path: Path, base: str, change: Callable[[Config], Config]) -> None:
+    """Write a config that inherits from a base and holds only what differs.
+
+    Args:
+        path (Path): The file to write.
+        base (str): The base, an absolute path, one relative to the folder of ``path``, or a
+            config of a package as ``mmyolo::…``.
+        change (Callable): Returns the whole config that the child should amount to, given the
+            base as a child inherits it. It must not modify its argument, nor drop top-level
+            settings.
+    """
+    path.write_text(f'_base_ = {base!r}\n')
+    inherited = Config.fromfile(path)
+    changes = _difference(inherited.to_dict(), change(inherited).to_dict())
+    Config(dict(_base_=base, **changes)).dump(path)
+
+
+def _difference(base: Dict[str, object], wanted: Dict[str, object]) -> Dict[str, object]:
+    """Return the settings that turn ``base`` into ``wanted`` by MMEngine's rules of merging."""
+    changes = {}
+    for key, value in wanted.items():
+        before = base.get(key)
+        if key in base and before == value:
+            continue
+        if not isinstance(value, dict) or key not in base:
+            changes[key] = value
+        elif isinstance(before, dict) and set(before) <= set(value):
+            changes[key] = _difference(before, value)
+        else:
+            changes[key] = dict(_delete_=True, **value)
+    return changes

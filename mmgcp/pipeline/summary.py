@@ -1,0 +1,69 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""Accuracy, size and speed of the stages, side by side."""
+import json
+from pathlib import Path
+from typing import Dict, List
+
+from mmgcp.analysis import count_complexity, measure_latency
+from mmgcp.errors import UserError
+from mmgcp.utils.cli import replacing
+from mmgcp.utils.config import build_detector, image_size, load_config
+
+# Names in the summary, and those of VOC's and COCO's metrics
+METRICS = dict(mAP50=('AP50', 'bbox_mAP_50'), mAP=('mAP', 'bbox_mAP'))
+
+
+def choose_metrics(metrics: Dict[str, float]) -> Dict[str, float]:
+    """Choose mAP50 and mAP from the metrics of a test.
+
+    Args:
+        metrics (dict[str, float]): Metrics by name, such as ``'pascal_voc/AP50'``.
+
+    Returns:
+        dict[str, float]: ``mAP50`` and ``mAP``.
+
+    Raises:
+        UserError: One of them is missing.
+    """
+    by_name = {key.split('/')[-1]: value for key, value in metrics.items()}
+    chosen = {}
+    for name, aliases in METRICS.items():
+        found = [by_name[alias] for alias in aliases if alias in by_name]
+        if not found:
+            raise UserError(f'the test reports no {aliases[0]}, but {sorted(metrics)}')
+        chosen[name] = found[0]
+    return chosen
+
+
+def measure_detector(config: Path) -> Dict[str, float]:
+    """Measure the size and speed of the detector of a config for one image.
+
+    Returns:
+        dict[str, float]: ``parameters``, ``macs`` and ``latency_ms``.
+    """
+    cfg = load_config(str(config))
+    model = build_detector(cfg)
+    width, height = image_size(cfg)
+    params, macs = count_complexity(model, (3, height, width))
+    latency = measure_latency(model, (3, height, width))
+    return dict(parameters=params, macs=macs, latency_ms=round(latency, 2))
+
+
+def format_table(rows: List[dict]) -> str:
+    """Return the stages as a table in Markdown, with the changes from the first one."""
+    first = rows[0]
+    lines = ['| stage     | mAP50 |   mAP | parameters       | MACs             | latency  |',
+             '|:----------|------:|------:|-----------------:|-----------------:|---------:|']
+    for row in rows:
+        sizes = [f'{row[name] / scale:.3f} {unit} {row[name] / first[name] - 1:+6.1%}'
+                 for name, scale, unit in (('parameters', 1e6, 'M'), ('macs', 1e9, 'G'))]
+        lines.append(f'| {row["stage"]:<9} | {row["mAP50"]:.3f} | {row["mAP"]:.3f} '
+                     f'| {sizes[0]:>16} | {sizes[1]:>16} | {row["latency_ms"]:>5.1f} ms |')
+    return '\n'.join(lines)
+
+
+def write_summary(rows: List[dict], folder: Path) -> None:
+    """Write the stages as ``summary.json`` and ``summary.md``."""
+    with replacing(folder / 'summary.json', folder / 'summary.md') as paths:
+        paths[0].write_text(json.dumps(dict(stages=rows), indent=2) + '\n')
+        paths[1].write_text(format_table(rows) + '\n\n![detections](detections.png)\n')
