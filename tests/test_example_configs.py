@@ -1,6 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The example configs of the stages, each run for two iterations on noise, made narrow."""
-import importlib.util
 import math
 import shlex
 import shutil
@@ -15,6 +14,7 @@ from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.registry import HOOKS, DefaultScope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
+from scripts import load_script
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
@@ -192,9 +192,7 @@ class Stages:
         checkpoint = self.folder / arguments[1]
         save(self.once('sparse')[0].model, checkpoint)
         options = [f'{key}={value}'.replace(' ', '') for key, value in narrow_options(cfg).items()]
-        spec = importlib.util.spec_from_file_location('prune_tool', str(ROOT / 'tools/prune.py'))
-        tool = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(tool)
+        tool = load_script('prune.py')
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tool, 'write_report', lambda *args: None)  # its pictures take long
             patch.setattr(sys, 'argv', ['prune.py', *arguments, '--input-size', str(SIZE),

@@ -12,19 +12,10 @@ from mmengine.config import Config, ConfigDict
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 from mmyolo.models import YOLODetector
-from pruning_samples import (
-    ROOT,
-    Block,
-    Toy,
-    batch,
-    build,
-    difference,
-    randomise,
-    run,
-    run_prune_tool,
-    yolov4,
-)
+from pruning_samples import Block, Toy, difference, randomise, run
+from scripts import ROOT, run_here
 from torch.utils.data import DataLoader
+from yolov4_samples import batch, build, yolov4
 
 from mmgcp.attention import (
     CPSCA,
@@ -454,9 +445,9 @@ def test_tool(tmp_path, capsys):
     torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=CLASSES))),
                tmp_path / 'sca.pth')
     out = tmp_path / 'out'
-    code = run_prune_tool(tmp_path / 'sca.py', tmp_path / 'sca.pth', '--criterion', 'CPSCA',
-                          '--calib-batches', 1, '--input-size', 96, 96, '--work-dir', out)
-    assert code == 0, capsys.readouterr().err
+    result = run_here('prune.py', tmp_path / 'sca.py', tmp_path / 'sca.pth', '--criterion', 'CPSCA',
+                      '--calib-batches', 1, '--input-size', 96, 96, '--work-dir', out)
+    assert result.returncode == 0, result.stderr
     result = load_config(str(out / 'pruned.py'))
     assert result.model.type == 'mmgcp.PrunedDetector'
     assert result.model.detector == 'mmyolo.YOLODetector'

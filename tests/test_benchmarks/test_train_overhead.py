@@ -1,15 +1,11 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The benchmark of a training step: figures, verdicts, and how it ends."""
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from scripts import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / 'benchmarks' / 'train_overhead.py'
 CONFIG = ROOT / 'configs' / 'yolov4' / 'yolov4_n_fast_1xb8-48e_demo-160.py'
 BASELINES = dict(subgradient='plain', proximal='plain', coupled='plain', attention='by_hand',
                  cwd='by_hand', response='by_hand')
@@ -27,20 +23,11 @@ LOSSES = dict(attention=ATTENTION, cwd=ATTENTION | {'loss_channel_cwd'},
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
+def benchmark(load_benchmark, monkeypatch):
     """A function that runs the script in this process, which has imported everything."""
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    spec = importlib.util.spec_from_file_location('train_overhead', str(SCRIPT))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, 'WARM_UP', 1)
+    run = load_benchmark('train_overhead.py')
+    monkeypatch.setattr(run.module, 'WARM_UP', 1)
     threads = torch.get_num_threads()
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, 'argv', [str(SCRIPT), *map(str, arguments)])
-        module.run_tool(module.main)
-
-    run.module = module
     yield run
     torch.set_num_threads(threads)
 

@@ -11,8 +11,9 @@ from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.runner.checkpoint import load_state_dict
-from small_models import GROUPS, batch, build, yolov4
+from small_models import GROUPS, build
 from torch.nn.modules.batchnorm import _BatchNorm
+from yolov4_samples import batch, yolov4
 
 from mmgcp.distillation import SpatialAttentionDistiller, spatial_attention
 from mmgcp.errors import UserError
@@ -218,7 +219,7 @@ def test_attributes_fall_back_to_the_student(distiller):
     assert distiller.bbox_head is distiller.student.bbox_head
     assert distiller.extract_feat.__self__ is distiller.student
     with pytest.raises(AttributeError, match="'YOLODetector' object has no attribute 'mask_he'"):
-        distiller.mask_he
+        _ = distiller.mask_he
     assert not hasattr(distiller, 'roi_head')
 
 

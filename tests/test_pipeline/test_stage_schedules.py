@@ -103,7 +103,7 @@ def test_any_number_of_epochs(name, epochs, tmp_path):
         assert item.begin < item.end
         assert not item.by_epoch or item.end <= epochs
     schedulers = build_schedulers(derived, 3)
-    for epoch in range(epochs):  # the rates can be computed
+    for _ in range(epochs):  # the rates can be computed
         for scheduler in schedulers:
             for _ in range(1 if scheduler.by_epoch else 3):
                 scheduler.step()

@@ -52,7 +52,7 @@ def train_by_hand(hook):
         for batch in pair:
             (model(**batch)['loss'] / 2).backward()
 
-        def rates():
+        def rates(iteration=iteration):
             magnitudes = torch.cat(gammas).detach().abs()
             found = schedule.rates(magnitudes, hook['rate'], iteration / ITERS)
             return (found * torch.ones(sum(sizes))).split(sizes)

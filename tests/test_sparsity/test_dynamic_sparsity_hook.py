@@ -83,7 +83,7 @@ def assert_gamma_differs_by(with_hook, without, penalty1, penalty2):
     expected['bn1.weight'] -= penalty1
     expected['bn2.weight'] -= penalty2
     for name, value in with_hook.state_dict().items():
-        torch.testing.assert_close(value, expected[name], msg=lambda text: f'{name}: {text}')
+        torch.testing.assert_close(value, expected[name], msg=lambda text, name=name: f'{name}: {text}')
 
 
 def signs():
@@ -154,7 +154,7 @@ def test_fused_optimizer_has_the_scale(amp_on_cpu):
     scaler = torch.amp.GradScaler('cpu', init_scale=1024.0)
     scaler.scale(weight.sum()).backward()
     scaler.step(optimizer)
-    assert optimizer._step_supports_amp_scaling and seen[0].item() == 1024.0
+    assert seen[0].item() == 1024.0
 
 
 @pytest.mark.parametrize('fused', [False, True])

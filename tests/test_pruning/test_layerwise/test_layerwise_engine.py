@@ -4,14 +4,7 @@ import copy
 import pytest
 import torch
 from layer_kinds import KINDS, make_kind
-from pruning_samples import (
-    difference,
-    make_unit,
-    residual_toy,
-    run,
-    tensors,
-    two_branches,
-)
+from pruning_samples import difference, make_unit, residual_toy, run, tensors, two_branches
 from zeroing import zero
 
 from mmgcp.errors import PruningError
@@ -87,9 +80,9 @@ def images(shape=SHAPE, number=2):
             for seed in range(number)]
 
 
-def run_prune(model, groups=ALL, ratio=0.5, criterion=recorder(), shape=SHAPE, **options):
-    options = dict(dict(batches=images(shape)), **options)
-    return prune(model, groups, ratio, criterion=criterion, input_shape=shape, **options)
+def run_prune(model, groups=ALL, ratio=0.5, shape=SHAPE, **options):
+    options = dict(dict(batches=images(shape), criterion=recorder()), **options)
+    return prune(model, groups, ratio, input_shape=shape, **options)
 
 
 def numbers_of(result):
@@ -456,7 +449,7 @@ def test_training_between_units_keeps_channels_off():
             optimizer.zero_grad()
             found = []
             handle = model.a.conv.register_forward_hook(
-                lambda _, args, output: found.append(args[0]))
+                lambda _, args, output, found=found: found.append(args[0]))
             model(batch.images).square().mean().backward()
             handle.remove()
             optimizer.step()

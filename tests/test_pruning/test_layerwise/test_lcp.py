@@ -20,7 +20,9 @@ from auxiliary_toys import (
 )
 from families import family_config
 from mmengine.registry import DefaultScope
-from pruning_samples import ROOT, Block, Toy, build, randomise, yolov4
+from pruning_samples import Block, Toy, randomise
+from scripts import ROOT
+from yolov4_samples import build, yolov4
 
 from mmgcp.errors import PruningError
 from mmgcp.nn.layers import keep_channels

@@ -83,7 +83,7 @@ def explicit(model, unit, images):
                 alone.bias.zero_()
             dim = -1 if isinstance(layer, nn.Linear) else 1
 
-            def look(_, args, __, alone=alone, off=off, dim=dim, item=item):
+            def look(_, args, __, alone=alone, off=off, dim=dim, item=item, outputs=outputs):
                 kept = torch.zeros_like(args[0]).index_copy(
                     dim, item.channels, args[0].index_select(dim, item.channels))
                 outputs.append(alone(kept.index_fill(dim, off, 0.)).flatten())

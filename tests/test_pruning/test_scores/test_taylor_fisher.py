@@ -20,7 +20,8 @@ from loss_toys import (
 )
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
-from pruning_samples import Block, Toy, batch, randomise
+from pruning_samples import Block, Toy, randomise
+from yolov4_samples import batch
 
 from mmgcp.errors import PruningError
 from mmgcp.nn.training_loss import Batch, loss_mode
@@ -289,8 +290,8 @@ def reads(name, *consumers, channels=4):
 
 def test_readers_with_and_without_regions():
     """Derivatives of the images and of the regions add up to one for the batch."""
-    def run(net, x, gates=torch.ones(4).double()):
-        x = gate(net.a(x), gates)
+    def run(net, x, gates=None):
+        x = gate(net.a(x), torch.ones(4).double() if gates is None else gates)
         regions = torch.cat((x[..., :4], x[..., 4:]), 0)
         return net.whole(x).square().sum() + net.pred(regions).square().sum()
 
