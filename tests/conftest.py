@@ -33,6 +33,14 @@ def scope(modules):
         yield
 
 
+@pytest.fixture(autouse=True, scope='session')
+def configs_without_layout():
+    """Configs are written without yapf, which takes longer than pruning; processes do use it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('mmengine.config.config.FormatCode', lambda text, **settings: (text, True))
+        yield
+
+
 @pytest.fixture(scope='session')
 def original(modules):
     """A small YOLOv4 with its channel units and skipped layers; not to be changed."""

@@ -15,6 +15,7 @@ from mmengine.registry import HOOKS, DefaultScope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from scripts import load_script
+from tiers import slow_except
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
@@ -213,7 +214,9 @@ class Stages:
         return train(cfg, self.folder / 'distill')
 
 
-@pytest.fixture(scope='module', params=EXAMPLES, ids=lambda example: example[1])
+@pytest.fixture(
+    scope='module', ids=lambda example: example[1],
+    params=slow_except([example for example in EXAMPLES if example[0] == 'yolov5'], EXAMPLES))
 def stages(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param[0])
     with pytest.MonkeyPatch.context() as patch:

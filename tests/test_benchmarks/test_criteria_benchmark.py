@@ -150,6 +150,7 @@ def test_errors(benchmark, capsys):
     assert 'invalid choice' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_costs(benchmark, capsys):
     """In real processes, on a small network."""
     benchmark('--cost', '--criteria', 'BNScale', 'Taylor', 'ThiNet', '--calib-batches', 1,

@@ -22,6 +22,7 @@ def cells(line):
     return [cell.strip() for cell in line.strip('|').split('|')]
 
 
+@pytest.mark.slow
 def test_figures_of_a_config(benchmark, tmp_path, capsys):
     benchmark('--models', CONFIG, '--repeats', 1, '--threads', 1, '--out', tmp_path / 'out.json')
 

@@ -121,6 +121,7 @@ def rtmdet(tmp_path_factory, demo_root):
     return dict(folder=folder / 'run', before=state)
 
 
+@pytest.mark.slow
 def test_config_of_mmyolo(rtmdet):
     stages = json.loads((rtmdet['folder'] / 'summary.json').read_text())['stages']
     assert [row['stage'] for row in stages] == STAGES
@@ -130,6 +131,7 @@ def test_config_of_mmyolo(rtmdet):
     assert (hook.penalty, hook.rate, hook.modules) == ('proximal', 0.02, 'prunable')
 
 
+@pytest.mark.slow
 def test_pruned_detector_of_mmyolo(rtmdet):
     """It is smaller, has the classes of the data, and takes the distilled weights."""
     folder = rtmdet['folder']
@@ -140,6 +142,7 @@ def test_pruned_detector_of_mmyolo(rtmdet):
     assert sum(value.numel() for value in model.state_dict().values()) < full
 
 
+@pytest.mark.slow
 def test_training_from_weights_for_other_classes(rtmdet):
     """Those that fit were the start, from which three iterations do not lead far."""
     before = rtmdet['before']

@@ -83,7 +83,8 @@ def assert_gamma_differs_by(with_hook, without, penalty1, penalty2):
     expected['bn1.weight'] -= penalty1
     expected['bn2.weight'] -= penalty2
     for name, value in with_hook.state_dict().items():
-        torch.testing.assert_close(value, expected[name], msg=lambda text, name=name: f'{name}: {text}')
+        torch.testing.assert_close(
+            value, expected[name], msg=lambda text, name=name: f'{name}: {text}')
 
 
 def signs():

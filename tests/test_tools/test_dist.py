@@ -79,6 +79,7 @@ def test_command(script, arguments, tmp_path):
         *positional, '--launcher', 'pytorch', '--work-dir', 'x y']
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason='torch without distributed')
 def test_two_processes(write_config, distributed_env, tmp_path):
     """Training for an epoch of three images a process, then testing."""

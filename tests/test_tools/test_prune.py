@@ -9,6 +9,7 @@ import torch
 from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
 from scripts import run_here, run_process
+from tiers import slow_except
 from yolov4_samples import config_text
 
 from mmgcp.analysis import count_complexity
@@ -34,6 +35,13 @@ def save(config, path):
 def files(config_files):
     """The folder with tiny.py and tiny.pth."""
     return config_files[0].parent
+
+
+@pytest.fixture(autouse=True)
+def blank_pictures(monkeypatch):
+    """Pictures are drawn in processes alone, and are blank in this one."""
+    for name in ('plot_channels', 'plot_score_histograms'):
+        monkeypatch.setattr(f'mmgcp.pruning.report.{name}', lambda *args: args[-1].write_bytes(b''))
 
 
 def tool(*arguments):
@@ -263,7 +271,7 @@ def test_pruned_again(planned, tmp_path):
     assert all(count % 4 == 0 or count == before[name] for name, count in norms(model).items())
 
 
-@pytest.fixture(scope='module', params=['mmyolo', 'mmdet'])
+@pytest.fixture(scope='module', params=slow_except(['mmyolo'], ['mmyolo', 'mmdet']))
 def package_files(request, tmp_path_factory):
     """A config of a package by its name, options, and a checkpoint for it."""
     config, options = dict(
@@ -294,6 +302,7 @@ def test_config_of_a_package(package_files, tmp_path):
     assert 'pred_instances' in inference_detector(model, image)
 
 
+@pytest.mark.slow
 def test_sensitivity_and_calibration_on_data(write_config, tmp_path):
     config = write_config(tmp_path / 'tiny.py')
     save(config, tmp_path / 'tiny.pth')

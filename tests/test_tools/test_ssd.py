@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import pytest
 import torch
 from mmengine.registry import DefaultScope
 from scripts import ROOT, run_process
@@ -73,6 +74,7 @@ def degenerate(root):
     path.write_text(text.replace('</annotation>', f'{broken}</annotation>'))
 
 
+@pytest.mark.slow
 def test_train_prune_test(demo_root, tmp_path):
     root = tmp_path / 'data'
     shutil.copytree(str(demo_root), str(root))

@@ -22,6 +22,7 @@ from families import family_config
 from mmengine.registry import DefaultScope
 from pruning_samples import Block, Toy, randomise
 from scripts import ROOT
+from tiers import slow_except
 from yolov4_samples import build, yolov4
 
 from mmgcp.errors import PruningError
@@ -407,7 +408,7 @@ DETECTORS = dict(
             64))
 
 
-@pytest.mark.parametrize('name', DETECTORS)
+@pytest.mark.parametrize('name', slow_except(['ssd_vgg', 'yolov4'], DETECTORS))
 def test_detectors(name):
     """The whole of prune(), as tools/prune.py calls it."""
     make, modules, samples, size = DETECTORS[name]
