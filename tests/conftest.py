@@ -41,6 +41,13 @@ def configs_without_layout():
         yield
 
 
+@pytest.fixture
+def blank_pictures(monkeypatch):
+    """Reports of pruning with blank pictures in this process, because drawing takes long."""
+    for name in ('plot_channels', 'plot_score_histograms'):
+        monkeypatch.setattr(f'mmgcp.pruning.report.{name}', lambda *args: args[-1].write_bytes(b''))
+
+
 @pytest.fixture(scope='session')
 def original(modules):
     """A small YOLOv4 with its channel units and skipped layers; not to be changed."""

@@ -3,7 +3,6 @@
 import math
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import mmyolo
@@ -14,7 +13,7 @@ from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.registry import HOOKS, DefaultScope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
-from scripts import load_script
+from scripts import run_here
 from tiers import slow_except
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
@@ -193,12 +192,12 @@ class Stages:
         checkpoint = self.folder / arguments[1]
         save(self.once('sparse')[0].model, checkpoint)
         options = [f'{key}={value}'.replace(' ', '') for key, value in narrow_options(cfg).items()]
-        tool = load_script('prune.py')
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tool, 'write_report', lambda *args: None)  # its pictures take long
-            patch.setattr(sys, 'argv', ['prune.py', *arguments, '--input-size', str(SIZE),
-                                        str(SIZE), '--cfg-options', *options])
-            tool.main()
+            # its pictures take long
+            patch.setattr('mmgcp.pruning.report.write_report', lambda *args: None)
+            result = run_here('prune.py', *arguments, '--input-size', SIZE, SIZE, '--cfg-options',
+                              *options)
+        assert result.returncode == 0, result.stderr
         return Path(self.load('finetune').load_from).parent
 
     def finetune(self):

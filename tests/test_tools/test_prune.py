@@ -17,6 +17,7 @@ from mmgcp.pruning import PruningPlan
 from mmgcp.pruning.scores import criterion_names
 from mmgcp.utils.config import build_detector, load_config
 
+pytestmark = pytest.mark.usefixtures('blank_pictures')
 OUTPUTS = {'pruned.py', 'pruned.pth', 'plan.json', 'report.json', 'report.md', 'channels.png',
            'scores.png'}
 
@@ -35,13 +36,6 @@ def save(config, path):
 def files(config_files):
     """The folder with tiny.py and tiny.pth."""
     return config_files[0].parent
-
-
-@pytest.fixture(autouse=True)
-def blank_pictures(monkeypatch):
-    """Pictures are drawn in processes alone, and are blank in this one."""
-    for name in ('plot_channels', 'plot_score_histograms'):
-        monkeypatch.setattr(f'mmgcp.pruning.report.{name}', lambda *args: args[-1].write_bytes(b''))
 
 
 def tool(*arguments):
