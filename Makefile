@@ -1,6 +1,8 @@
-# make demo   trains, sparsifies, prunes and distils a small YOLOv4 and compares the stages
-# make test   passes the tests
-# Both make .venv first, if it is missing (make env).
+# make demo       trains, sparsifies, prunes and distils a small YOLOv4 and compares the stages
+# make test       runs the tests that are not marked as slow: under 8 minutes on 2 cores
+# make test-all   runs all tests
+# make lint       runs ruff
+# Each makes .venv first, if it is missing (make env).
 
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
@@ -19,7 +21,7 @@ export OMP_NUM_THREADS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n > 
 # More arguments of tools/compress.py, as ARGS='--target-params 0.5'
 ARGS ?=
 
-.PHONY: env demo test lint
+.PHONY: env demo test test-all lint
 
 env:
 	@tools/environment/make_env.sh .venv
@@ -31,8 +33,14 @@ endif
 	@$(PYTHON) tools/compress.py $(CONFIG) --data $(or $(strip $(DATA)),$(DEMO_DATA)) \
 		--work-dir $(WORK_DIR) $(ARGS)
 
+# worksteal: a process gets neighbouring tests, which share fixtures
+PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist worksteal
+
 test: env
-	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 tests
+	@$(PYTEST) -m "not slow" tests
+
+test-all: env
+	@$(PYTEST) tests
 
 lint: env
 	@$(PYTHON) -m ruff check .

@@ -204,7 +204,7 @@ def cost_in_process(name: str, args: argparse.Namespace) -> dict:
     print(f'{name}: time and memory', file=sys.stderr, flush=True)
     command = [sys.executable, str(Path(__file__).resolve()), '--child', name, '--large-config',
                args.large_config, '--calib-batches', str(args.calib_batches)]
-    process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.run(command, capture_output=True, text=True)
     if process.returncode:
         lines = process.stderr.strip().splitlines() or [f'status {process.returncode}']
         raise UserError(f'measuring {name} failed: {lines[-1]}')

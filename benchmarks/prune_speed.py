@@ -232,7 +232,7 @@ def _summarize_runs(runs: Sequence[dict], measured: Sequence[dict]) -> dict:
         phases = measured[0]['phases']
         summary.update(
             seconds=_median(measured, lambda run: run['seconds']),
-            phases={phase: _median(measured, lambda run: run['phases'][phase])
+            phases={phase: _median(measured, lambda run, phase=phase: run['phases'][phase])
                     for phase in phases},
             peak_multiple=_median(measured, lambda run: run['peak_bytes'] / run['model_bytes']),
             params_left=measured[0]['params_left'])

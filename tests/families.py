@@ -45,6 +45,11 @@ FAMILIES = {
     'faster-rcnn-r50': ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', {}),
 }
 
+# One of each family: these are in the fast tier of the tests
+REPRESENTATIVES = ['yolov5-n', 'yolov6-n', 'yolov7-tiny', 'yolov8-n', 'yolox-nano', 'rtmdet-tiny',
+                   'ppyoloe-plus-s', 'ssdlite', 'yolov3', 'retinanet-r50', 'fcos-r50',
+                   'faster-rcnn-r50']
+
 
 def family_config(name: str) -> Config:
     """The config of a family, without pretrained weights."""

@@ -1,29 +1,13 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Small networks to prune, and what pruning them must lead to."""
 import copy
-import runpy
-import sys
-from pathlib import Path
-from unittest import mock
 
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from mmengine.config import ConfigDict
 
-import mmgcp  # noqa: F401
 from mmgcp.pruning.units import ChannelSlice, ChannelUnit
-from mmgcp.registry import MODELS
 
-ROOT = Path(__file__).parents[1]
-YOLOV4_CONFIG = f"""
-_base_ = '{ROOT}/configs/yolov4/yolov4_n_fast_1xb8-60e_voc-320.py'
-model = dict(
-    backbone=dict(widen_factor=0.125),
-    neck=dict(widen_factor=0.125),
-    bbox_head=dict(head_module=dict(widen_factor=0.125)))
-"""
 # The five groups of GCP-SAD for YOLOv4
 GROUPS = [
     dict(name='stride-8', modules=['backbone.stem', 'backbone.stage[123]']),
@@ -36,32 +20,6 @@ GROUPS = [
         name='bottom-up',
         modules=['neck.downsample_layers', 'neck.bottom_up_layers', 'bbox_head']),
 ]
-
-
-def yolov4(widen_factor=0.125, deepen_factor=0.33, num_classes=3, **backbone):
-    """Config of a small YOLOv4."""
-    factors = dict(deepen_factor=deepen_factor, widen_factor=widen_factor)
-    return dict(
-        type='YOLODetector',
-        data_preprocessor=dict(
-            type='YOLOv5DetDataPreprocessor', mean=[0.] * 3, std=[255.] * 3, bgr_to_rgb=True),
-        backbone=dict(type='mmgcp.YOLOv4CSPDarknet', **factors, **backbone),
-        neck=dict(
-            type='mmgcp.YOLOv4PAFPN', in_channels=[256, 512, 1024],
-            out_channels=[128, 256, 512], **factors),
-        bbox_head=dict(
-            type='mmgcp.YOLOv4Head',
-            head_module=dict(
-                type='mmgcp.YOLOv4HeadModule', num_classes=num_classes,
-                in_channels=[128, 256, 512], widen_factor=widen_factor)),
-        test_cfg=dict(
-            multi_label=True, nms_pre=100, score_thr=0.001,
-            nms=dict(type='nms', iou_threshold=0.6), max_per_img=10))
-
-
-def build(config, seed=0):
-    torch.manual_seed(seed)
-    return randomise(MODELS.build(ConfigDict(copy.deepcopy(config))), seed)
 
 
 def randomise(model, seed=0):
@@ -80,15 +38,6 @@ def randomise(model, seed=0):
                 module.running_mean.normal_(0, 0.2, generator=generator)
                 module.running_var.uniform_(0.6, 1.4, generator=generator)
     return model
-
-
-def batch(seed=0, size=64):
-    """What MMYOLO's yolov5_collate makes of two images."""
-    rng = np.random.default_rng(seed)
-    boxes = torch.tensor([[0, 1, 4, 4, 40, 40], [1, 2, 10, 20, 60, 50], [1, 0, 0, 0, 12, 9]])
-    return dict(
-        inputs=torch.from_numpy(rng.integers(0, 256, (2, 3, size, size), dtype=np.uint8)),
-        data_samples=dict(bboxes_labels=boxes.float(), img_metas=[{}, {}]))
 
 
 class Block(nn.Module):
@@ -257,14 +206,3 @@ def set_channels(model, units, removed, scale=0., shift=0.):
                         if shift is not None:
                             module.bias[channel] = shift
     return model
-
-
-def run_prune_tool(*arguments):
-    """Run tools/prune.py in this process; return its exit code or message."""
-    argv = ['prune.py', *map(str, arguments)]
-    with mock.patch.object(sys, 'argv', argv):
-        try:
-            runpy.run_path(str(ROOT / 'tools/prune.py'), run_name='__main__')
-        except SystemExit as error:
-            return error.code
-    return 0

@@ -12,19 +12,10 @@ from mmengine.config import Config, ConfigDict
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 from mmyolo.models import YOLODetector
-from pruning_samples import (
-    ROOT,
-    Block,
-    Toy,
-    batch,
-    build,
-    difference,
-    randomise,
-    run,
-    run_prune_tool,
-    yolov4,
-)
+from pruning_samples import Block, Toy, difference, randomise, run
+from scripts import run_here
 from torch.utils.data import DataLoader
+from yolov4_samples import batch, build, yolov4
 
 from mmgcp.attention import (
     CPSCA,
@@ -34,7 +25,7 @@ from mmgcp.attention import (
     plain_config,
 )
 from mmgcp.attention.blocks import find_blocks
-from mmgcp.datasets.demo import CLASSES, DemoOptions, make_demo_dataset
+from mmgcp.datasets.demo import CLASSES
 from mmgcp.errors import PruningError
 from mmgcp.nn.training_loss import Batch
 from mmgcp.pruning import LayerGroup, prune
@@ -47,14 +38,9 @@ from mmgcp.utils.config import build_detector, load_config
 SHAPE = (3, 64, 64)
 EVERYTHING = ('backbone', 'neck', 'bbox_head')
 LAYER = 'backbone.stage2.0.conv'  # alone in its unit
-CONFIG = """
-_base_ = '{root}/configs/yolov4/yolov4_n_fast_1xb8-48e_demo-160.py'
-data_root = {data!r}
-factors = dict(widen_factor=0.125, deepen_factor=0.1)
-model = dict(
-    type='mmgcp.SCADetector', detector_type=_base_.model.type, attention=dict(num_groups=4),
-    backbone=factors, neck=factors, bbox_head=dict(head_module=dict(widen_factor=0.125)))
-train_dataloader = dict(dataset=dict(data_root=data_root))
+ATTENTION_TEXT = """
+model.update(type='mmgcp.SCADetector', detector_type=_base_.model.type,
+             attention=dict(num_groups=4))
 prune_cfg = dict(groups='auto', ratio=0.3, target_params=None)
 """
 
@@ -445,18 +431,18 @@ def test_training_starts_from_a_plain_detector(tmp_path):
     assert difference(run(plain_of(training.model)), run(plain)) == 0
 
 
-def test_tool(tmp_path, capsys):
+def test_tool(write_config, blank_pictures, tmp_path):
     """From config and checkpoint with attention to those of a plain detector."""
-    make_demo_dataset(tmp_path / 'data', DemoOptions(num_train=4, num_val=1, num_test=1, size=128))
-    (tmp_path / 'sca.py').write_text(CONFIG.format(root=ROOT, data=str(tmp_path / 'data')))
-    cfg = load_config(str(tmp_path / 'sca.py'))
+    config = write_config(tmp_path / 'sca.py')
+    config.write_text(config.read_text() + ATTENTION_TEXT)
+    cfg = load_config(str(config))
     model = vary(randomise(build_detector(cfg)))
     torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=CLASSES))),
                tmp_path / 'sca.pth')
     out = tmp_path / 'out'
-    code = run_prune_tool(tmp_path / 'sca.py', tmp_path / 'sca.pth', '--criterion', 'CPSCA',
-                          '--calib-batches', 1, '--input-size', 96, 96, '--work-dir', out)
-    assert code == 0, capsys.readouterr().err
+    result = run_here('prune.py', tmp_path / 'sca.py', tmp_path / 'sca.pth', '--criterion', 'CPSCA',
+                      '--calib-batches', 1, '--input-size', 96, 96, '--work-dir', out)
+    assert result.returncode == 0, result.stderr
     result = load_config(str(out / 'pruned.py'))
     assert result.model.type == 'mmgcp.PrunedDetector'
     assert result.model.detector == 'mmyolo.YOLODetector'

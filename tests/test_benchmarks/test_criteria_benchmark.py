@@ -1,18 +1,15 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The benchmark of the criteria: what it runs, its tables, and its measurement of costs."""
-import importlib.util
 import itertools
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from scripts import ROOT
 
 from mmgcp.utils.config import load_config
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / 'benchmarks' / 'criteria.py'
 CONFIG = ROOT / 'configs' / 'yolov4' / 'yolov4_n_fast_1xb8-48e_demo-160.py'
 
 
@@ -32,15 +29,13 @@ def with_data(cfg, root):
 
 
 @pytest.fixture
-def benchmark(monkeypatch, tmp_path, root):
+def benchmark(load_benchmark, monkeypatch, tmp_path, root):
     """A function that runs the script with tools that only write what the real ones leave."""
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    spec = importlib.util.spec_from_file_location('criteria_benchmark', str(SCRIPT))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    script = load_benchmark('criteria.py')
     calls, times = [], itertools.count()
 
-    monkeypatch.setattr(module, 'load_config', lambda path: with_data(load_config(path), root))
+    monkeypatch.setattr(script.module, 'load_config',
+                        lambda path: with_data(load_config(path), root))
 
     def fake_run(_, tool, *arguments):
         arguments = [str(argument) for argument in arguments]
@@ -57,12 +52,11 @@ def benchmark(monkeypatch, tmp_path, root):
         log.write_text(json.dumps(metrics))
         (folder / 'last_checkpoint').write_text(f'{folder}/epoch_9.pth')
 
-    monkeypatch.setattr(module.Runs, 'run', fake_run)
+    monkeypatch.setattr(script.module.Runs, 'run', fake_run)
 
     def run(*arguments):
         calls.clear()
-        monkeypatch.setattr(sys, 'argv', [str(SCRIPT), *map(str, arguments)])
-        module.run_tool(module.main)
+        script(*arguments)
         return list(calls)
 
     run.arguments = (CONFIG, 'a.pth', '--work-dir', tmp_path / 'work', '--criteria', 'BNScale',
@@ -156,6 +150,7 @@ def test_errors(benchmark, capsys):
     assert 'invalid choice' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_costs(benchmark, capsys):
     """In real processes, on a small network."""
     benchmark('--cost', '--criteria', 'BNScale', 'Taylor', 'ThiNet', '--calib-batches', 1,

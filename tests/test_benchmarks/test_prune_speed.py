@@ -1,40 +1,28 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The benchmark of pruning: figures, failures, and how it ends."""
-import importlib.util
 import json
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from scripts import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / 'benchmarks' / 'prune_speed.py'
 CONFIG = ROOT / 'configs' / 'yolov5' / 'yolov5_n-v61_fast_1xb16-60e_voc-320.py'
 VARIANTS = ['ours', 'torch_pruning', 'compensated']
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
+def benchmark(load_benchmark):
     """A function that runs the script in this process, which has imported everything."""
-    spec = importlib.util.spec_from_file_location('prune_speed', str(SCRIPT))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, 'argv', [str(SCRIPT), *map(str, arguments)])
-        module.run_tool(module.main)
-
-    run.module = module
-    return run
+    return load_benchmark('prune_speed.py')
 
 
 def cells(line):
     return [cell.strip() for cell in line.strip('|').split('|')]
 
 
+@pytest.mark.slow
 def test_figures_of_a_config(benchmark, tmp_path, capsys):
     benchmark('--models', CONFIG, '--repeats', 1, '--threads', 1, '--out', tmp_path / 'out.json')
 
@@ -85,6 +73,10 @@ def finished_run(seconds, **others):
         peak_bytes=10000, params_left=400, predictions=['head'], traced_shape=[3, 64, 64], **others)
 
 
+def failed(stage, message):
+    return dict(failure=dict(stage=stage, message=message))
+
+
 def test_failures_are_results(benchmark, monkeypatch, capsys, tmp_path):
     """One importance crashes, the other breaks the loss, and compensation gets killed."""
     module = benchmark.module
@@ -93,12 +85,12 @@ def test_failures_are_results(benchmark, monkeypatch, capsys, tmp_path):
     def run(request):
         requests.append((request['variant'], request.get('importance')))
         if request['variant'] == 'compensated':
-            return module._failed('process', 'status -9')
+            return failed('process', 'status -9')
         if request.get('importance') == 'BNScaleImportance':
-            return module._failed('constructor', 'IndexError: list index out of range')
+            return failed('constructor', 'IndexError: list index out of range')
         if request.get('importance'):
             assert request['ignored'] == ['head'] and request['traced_shape'] == [3, 64, 64]
-            return finished_run(6., **module._failed('loss', 'RuntimeError: sizes do not match'))
+            return finished_run(6., **failed('loss', 'RuntimeError: sizes do not match'))
         return finished_run(2. if len(requests) == 1 else 4.)
 
     monkeypatch.setattr(module, 'run_in_process', run)
@@ -135,7 +127,7 @@ def test_the_other_importance_works(benchmark, monkeypatch, capsys):
 
     def run(request):
         if request.get('importance') == 'BNScaleImportance':
-            return module._failed('step', 'ValueError: no scales')
+            return failed('step', 'ValueError: no scales')
         return finished_run(1.)
 
     monkeypatch.setattr(module, 'run_in_process', run)

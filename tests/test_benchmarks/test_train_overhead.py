@@ -1,15 +1,11 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The benchmark of a training step: figures, verdicts, and how it ends."""
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from scripts import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / 'benchmarks' / 'train_overhead.py'
 CONFIG = ROOT / 'configs' / 'yolov4' / 'yolov4_n_fast_1xb8-48e_demo-160.py'
 BASELINES = dict(subgradient='plain', proximal='plain', coupled='plain', attention='by_hand',
                  cwd='by_hand', response='by_hand')
@@ -27,20 +23,11 @@ LOSSES = dict(attention=ATTENTION, cwd=ATTENTION | {'loss_channel_cwd'},
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
+def benchmark(load_benchmark, monkeypatch):
     """A function that runs the script in this process, which has imported everything."""
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    spec = importlib.util.spec_from_file_location('train_overhead', str(SCRIPT))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, 'WARM_UP', 1)
+    run = load_benchmark('train_overhead.py')
+    monkeypatch.setattr(run.module, 'WARM_UP', 1)
     threads = torch.get_num_threads()
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, 'argv', [str(SCRIPT), *map(str, arguments)])
-        module.run_tool(module.main)
-
-    run.module = module
     yield run
     torch.set_num_threads(threads)
 
@@ -49,6 +36,7 @@ def cells(line):
     return [cell.strip() for cell in line.strip('|').split('|')]
 
 
+@pytest.mark.slow
 def test_figures_of_all_variants(benchmark, monkeypatch, tmp_path, capsys):
     peaks = {}
 
@@ -122,7 +110,7 @@ def test_figures_of_all_variants(benchmark, monkeypatch, tmp_path, capsys):
     assert [variants[name]['memory_met'] for name in BASELINES] == [False] * 3 + [True, True, False]
 
 
-def test_medians_and_quartiles(benchmark):
+def test_medians_and_quartiles(benchmark, capsys):
     module = benchmark.module
     pairs = [dict(seconds=[1., 1. + extra], cpu_seconds=[1., 1.])
              for extra in (0., .005, .0075, .02, .5)]
@@ -132,10 +120,19 @@ def test_medians_and_quartiles(benchmark):
     assert (figures['ratio'], figures['cpu_ratio']) == (1.0075, 1.)
     assert figures['quartiles'] == [1.005, 1.02]
     assert figures['time_met'] and figures['memory_met']
-    assert module._row('proximal', figures)[6] == 'yes?'
-    assert module._verdict(dict(proximal=figures), 'time') == 'time met'
-    missed = dict(figures, time_met=False)
-    assert module._verdict(dict(proximal=missed), 'time') == 'time missed by proximal'
+    assert figures['goal'] == 1.01  # between the quartiles
+
+    report = dict(dict.fromkeys(['config', 'student', 'batch_size', 'size', 'pairs', 'iterations',
+                                 'device'], 1), params=dict(model=1, student=1), other_cores=None,
+                  machine=dict(cpu='', cores=1, threads=1, torch=''))
+    for met, verdict in ((True, 'time met; '), (False, 'time missed by proximal; ')):
+        module.print_report(dict(report, variants=dict(
+            variants, proximal=dict(figures, time_met=met))))
+        printed = capsys.readouterr().out
+        row = next(cells(line) for line in printed.splitlines()
+                   if line.startswith(f'| {module.TITLES["proximal"]} '))
+        assert row[6] == ('yes?' if met else 'no?')
+        assert f'at most 1% more: {verdict}' in ' '.join(printed.split())
 
 
 def test_child_measures_the_memory(benchmark, capsys, monkeypatch):

@@ -1,29 +1,23 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The benchmark of the recipes: which trainings it starts with which configs, and its tables."""
-import importlib.util
 import itertools
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from scripts import ROOT
 
 from mmgcp.errors import UserError
 from mmgcp.utils.config import build_detector, load_config
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / 'benchmarks' / 'training_recipes.py'
 CONFIG = ROOT / 'configs' / 'yolov4' / 'yolov4_n_fast_1xb8-48e_demo-160.py'
 NAMES = ['baseline', 'two_phase-0.008', 'constant-0.008']
 
 
 @pytest.fixture
-def benchmark(monkeypatch, tmp_path):
+def benchmark(load_benchmark, monkeypatch, tmp_path):
     """A function that runs the script with trainings that only write what training leaves."""
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    spec = importlib.util.spec_from_file_location('training_recipes', str(SCRIPT))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    script = load_benchmark('training_recipes.py')
     calls = []
     times = itertools.count()
 
@@ -46,13 +40,11 @@ def benchmark(monkeypatch, tmp_path):
         log.write_text('\n'.join(map(json.dumps, lines if tool == 'train.py' else [metrics])))
         (folder / 'last_checkpoint').write_text(f'{folder}/epoch_9.pth')
 
-    monkeypatch.setattr(module.Runs, 'run', fake_run)
+    monkeypatch.setattr(script.module.Runs, 'run', fake_run)
 
     def run(*arguments):
         calls.clear()
-        monkeypatch.setattr(sys, 'argv', [str(SCRIPT), '--config', str(CONFIG), '--work-dir',
-                                          str(tmp_path / 'work'), *map(str, arguments)])
-        module.run_tool(module.main)
+        script('--config', CONFIG, '--work-dir', tmp_path / 'work', *arguments)
         return list(calls)
 
     run.fails_at = None

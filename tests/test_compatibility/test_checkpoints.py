@@ -2,8 +2,6 @@
 import io
 import os
 import pickle
-import subprocess
-import sys
 import zipfile
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import load_checkpoint
+from scripts import run_code
 from tiny_runner import TinyModel, tiny_runner
 
 from mmgcp.compatibility import version_number
@@ -55,8 +54,7 @@ def test_load_checkpoint(tmp_path):
 def test_it_is_needed(tmp_path):
     torch.save(HistoryBuffer([1.0], [1]), str(tmp_path / 'buffer.pth'))
     load = f'import torch; torch.load({str(tmp_path / "buffer.pth")!r})'
-    run = subprocess.run([sys.executable, '-c', load], stderr=subprocess.PIPE)
-    assert b'Weights only load failed' in run.stderr
+    assert 'Weights only load failed' in run_code(load).stderr
 
 
 @pytest.mark.parametrize('module', ['numpy.core.multiarray', 'numpy._core.multiarray'])

@@ -1,19 +1,17 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Other packages are changed when a class of mmgcp is first used, and never by the import."""
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
+from scripts import ROOT, run_code
 from tiny_runner import tiny_runner
 
 from mmgcp.compatibility import mend_openmmlab, version_number
 
-ROOT = Path(__file__).resolve().parents[2]
 NEEDS_MENDING = version_number(torch.__version__) >= (2, 6, 0)
 
 STATE = """
@@ -37,9 +35,7 @@ before = state()
 def run_python(code, *arguments):
     """Run code in a fresh process and return what it prints."""
     path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
-    result = subprocess.run(
-        [sys.executable, '-c', code, *map(str, arguments)], capture_output=True, text=True,
-        env=dict(os.environ, PYTHONPATH=path, PYTHONWARNINGS='ignore', OMP_NUM_THREADS='1'))
+    result = run_code(code, *arguments, PYTHONPATH=path)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 

@@ -1,12 +1,10 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import os
-import subprocess
-import sys
 from importlib import metadata
 
 import pytest
+from scripts import ROOT, run_code
 
-import mmgcp
 from mmgcp.compatibility import versions
 
 GOOD = dict(torch='2.13.0+cpu', mmengine='0.10.7', mmcv='2.0.1', mmdet='3.3.0', mmyolo='0.6.0')
@@ -84,9 +82,6 @@ def test_mmcv_without_ops_is_named(installed, monkeypatch):
 def test_user_sees_our_error_not_mmyolos(tmp_path):
     (tmp_path / 'mmcv-2.2.0.dist-info').mkdir()
     (tmp_path / 'mmcv-2.2.0.dist-info' / 'METADATA').write_text('Name: mmcv\nVersion: 2.2.0\n')
-    root = os.path.dirname(os.path.dirname(mmgcp.__file__))
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(tmp_path), root]))
-    run = subprocess.run([sys.executable, '-c', 'import mmgcp'], env=environment,
-                         stderr=subprocess.PIPE, text=True)
+    run = run_code('import mmgcp', PYTHONPATH=f'{tmp_path}{os.pathsep}{ROOT}')
     assert run.stderr.splitlines()[-1] == (
         'ImportError: mmgcp needs mmcv>=2.0.0,<2.1.0, but mmcv 2.2.0 is installed.')

@@ -1,11 +1,11 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import pytest
-from darknet_samples import build, randomise, tiny_config, write_darknet
+from darknet_samples import build, tiny_config, write_darknet
 
 
 @pytest.fixture(scope='session')
 def tiny_model():
-    return randomise(build(tiny_config()))
+    return build(tiny_config())
 
 
 @pytest.fixture(scope='session')

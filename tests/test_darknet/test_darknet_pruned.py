@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn as nn
-from darknet_samples import SIZE, build, randomise, tiny_config, write_darknet
+from darknet_samples import SIZE, build, tiny_config, write_darknet
 from opencv_darknet import assert_agrees, needs_opencv_4
 
 from mmgcp.darknet import DarknetError, channel_table, check_model, darknet_sections
@@ -42,7 +42,7 @@ def prune(model):
 
 @needs_opencv_4
 def test_pruned_network(tmp_path):
-    model = prune(randomise(build(tiny_config(1e-3)), seed=3))
+    model = prune(build(tiny_config(1e-3), seed=3))
     check_model(model)
     channels = channel_table(darknet_sections(model, SIZE))
     assert channels['backbone.stage3.1.main_conv'][1] == 7
@@ -52,7 +52,7 @@ def test_pruned_network(tmp_path):
 
 @needs_opencv_4
 def test_bias_before_the_norm(tmp_path):
-    model = randomise(build(tiny_config()), seed=4)
+    model = build(tiny_config(), seed=4)
     conv = model.backbone.stage2[0].conv
     conv.bias = nn.Parameter(torch.linspace(-1, 1, conv.weight.shape[0]))
     check_model(model)

@@ -1,17 +1,14 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The two tools, as they are called."""
-import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from converter_tools import ROOT, TOOLS, fail, run_tool
-from darknet_samples import SIZE
+from darknet_samples import READ, SIZE, WRITE
 from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
+from scripts import complaint, complaint_of, output_of, run_process
 
 from mmgcp.darknet import class_names
 
@@ -21,11 +18,7 @@ def converted(tiny_files, tmp_path_factory):
     """A converted network, by a real process."""
     folder = tmp_path_factory.mktemp('converted')
     (folder / 'abc.names').write_text('cell a\nb\n\nc\n')
-    result = subprocess.run(
-        [sys.executable, TOOLS / 'darknet_to_mmgcp.py', *tiny_files, folder / 'tiny.pth',
-         '--names', folder / 'abc.names'],
-        env={**os.environ, 'PYTHONPATH': str(ROOT)}, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True)
+    result = run_process(READ, *tiny_files, folder / 'tiny.pth', '--names', folder / 'abc.names')
     assert result.returncode == 0, result.stderr
     return folder, result.stdout
 
@@ -58,11 +51,10 @@ def test_inference(converted, tiny_model):
         assert torch.equal(ours, theirs)
 
 
-def test_and_back(converted, tiny_files, tmp_path, monkeypatch, capsys):
+def test_and_back(converted, tiny_files, tmp_path):
     folder, _ = converted
     out = tmp_path / 'again.v2'
-    run_tool(monkeypatch, 'mmgcp_to_darknet.py', folder / 'tiny.py', folder / 'tiny.pth', out)
-    assert 'Wrote' in capsys.readouterr().out
+    assert 'Wrote' in output_of(WRITE, folder / 'tiny.py', folder / 'tiny.pth', out)
     cfg, weights = tiny_files
     assert (tmp_path / 'again.v2.cfg').read_text() == cfg.read_text()
     assert (tmp_path / 'again.v2.weights').read_bytes() == weights.read_bytes()
@@ -70,13 +62,13 @@ def test_and_back(converted, tiny_files, tmp_path, monkeypatch, capsys):
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_partial_weights(tiny_files, tmp_path, monkeypatch, capsys):
+def test_partial_weights(tiny_files, tmp_path):
     cfg, weights = tiny_files
     partial = tmp_path / 'stem.conv'
     partial.write_bytes(weights.read_bytes()[:20 + 4 * 8 * (4 + 27)])
-    run_tool(monkeypatch, 'darknet_to_mmgcp.py', cfg, partial, tmp_path / 'stem.pth')
+    output = output_of(READ, cfg, partial, tmp_path / 'stem.pth')
     assert ('PARTIAL, the first 1 of 82 convolutions found (Darknet layers 0 to 0 of '
-            in capsys.readouterr().out)
+            in output)
     content = torch.load(tmp_path / 'stem.pth')
     assert content['meta']['dataset_meta']['classes'] == ('class_0', 'class_1', 'class_2')
     assert {key.rsplit('.', 2)[0] for key in content['state_dict']} == {'backbone.stem'}
@@ -87,25 +79,20 @@ def test_error_of_a_process(tmp_path):
     (tmp_path / 'v3.cfg').write_text('[net]\n[convolutional]\nbatch_normalize=1\nfilters=32\n'
                                      'size=3\nstride=1\npad=1\nactivation=leaky\n')
     (tmp_path / 'v3.weights').write_bytes(bytes(100))
-    result = subprocess.run(
-        [sys.executable, TOOLS / 'darknet_to_mmgcp.py', 'v3.cfg', 'v3.weights', 'v3.pth'],
-        env={**os.environ, 'PYTHONPATH': str(ROOT)}, cwd=str(tmp_path),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert result.returncode == 1
-    assert 'Traceback' not in result.stderr and not result.stdout
-    assert result.stderr.strip().splitlines()[-1] == (
+    result = run_process(READ, 'v3.cfg', 'v3.weights', 'v3.pth', cwd=tmp_path)
+    assert not result.stdout
+    assert complaint(result) == (
         'darknet_to_mmgcp.py: v3.cfg: not a YOLOv4 network: layer 0, [convolutional] in line 2, '
         'should have activation=mish, but has activation=leaky')
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_errors_of_darknet_to_mmgcp(tiny_files, tmp_path, monkeypatch):
+def test_errors_of_darknet_to_mmgcp(tiny_files, tmp_path):
     cfg, weights = tiny_files
     out = tmp_path / 'out.pth'
     broken, names = tmp_path / 'broken.weights', tmp_path / 'two.names'
     broken.write_bytes(weights.read_bytes() + b'abc')
     names.write_text('a\nb\n')
-    name = 'darknet_to_mmgcp.py'
     for args, message in [
         ((tmp_path / 'no.cfg', weights, out), 'the cfg file .*no.cfg does not exist'),
         ((cfg, tmp_path / 'no.weights', out), 'the weights file .* does not exist'),
@@ -116,14 +103,13 @@ def test_errors_of_darknet_to_mmgcp(tiny_files, tmp_path, monkeypatch):
         ((cfg, weights, out, '--names', names), 'has 2 names, but the network has 3 classes'),
         ((cfg, weights, out, '--names', tmp_path / 'no'), 'the names file .* does not exist'),
     ]:
-        assert re.search(message, fail(monkeypatch, name, *args))
+        assert re.search(message, complaint_of(READ, *args))
     assert sorted(path.name for path in tmp_path.iterdir()) == ['broken.weights', 'two.names']
 
 
-def test_errors_of_mmgcp_to_darknet(converted, tmp_path, monkeypatch):
+def test_errors_of_mmgcp_to_darknet(converted, tmp_path):
     folder, _ = converted
     config, ckpt = folder / 'tiny.py', folder / 'tiny.pth'
-    name = 'mmgcp_to_darknet.py'
     other = tmp_path / 'yolov5.py'
     other.write_text("_base_ = 'mmyolo::yolov5/yolov5_n-v61_syncbn_fast_8xb16-300e_coco.py'\n")
     broken, lacking = tmp_path / 'broken.pth', tmp_path / 'lacking.pth'
@@ -143,7 +129,7 @@ def test_errors_of_mmgcp_to_darknet(converted, tmp_path, monkeypatch):
         ((syntax, ckpt, out), 'cannot be read: SyntaxError'),
         ((config, ckpt, out, '--input-size', 100, 64), '100x64 is not a multiple of 32'),
     ]:
-        assert re.search(message, fail(monkeypatch, name, *args))
+        assert re.search(message, complaint_of(WRITE, *args))
     assert len(list(tmp_path.iterdir())) == before
 
 

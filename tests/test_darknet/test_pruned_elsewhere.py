@@ -6,13 +6,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from converter_tools import fail, run_tool
-from darknet_samples import SIZE, build, tiny_config
+from darknet_samples import READ, SIZE, WRITE, build, tiny_config
 from foreign_networks import pruned_sections, tiny_sections, write_network
 from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
 from mmyolo.models import YOLODetector
 from opencv_darknet import assert_agrees, needs_opencv_4
+from scripts import complaint_of, output_of
 
 from mmgcp.darknet import (
     DarknetError,
@@ -26,7 +26,6 @@ from mmgcp.darknet import (
 from mmgcp.darknet.base_network import find_widen_factor
 from mmgcp.pruning import count_channels
 
-READ, WRITE = 'darknet_to_mmgcp.py', 'mmgcp_to_darknet.py'
 NETWORKS = {  # name: random seed, limits of the filters, arguments of tiny_config
     'narrow': (1, dict(low=1, high=9)),
     'uneven': (2, dict(low=3, high=24)),
@@ -44,21 +43,21 @@ def network(request, tmp_path_factory):
     return folder
 
 
-def convert(monkeypatch, folder, out, *args):
-    run_tool(monkeypatch, READ, folder / 'net.cfg', folder / 'net.weights', out / 'pruned.pth',
-             *args)
-    return init_detector(str(out / 'pruned.py'), str(out / 'pruned.pth'), device='cpu')
+def convert(folder, out, *args):
+    """Return what the tool prints and the detector."""
+    printed = output_of(READ, folder / 'net.cfg', folder / 'net.weights', out / 'pruned.pth', *args)
+    return printed, init_detector(str(out / 'pruned.py'), str(out / 'pruned.pth'), device='cpu')
 
 
 @needs_opencv_4
-def test_there_and_back(network, tmp_path, monkeypatch, capsys):
-    detector = convert(monkeypatch, network, tmp_path)
-    assert 'pruned' in capsys.readouterr().out
+def test_there_and_back(network, tmp_path):
+    printed, detector = convert(network, tmp_path)
+    assert 'pruned' in printed
     assert type(detector) is YOLODetector
     assert {path.name for path in tmp_path.iterdir()} == {'pruned.py', 'pruned.pth'}
     assert_agrees(detector, network / 'net.cfg', network / 'net.weights')
 
-    run_tool(monkeypatch, WRITE, tmp_path / 'pruned.py', tmp_path / 'pruned.pth',
+    output_of(WRITE, tmp_path / 'pruned.py', tmp_path / 'pruned.pth',
              tmp_path / 'back')
     back = tmp_path / 'back.cfg', tmp_path / 'back.weights'
     assert_agrees(detector, *back)
@@ -66,12 +65,12 @@ def test_there_and_back(network, tmp_path, monkeypatch, capsys):
     assert back[1].read_bytes() == (network / 'net.weights').read_bytes()
 
 
-def test_config_is_complete(tmp_path, monkeypatch):
+def test_config_is_complete(tmp_path):
     """The config and the checkpoint are all that another folder needs."""
     write_network(pruned_sections(5), tmp_path)
     first, second = tmp_path / 'first', tmp_path / 'second'
     first.mkdir()
-    convert(monkeypatch, tmp_path, first)
+    convert(tmp_path, first)
     shutil.move(str(first), str(second))
 
     cfg = Config.fromfile(second / 'pruned.py')
@@ -88,10 +87,10 @@ def test_config_is_complete(tmp_path, monkeypatch):
     assert len(inference_detector(detector, image).pred_instances) > 0
 
 
-def test_config_loads_the_checkpoint_beside_it(tmp_path, monkeypatch):
+def test_config_loads_the_checkpoint_beside_it(tmp_path):
     """Whatever its name is."""
     cfg, weights = write_network(pruned_sections(5), tmp_path)
-    run_tool(monkeypatch, READ, cfg, weights, tmp_path / 'small.v2.pth')
+    output_of(READ, cfg, weights, tmp_path / 'small.v2.pth')
     config = Config.fromfile(tmp_path / 'small.v2.py')
     assert config.load_from == str(tmp_path / 'small.v2.pth')
 
@@ -119,7 +118,7 @@ def test_only_changed_layers_are_listed():
     assert {name: counts[name] for name in config['channels']} == config['channels']
 
 
-def test_classes_and_anchors_are_carried_over(tmp_path, monkeypatch):
+def test_classes_and_anchors_are_carried_over(tmp_path):
     sections = pruned_sections(7, num_classes=5)
     anchors = [float(number) + 0.25 for number in range(18)]
     for scale, section in zip((1.3, 1.15, 1.0), (s for s in sections if s.name == 'yolo')):
@@ -128,7 +127,7 @@ def test_classes_and_anchors_are_carried_over(tmp_path, monkeypatch):
     write_network(sections, tmp_path)
     names = tmp_path / 'five.names'
     names.write_text('a\nb\nc\nd\ne e\n')
-    detector = convert(monkeypatch, tmp_path, tmp_path, '--names', names)
+    _, detector = convert(tmp_path, tmp_path, '--names', names)
     head = detector.bbox_head
     assert detector.dataset_meta['classes'] == ('a', 'b', 'c', 'd', 'e e')
     assert head.num_classes == 5 and (head.ignore_iou_thr, head.match_iou_thr) == (0.6, 0.3)
@@ -136,7 +135,7 @@ def test_classes_and_anchors_are_carried_over(tmp_path, monkeypatch):
     assert sizes == list(zip(anchors[::2], anchors[1::2]))
     assert head.bbox_coder.scale_x_y == {8: 1.3, 16: 1.15, 32: 1.0}
 
-    run_tool(monkeypatch, WRITE, tmp_path / 'pruned.py', tmp_path / 'pruned.pth',
+    output_of(WRITE, tmp_path / 'pruned.py', tmp_path / 'pruned.pth',
              tmp_path / 'back')
     assert (tmp_path / 'back.names').read_text() == names.read_text()
     assert channel_table(sections)['bbox_head.head_module.convs_pred.2'][1] == 30
@@ -230,7 +229,7 @@ def test_networks_that_are_refused(sections, message):
     assert '\n' not in str(info.value)
 
 
-def test_errors_write_nothing(tmp_path, monkeypatch):
+def test_errors_write_nothing(tmp_path):
     cfg, weights = write_network(pruned_sections(9), tmp_path)
     content = weights.read_bytes()
     last = 4 * 24 * (1 + channel_table(pruned_sections(9))[
@@ -258,5 +257,5 @@ def test_errors_write_nothing(tmp_path, monkeypatch):
         ((wide, weights, out), 'ends inside layer 0|times as wide'),
         ((cfg, weights, out, '--names', tmp_path / 'two.names'), 'has 2 names'),
     ]:
-        assert re.search(message, fail(monkeypatch, READ, *args))
+        assert re.search(message, complaint_of(READ, *args))
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

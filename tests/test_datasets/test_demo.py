@@ -1,12 +1,11 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import json
-import runpy
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from scripts import load_script
 
 from mmgcp.datasets import check_voc, choose_splits
 from mmgcp.datasets import demo as demo_module
@@ -166,8 +165,7 @@ def test_options_file(demo):
 
 
 def test_command_line(tmp_path, capsys):
-    tool = Path(__file__).parents[2] / 'tools' / 'dataset_converters' / 'make_demo_dataset.py'
-    main = runpy.run_path(str(tool))['main']
+    main = load_script('dataset_converters/make_demo_dataset.py').main
     args = [str(tmp_path / 'shapes'), '--num-train', '1', '--num-val', '1', '--num-test', '1']
     main(args)
     main(args)

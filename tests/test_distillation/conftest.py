@@ -1,26 +1,17 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import copy
-import warnings
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmyolo.utils import register_all_modules
-from small_models import GROUPS, build, yolov4
-
-
-@pytest.fixture(autouse=True)
-def scope():
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        register_all_modules()
+from small_models import GROUPS, build
+from yolov4_samples import yolov4
 
 
 @pytest.fixture(scope='session')
 def teacher_files(tmp_path_factory):
     """A config file and a checkpoint."""
     folder = tmp_path_factory.mktemp('teacher')
-    register_all_modules()
     config = yolov4(widen_factor=0.25)
     Config(dict(default_scope='mmyolo', model=config)).dump(folder / 'teacher.py')
     model = build(config, seed=1)

@@ -10,8 +10,9 @@ from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner.checkpoint import get_state_dict
-from small_models import batch, build, yolov4
+from small_models import build
 from test_training import assert_same, build_runner, find_ema_hook, read
+from yolov4_samples import batch, yolov4
 
 GROUPS = [
     dict(name='backbone', weight=1., layers='backbone_outputs',

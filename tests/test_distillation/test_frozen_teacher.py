@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.nn as nn
 from mmengine.config import Config
-from small_models import build, yolov4
+from small_models import build
+from yolov4_samples import yolov4
 
 from mmgcp.distillation import FrozenTeacher
 from mmgcp.errors import UserError

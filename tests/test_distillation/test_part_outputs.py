@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.nn as nn
 from mmengine.model import BaseModel
-from small_models import build, yolov4
+from small_models import build
+from yolov4_samples import yolov4
 
 from mmgcp.distillation import find_part_outputs, spatial_attention
 from mmgcp.errors import UserError

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 from mmengine.structures import InstanceData
-from small_models import batch, build, yolov4
+from small_models import build
 from torch.distributions import Bernoulli, kl_divergence
+from yolov4_samples import batch, yolov4
 
 from mmgcp.distillation import ResponseLoss
 from mmgcp.distillation.response_loss import Responses, binary_kl_divergence, read_responses

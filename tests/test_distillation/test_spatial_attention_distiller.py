@@ -11,8 +11,9 @@ from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.runner.checkpoint import load_state_dict
-from small_models import GROUPS, batch, build, yolov4
+from small_models import GROUPS, build
 from torch.nn.modules.batchnorm import _BatchNorm
+from yolov4_samples import batch, yolov4
 
 from mmgcp.distillation import SpatialAttentionDistiller, spatial_attention
 from mmgcp.errors import UserError

@@ -9,8 +9,9 @@ from mmengine.config import ConfigDict
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import load_checkpoint
-from small_models import GROUPS, batch, build, yolov4
+from small_models import GROUPS, build
 from torch.utils.data import DataLoader
+from yolov4_samples import batch, yolov4
 
 
 def distiller_config(teacher):

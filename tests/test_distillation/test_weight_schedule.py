@@ -5,7 +5,8 @@ import uuid
 import pytest
 import torch
 from mmengine.logging import MessageHub
-from small_models import batch, build
+from small_models import build
+from yolov4_samples import batch
 
 from mmgcp.distillation import WeightSchedule
 from mmgcp.errors import UserError

@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 from mmcv.cnn import ConvModule
 from mmengine.config import Config
-from small_models import yolov4
+from yolov4_samples import yolov4
 
 from mmgcp.distillation import FeatureRecorder
 from mmgcp.registry import MODELS

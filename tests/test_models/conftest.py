@@ -2,8 +2,8 @@
 import pytest
 import torch
 from mmengine.config import Config
+from yolov4_samples import yolov4
 
-import mmgcp  # noqa: F401
 from mmgcp.utils.config import build_detector
 
 
@@ -16,22 +16,8 @@ def seed():
 def tiny_detector():
     """A function that builds a small YOLOv4 with random BatchNorms."""
 
-    def build(num_classes=3, widen_factor=0.125, deepen_factor=0.33):
-        factors = dict(deepen_factor=deepen_factor, widen_factor=widen_factor)
-        model = dict(
-            type='YOLODetector',
-            data_preprocessor=dict(
-                type='YOLOv5DetDataPreprocessor', mean=[0.] * 3, std=[255.] * 3),
-            backbone=dict(type='mmgcp.YOLOv4CSPDarknet', **factors),
-            neck=dict(
-                type='mmgcp.YOLOv4PAFPN', in_channels=[256, 512, 1024],
-                out_channels=[128, 256, 512], **factors),
-            bbox_head=dict(
-                type='mmgcp.YOLOv4Head',
-                head_module=dict(
-                    type='mmgcp.YOLOv4HeadModule', num_classes=num_classes,
-                    in_channels=[128, 256, 512], widen_factor=widen_factor)))
-        detector = build_detector(Config(dict(default_scope='mmyolo', model=model)))
+    def build(**factors):
+        detector = build_detector(Config(dict(default_scope='mmyolo', model=yolov4(**factors))))
         detector.init_weights()
         return randomize_norms(detector)
 

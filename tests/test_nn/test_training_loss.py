@@ -13,7 +13,7 @@ from mmdet.models.layers import DropBlock
 from mmdet.structures import DetDataSample
 from mmengine.logging import MessageHub
 from mmengine.structures import InstanceData
-from pruning_samples import batch
+from yolov4_samples import batch
 
 from mmgcp.nn.training_loss import Batch, detection_loss, loss_mode
 from mmgcp.utils.config import build_detector

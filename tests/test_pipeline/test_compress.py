@@ -1,10 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The whole way with one epoch a stage, in the processes that a user would start."""
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -12,18 +9,17 @@ import mmyolo
 import pytest
 import torch
 from mmengine.config import Config
-from test_tools.conftest import demo_root, run_process, write_config  # noqa: F401
+from scripts import run_process
 
 from mmgcp.datasets.demo import CLASSES
 from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.config import build_detector, load_config
 
-ROOT = Path(__file__).resolve().parents[2]
 STAGES = ['baseline', 'sparse', 'pruned', 'distilled']
 
 
 @pytest.fixture(scope='module')
-def compressed(tmp_path_factory, write_config, demo_root, run_process):  # noqa: F811
+def compressed(tmp_path_factory, write_config, demo_root):
     """A finished run: its folder and what it printed."""
     folder = tmp_path_factory.mktemp('compressed')
     config = write_config(folder / 'tiny.py')
@@ -82,12 +78,9 @@ def test_stock_tool_tests_the_distilled_student(compressed, tmp_path):
     """MMYOLO's own test.py, with the config of the pruned detector and no converter."""
     folder = compressed['folder']
     tool = Path(mmyolo.__file__).parent / '.mim' / 'tools' / 'test.py'
-    result = subprocess.run(
-        [sys.executable, str(tool), str(folder / 'pruned' / 'pruned.py'),
-         str(folder / 'distilled' / 'epoch_1.pth'), '--work-dir', str(tmp_path)],
-        cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT)))
-    assert result.returncode == 0, result.stdout[-3000:]
+    result = run_process(tool, folder / 'pruned/pruned.py', folder / 'distilled/epoch_1.pth',
+                         '--work-dir', tmp_path, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
     metrics = json.loads(next(tmp_path.glob('*/*.json')).read_text())
     stages = json.loads((folder / 'summary.json').read_text())['stages']
     assert metrics['pascal_voc/AP50'] == stages[-1]['mAP50']
@@ -109,7 +102,7 @@ NARROW = {f'model.{part}.widen_factor': 0.0625
 
 
 @pytest.fixture(scope='module')
-def rtmdet(tmp_path_factory, demo_root, run_process):  # noqa: F811
+def rtmdet(tmp_path_factory, demo_root):
     """A finished run for a config of MMYOLO, from weights for other classes."""
     folder = tmp_path_factory.mktemp('rtmdet')
     cfg = load_config(RTMDET, dict(NARROW, **{'model.backbone.init_cfg': None}))
@@ -128,6 +121,7 @@ def rtmdet(tmp_path_factory, demo_root, run_process):  # noqa: F811
     return dict(folder=folder / 'run', before=state)
 
 
+@pytest.mark.slow
 def test_config_of_mmyolo(rtmdet):
     stages = json.loads((rtmdet['folder'] / 'summary.json').read_text())['stages']
     assert [row['stage'] for row in stages] == STAGES
@@ -137,6 +131,7 @@ def test_config_of_mmyolo(rtmdet):
     assert (hook.penalty, hook.rate, hook.modules) == ('proximal', 0.02, 'prunable')
 
 
+@pytest.mark.slow
 def test_pruned_detector_of_mmyolo(rtmdet):
     """It is smaller, has the classes of the data, and takes the distilled weights."""
     folder = rtmdet['folder']
@@ -147,6 +142,7 @@ def test_pruned_detector_of_mmyolo(rtmdet):
     assert sum(value.numel() for value in model.state_dict().values()) < full
 
 
+@pytest.mark.slow
 def test_training_from_weights_for_other_classes(rtmdet):
     """Those that fit were the start, from which three iterations do not lead far."""
     before = rtmdet['before']

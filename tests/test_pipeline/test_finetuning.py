@@ -5,7 +5,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from test_tools.conftest import demo_root, write_config  # noqa: F401
 
 from mmgcp.errors import PruningError
 from mmgcp.pipeline.finetuning import LayerFinetuning
@@ -20,7 +19,7 @@ custom_hooks = [
 
 
 @pytest.fixture(scope='module')
-def cfg(tmp_path_factory, write_config):  # noqa: F811
+def cfg(tmp_path_factory, write_config):
     """The config of a tiny detector, with hooks that are of no use between units."""
     path = write_config(tmp_path_factory.mktemp('finetuning') / 'tiny.py')
     path.write_text(path.read_text() + HOOKS)

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from test_tools.conftest import demo_root  # noqa: F401
 
 from mmgcp.datasets import VOCInfo, check_voc
 from mmgcp.pipeline.child_config import write_child
@@ -226,7 +225,7 @@ def class_numbers(content):
 
 
 @pytest.mark.parametrize('config', FAMILIES, ids=lambda config: config.split('/')[1][:9])
-def test_other_data_for_each_family(baseline, config, demo_root):  # noqa: F811
+def test_other_data_for_each_family(baseline, config, demo_root):
     cfg, before = baseline(config, voc=check_voc(demo_root)), load_config(config)
     numbers = class_numbers(cfg.model.to_dict())
     assert set(numbers) == {4} and len(numbers) == len(class_numbers(before.model.to_dict()))

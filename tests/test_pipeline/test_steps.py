@@ -11,7 +11,6 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import EpochBasedTrainLoop
-from test_tools.conftest import demo_root  # noqa: F401
 from torch.utils.data import DataLoader
 
 from mmgcp.datasets.demo import DemoOptions, make_demo_dataset
@@ -228,7 +227,7 @@ def save_detector(tmp_path):
     return save
 
 
-def test_checkpoint_of_other_classes(start, save_detector, demo_root):  # noqa: F811
+def test_checkpoint_of_other_classes(start, save_detector, demo_root):
     path = save_detector(7)
     with pytest.raises(UserError, match='does not fit') as caught:
         start(checkpoint=str(path), data=str(demo_root))

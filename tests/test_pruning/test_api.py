@@ -6,7 +6,8 @@ import torch
 import torch.nn as nn
 from layer_kinds import KINDS, make_kind
 from mmyolo.models.layers import CSPLayerWithTwoConv
-from pruning_samples import GROUPS, Block, Toy, batch, difference, randomise, run, set_channels
+from pruning_samples import GROUPS, Block, Toy, difference, randomise, run, set_channels
+from yolov4_samples import batch
 
 from mmgcp.analysis import count_complexity
 from mmgcp.errors import PruningError

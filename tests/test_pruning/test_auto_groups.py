@@ -2,7 +2,8 @@
 import pytest
 import torch.nn as nn
 import torch.nn.functional as F
-from pruning_samples import Block, Toy, build, yolov4
+from pruning_samples import Block, Toy
+from yolov4_samples import build, yolov4
 
 from mmgcp.errors import PruningError
 from mmgcp.pruning.auto_groups import auto_groups

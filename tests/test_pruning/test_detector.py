@@ -1,8 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import copy
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,7 +8,9 @@ import torch.nn as nn
 from mmengine.config import Config
 from mmyolo.models import YOLODetector
 from mmyolo.models.layers import RepVGGBlock
-from pruning_samples import build, choose, difference, run, yolov4
+from pruning_samples import choose, difference, run
+from scripts import run_code
+from yolov4_samples import build, yolov4
 
 from mmgcp.errors import PruningError
 from mmgcp.pruning import apply_channel_table, count_channels
@@ -220,8 +220,7 @@ model = build_detector(Config.fromfile({str(pruned_folder / 'pruned.py')!r}))
 load_strictly(model, {str(pruned_folder / 'pruned.pth')!r})
 print(type(model).__name__, sum(param.numel() for param in model.parameters()))
 """
-    result = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True,
-                            text=True, check=True)
+    result = run_code(code)
     state = torch.load(pruned_folder / 'pruned.pth', weights_only=False)['state_dict']
     number = sum(value.numel() for name, value in state.items()
                  if not name.endswith(('running_mean', 'running_var', 'num_batches_tracked')))

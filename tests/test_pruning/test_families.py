@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 import torch.nn as nn
-from families import FAMILIES, compute_loss, family_config
+from families import FAMILIES, REPRESENTATIVES, compute_loss, family_config
 from mmdet.models.necks.ssd_neck import L2Norm
 from pruning_samples import randomise, tensors
+from tiers import slow_except
 
 from mmgcp.nn.forward import run_as_tensors
 from mmgcp.nn.temporarily import eval_mode
@@ -91,7 +92,7 @@ def l2_norm_in_double(monkeypatch):
         x.pow(2).sum(1, keepdim=True).sqrt() + norm.eps))
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize('name', slow_except(REPRESENTATIVES, FAMILIES))
 def test_family(name, tmp_path, l2_norm_in_double):
     size = 320 if name == 'ssd300' else 128
     cfg = family_config(name)

@@ -1,8 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import copy
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,16 +9,9 @@ import torch.nn.functional as F
 from mmcv.cnn.bricks import ContextBlock
 from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack
 from mmyolo.models.layers import CSPLayerWithTwoConv
-from pruning_samples import (
-    Block,
-    Toy,
-    build,
-    difference,
-    randomise,
-    residual_toy,
-    run,
-    yolov4,
-)
+from pruning_samples import Block, Toy, difference, randomise, residual_toy, run
+from scripts import run_code
+from yolov4_samples import build, yolov4
 from zeroing import zero
 
 from mmgcp.errors import PruningError
@@ -124,7 +115,7 @@ def test_yolov4_covers_every_convolution_once(original):
 def test_yolov4_pyramid_pooling_repeats_its_input(units):
     found = {unit.name: unit for unit in units}
     unit = found['neck.reduce_layers.2.pre_convs.2.conv']
-    (reader, ) = [item for item in unit.side('in')]
+    (reader, ) = unit.side('in')
     assert reader.module == 'neck.reduce_layers.2.post_convs.0.conv'
     assert unit.size == 64
     # four copies: three poolings and the map itself
@@ -274,8 +265,7 @@ try:
 except PruningError as error:
     print(error)
 """
-    result = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True,
-                            text=True, check=True)
+    result = run_code(code)
     assert 'pip install --no-deps torch-pruning' in result.stdout
 
 

@@ -2,14 +2,13 @@
 """The configs of pruning: do they build, and are they set up as in the papers?"""
 import fnmatch
 import inspect
-import runpy
 import shlex
 
 import pytest
 import torch
 import torch.nn as nn
 from mmengine.config import Config
-from pruning_samples import ROOT
+from scripts import ROOT, load_script
 
 from mmgcp.attention import attention_aside
 from mmgcp.pipeline.finetuning import LayerFinetuning
@@ -67,7 +66,7 @@ def test_command(path, monkeypatch):
     text = ''.join(line.lstrip('# ') for line in head.splitlines(True)).replace('\\\n', ' ')
     command = next(line for line in text.splitlines() if line.startswith('python tools/prune.py'))
     monkeypatch.setattr('sys.argv', shlex.split(command)[1:])
-    args = runpy.run_path(str(ROOT / 'tools/prune.py'))['parse_args']()
+    args = load_script('prune.py').parse_args()
     assert args.config == f'configs/{path}'
     assert args.checkpoint or load(path).load_from
     needs = TASK_UTILS.build(load(path).prune_cfg.criterion.to_dict()).needs

@@ -9,7 +9,8 @@ from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmyolo.models import YOLODetector
-from pruning_samples import difference, run, run_prune_tool
+from pruning_samples import difference, run
+from scripts import run_here
 
 from mmgcp.pruning.pruned_config import make_pruned_config
 from mmgcp.utils.config import build_detector
@@ -122,11 +123,12 @@ def test_copied_folder(pruned_folder, tmp_path):
         read(copy)
 
 
-def test_pruned_again(pruned_folder, tmp_path):
+def test_pruned_again(pruned_folder, blank_pictures, tmp_path):
     out = tmp_path / 'again'
     # the checkpoint is the config's load_from
-    assert run_prune_tool(pruned_folder / 'pruned.py', '--work-dir', out,
-                          '--target-params', 0.7) == 0
+    result = run_here('prune.py', pruned_folder / 'pruned.py', '--work-dir', out,
+                      '--target-params', 0.7)
+    assert result.returncode == 0, result.stderr
     first, second = (json.loads((folder / 'report.json').read_text())
                      for folder in (pruned_folder, out))
     assert second['params']['before'] == first['params']['after']

@@ -305,7 +305,7 @@ def check_units(net, units, skipped):
             for channel, root in zip(item.channels.tolist(), item.unit_index.tolist()):
                 members[root].add((item.module, item.side, channel))
         found = []
-        for root, places in members.items():
+        for places in members.values():
             (kind, ) = {book.find(book.layers[name, side][index])
                         for name, side, index in places}
             assert places == everywhere[kind]

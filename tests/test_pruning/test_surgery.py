@@ -12,7 +12,6 @@ from pruning_samples import (
     Block,
     RandomNet,
     Toy,
-    batch,
     choose,
     difference,
     randomise,
@@ -20,6 +19,7 @@ from pruning_samples import (
     run,
     set_channels,
 )
+from yolov4_samples import batch
 
 from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.surgery import gather_channels, remove_channels

@@ -474,7 +474,7 @@ def test_state_moves_once_per_update(tmp_path):
                             (dict(optim_wrapper=accumulating), [0.25, 0.75])):
         runner = make_runner(tmp_path, dict(FEEDBACK, log_interval=1), iters=4, **options)
         updates = []
-        hook_of(runner).schedule.update = lambda *item, updates=updates: updates.append(item)
+        hook_of(runner).schedule.update = lambda *values, updates=updates: updates.append(values)
         runner.train()
         assert [progress for _, progress in updates] == wanted
         assert all(0 <= near_zero <= 1 for near_zero, _ in updates)

@@ -3,19 +3,19 @@
 import os
 import re
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from scripts import TOOLS, run_command
 
-TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 SCRIPTS = ('dist_train.sh', 'dist_test.sh')
 
 # MMEngine chooses a GPU for each process, and gives it to the model's wrapper
 CPU_ALONE = """
 import torch
+from scripts import TOOLS, run_command
 torch.cuda.set_device = lambda device: None
 """
 WRAPPER = """
@@ -27,10 +27,9 @@ GLOO = ['--cfg-options', 'env_cfg.dist_cfg.backend=gloo', 'model.use_syncbn=Fals
 
 
 def run_script(name, *arguments, cwd, **env):
-    return subprocess.run(
-        ['bash', str(TOOLS / name), *map(str, arguments)], cwd=str(cwd), timeout=300,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=dict(os.environ, **env))
+    """Run a shell script: its status and everything it prints."""
+    result = run_command(['bash', TOOLS / name, *arguments], cwd, timeout=300, **env)
+    return result.returncode, result.stdout + result.stderr
 
 
 @pytest.fixture
@@ -41,23 +40,22 @@ def distributed_env(tmp_path):
         server.bind(('127.0.0.1', 0))
         port = server.getsockname()[1]
     return dict(PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}', PORT=str(port),
-                PYTHONPATH=str(tmp_path), CUDA_VISIBLE_DEVICES='-1', OMP_NUM_THREADS='1',
-                PYTHONWARNINGS='ignore')
+                PYTHONPATH=str(tmp_path), CUDA_VISIBLE_DEVICES='-1')
 
 
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_syntax(script):
     assert os.access(str(TOOLS / script), os.X_OK)
-    subprocess.run(['bash', '-n', str(TOOLS / script)], check=True)
+    assert run_command(['bash', '-n', TOOLS / script]).returncode == 0
 
 
 @pytest.mark.parametrize('script, arguments', [
     ('dist_train.sh', []), ('dist_train.sh', ['config.py']),
     ('dist_test.sh', []), ('dist_test.sh', ['config.py', 'epoch_1.pth'])])
 def test_usage(script, arguments, tmp_path):
-    result = run_script(script, *arguments, cwd=tmp_path)
-    assert result.returncode == 2
-    assert re.fullmatch(rf'usage: \S*{script} CONFIG .*GPUS .*\n', result.stdout)
+    status, output = run_script(script, *arguments, cwd=tmp_path)
+    assert status == 2
+    assert re.fullmatch(rf'usage: \S*{script} CONFIG .*GPUS .*\n', output)
 
 
 @pytest.mark.parametrize('script, arguments', [
@@ -68,10 +66,10 @@ def test_command(script, arguments, tmp_path):
     python = tmp_path / 'python'
     python.write_text('#!/usr/bin/env bash\necho "$PYTHONPATH"\nprintf "%s\\n" "$@"\n')
     python.chmod(0o755)
-    result = run_script(script, *arguments, cwd=tmp_path, NNODES='2', NODE_RANK='1', PORT='1234',
-                        MASTER_ADDR='example.org', PYTHONPATH='/elsewhere',
-                        PATH=f'{tmp_path}:{os.environ["PATH"]}')
-    path, *command = result.stdout.splitlines()
+    _, output = run_script(script, *arguments, cwd=tmp_path, NNODES='2', NODE_RANK='1', PORT='1234',
+                           MASTER_ADDR='example.org', PYTHONPATH='/elsewhere',
+                           PATH=f'{tmp_path}:{os.environ["PATH"]}')
+    path, *command = output.splitlines()
     assert path == f'{TOOLS}/..:/elsewhere'
     tool = TOOLS / script.replace('dist_', '').replace('.sh', '.py')
     positional = arguments[:-3]
@@ -81,22 +79,23 @@ def test_command(script, arguments, tmp_path):
         *positional, '--launcher', 'pytorch', '--work-dir', 'x y']
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason='torch without distributed')
 def test_two_processes(write_config, distributed_env, tmp_path):
     """Training for an epoch of three images a process, then testing."""
     config = write_config(tmp_path / 'tiny.py')
     with config.open('a') as file:
         file.write(WRAPPER)
-    result = run_script('dist_train.sh', config, 2, '--work-dir', tmp_path / 'run', *GLOO,
-                        'train_cfg.val_interval=9', cwd=tmp_path, **distributed_env)
-    assert result.returncode == 0, result.stdout[-9000:]
-    assert 'Distributed launcher: pytorch' in result.stdout and 'GPU number: 2' in result.stdout
-    iterations = re.findall(r'Epoch\(train\)\s+\[1\]\[\s*(\d+)/(\d+)\]', result.stdout)
+    status, output = run_script('dist_train.sh', config, 2, '--work-dir', tmp_path / 'run', *GLOO,
+                                'train_cfg.val_interval=9', cwd=tmp_path, **distributed_env)
+    assert status == 0, output[-9000:]
+    assert 'Distributed launcher: pytorch' in output and 'GPU number: 2' in output
+    iterations = re.findall(r'Epoch\(train\)\s+\[1\]\[\s*(\d+)/(\d+)\]', output)
     assert set(iterations) == {('1', '1')}  # six images, four a process and iteration
     checkpoint = tmp_path / 'run' / 'epoch_1.pth'
     assert torch.load(str(checkpoint), map_location='cpu')['meta']['iter'] == 1
 
-    result = run_script('dist_test.sh', config, checkpoint, 2, '--work-dir', tmp_path / 'test',
-                        *GLOO, cwd=tmp_path, **distributed_env)
-    assert result.returncode == 0, result.stdout[-9000:]
-    assert re.search(r'Epoch\(test\) \[1/1\].*pascal_voc/AP50: ', result.stdout)
+    status, output = run_script('dist_test.sh', config, checkpoint, 2, '--work-dir',
+                                tmp_path / 'test', *GLOO, cwd=tmp_path, **distributed_env)
+    assert status == 0, output[-9000:]
+    assert re.search(r'Epoch\(test\) \[1/1\].*pascal_voc/AP50: ', output)

@@ -1,15 +1,13 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import json
 import re
-import runpy
-import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from matplotlib import colormaps
+from scripts import complaint_of, run_here
 
 from mmgcp.analysis.plots import plot_sparsity
 from mmgcp.utils.config import build_detector, load_config
@@ -28,16 +26,11 @@ def write_run(work_dir, name, steps, share=lambda step: step / 100, **extra):
     return folder / 'scalars.json'
 
 
-@pytest.fixture
-def tool(monkeypatch):
-    """A function that runs the tool in this process."""
-    path = str(Path(__file__).resolve().parents[2] / 'tools' / TOOL)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, 'argv', [path, *map(str, arguments)])
-        runpy.run_path(path, run_name='__main__')
-
-    return run
+def tool(*arguments):
+    """Run the tool in this process and return what it prints."""
+    result = run_here(TOOL, *arguments)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def colours(path):
@@ -49,15 +42,14 @@ def palette(number):
     return tuple(round(255 * part) for part in colormaps['tab10'](number)[:3])
 
 
-def test_picture_of_a_run(tmp_path, tool, capsys):
+def test_picture_of_a_run(tmp_path):
     write_run(tmp_path, '20240101_000000', range(10, 90, 10), **{'backbone-8': .3, 'head-8': .7})
-    tool(tmp_path)
-    assert capsys.readouterr().out == f'written: {tmp_path}/sparsity.png\n'
+    assert tool(tmp_path) == f'written: {tmp_path}/sparsity.png\n'
     assert {palette(0), palette(1)} <= colours(tmp_path / 'sparsity.png')
     assert list(tmp_path.glob('.*')) == []
 
 
-def drawn(tool, monkeypatch, *arguments):
+def drawn(monkeypatch, *arguments):
     """The arguments that the picture is drawn with."""
     calls = []
     monkeypatch.setattr('mmgcp.analysis.plots.plot_sparsity',
@@ -66,10 +58,10 @@ def drawn(tool, monkeypatch, *arguments):
     return calls[0]
 
 
-def test_curves_of_a_run(tmp_path, tool, monkeypatch):
+def test_curves_of_a_run(tmp_path, monkeypatch):
     write_run(tmp_path, '20240101_000000', [10, 20], **{'backbone-8': 0.3})
     steps, near_zero, rates, losses, _ = drawn(
-        tool, monkeypatch, tmp_path, '--out', tmp_path / 'x.png')
+        monkeypatch, tmp_path, '--out', tmp_path / 'x.png')
     assert steps == [10, 20] and rates == [1e-3] * 2 and losses == [2.] * 2
     assert near_zero == {'': [0.1, 0.2], 'backbone-8': [0.3, 0.3]}
     assert (tmp_path / 'x.png').exists()
@@ -77,20 +69,20 @@ def test_curves_of_a_run(tmp_path, tool, monkeypatch):
 
 @pytest.mark.parametrize('second, wanted', [
     ([30, 40], [0.1, 0.2, 1., 1.]), ([20, 30], [0.1, 1., 1.]), ([10, 20], [1., 1.])])
-def test_resumed_and_repeated_runs(tmp_path, tool, monkeypatch, second, wanted):
+def test_resumed_and_repeated_runs(tmp_path, monkeypatch, second, wanted):
     write_run(tmp_path, '20240101_000000', [10, 20])
     write_run(tmp_path, '20240102_000000', second, share=lambda step: 1.)
     write_run(tmp_path, '20240103_000000', [])  # such as a test
-    assert drawn(tool, monkeypatch, tmp_path)[1][''] == wanted
+    assert drawn(monkeypatch, tmp_path)[1][''] == wanted
 
 
-def test_training_that_was_killed_while_writing(tmp_path, tool, monkeypatch):
+def test_training_that_was_killed_while_writing(tmp_path, monkeypatch):
     file = write_run(tmp_path, '20240101_000000', [10, 20])
     file.write_text(file.read_text() + '{"sparsity_ne')
-    assert drawn(tool, monkeypatch, tmp_path)[0] == [10, 20]
+    assert drawn(monkeypatch, tmp_path)[0] == [10, 20]
 
 
-def test_picture_of_a_checkpoint(tmp_path, write_config, tool, monkeypatch):
+def test_picture_of_a_checkpoint(tmp_path, write_config, monkeypatch):
     config = write_config(tmp_path / 'tiny.py')
     model = build_detector(load_config(str(config)))
     for name, module in model.named_modules():
@@ -113,7 +105,7 @@ def test_picture_of_a_checkpoint(tmp_path, write_config, tool, monkeypatch):
     assert (tmp_path / 'epoch_3-gamma.png').exists()
 
 
-def test_errors(tmp_path, exit_message, write_config):
+def test_errors(tmp_path, write_config):
     config = write_config(tmp_path / 'tiny.py')
     empty = tmp_path / 'empty'
     empty.mkdir()
@@ -127,11 +119,10 @@ def test_errors(tmp_path, exit_message, write_config):
         ((config, tmp_path / 'x.pth'), 'there is no checkpoint .*x.pth'),
         ((tmp_path / 'absent.py', 'x.pth'), 'there is no config .*absent.py'),
         ((empty, '--near-zero-thr', '-1'), '--near-zero-thr must not be negative, but is -1.0')):
-        message = exit_message(TOOL, *arguments)
+        message = complaint_of(TOOL, *arguments)
         assert re.search(wanted, message), message
-        assert message.startswith('plot_sparsity.py: ') and '\n' not in message
     file.write_text('{broken\n{}\n')
-    assert 'scalars.json is damaged in line 1' in exit_message(TOOL, other)
+    assert 'scalars.json is damaged in line 1' in complaint_of(TOOL, other)
 
 
 def test_curves_have_their_places(tmp_path):

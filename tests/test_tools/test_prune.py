@@ -1,10 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import itertools
 import json
-import runpy
-import subprocess
-import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,25 +8,18 @@ import pytest
 import torch
 from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
+from scripts import run_here, run_process
+from tiers import slow_except
+from yolov4_samples import config_text
 
 from mmgcp.analysis import count_complexity
 from mmgcp.pruning import PruningPlan
 from mmgcp.pruning.scores import criterion_names
 from mmgcp.utils.config import build_detector, load_config
 
-ROOT = Path(__file__).parents[2]
-TOOL = ROOT / 'tools/prune.py'
+pytestmark = pytest.mark.usefixtures('blank_pictures')
 OUTPUTS = {'pruned.py', 'pruned.pth', 'plan.json', 'report.json', 'report.md', 'channels.png',
            'scores.png'}
-CONFIG = f"""
-_base_ = '{ROOT}/configs/yolov4/yolov4_n_fast_1xb8-60e_voc-320.py'
-model = dict(
-    backbone=dict(widen_factor=0.125),
-    neck=dict(widen_factor=0.125),
-    bbox_head=dict(head_module=dict(widen_factor=0.125)))
-train_dataloader = dict(dataset=dict(data_root='absent'))
-val_dataloader = dict(dataset=dict(data_root='absent'))
-"""
 
 
 def save(config, path):
@@ -40,33 +29,19 @@ def save(config, path):
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight)
             torch.nn.init.normal_(module.bias)
-    meta = dict(dataset_meta=dict(classes=('a', 'b', 'c')), epoch=3)
-    torch.save(dict(state_dict=model.state_dict(), meta=meta), path)
-    return model
-
-
-@pytest.fixture(scope='module')
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('files')
-    (folder / 'tiny.py').write_text(CONFIG)
-    save(folder / 'tiny.py', folder / 'tiny.pth')
-    return folder
+    torch.save(dict(state_dict=model.state_dict(), meta={}), path)
 
 
 @pytest.fixture
-def tool(monkeypatch, capsys):
-    """Run the tool in this process: exit code and what it prints to stderr."""
-    def run(*arguments):
-        monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, arguments)])
-        try:
-            runpy.run_path(str(TOOL), run_name='__main__')
-        except SystemExit as error:
-            # the interpreter prints a message and exits with 1
-            if isinstance(error.code, str):
-                return 1, capsys.readouterr().err + error.code
-            return error.code, capsys.readouterr().err
-        return 0, capsys.readouterr().out
-    return run
+def files(config_files):
+    """The folder with tiny.py and tiny.pth."""
+    return config_files[0].parent
+
+
+def tool(*arguments):
+    """Run the tool in this process: its status and everything it prints."""
+    result = run_here('prune.py', *arguments)
+    return result.returncode, result.stdout + result.stderr
 
 
 def norms(model):
@@ -76,10 +51,8 @@ def norms(model):
 
 def test_outputs(files, tmp_path):
     out = tmp_path / 'deep' / 'out'
-    result = subprocess.run(
-        [sys.executable, '-W', 'ignore', str(TOOL), str(files / 'tiny.py'),
-         str(files / 'tiny.pth'), '--work-dir', str(out), '--input-size', '96', '64'],
-        capture_output=True, text=True)
+    result = run_process('prune.py', files / 'tiny.py', files / 'tiny.pth', '--work-dir', out,
+                         '--input-size', 96, 64)
     assert result.returncode == 0, result.stderr
     assert {path.name for path in out.iterdir()} == OUTPUTS
     assert [path.name for path in out.parent.iterdir()] == ['out']
@@ -90,7 +63,7 @@ def test_outputs(files, tmp_path):
     pruned = build_detector(Config.fromfile(out / 'pruned.py'))
     checkpoint = torch.load(out / 'pruned.pth', weights_only=False)
     pruned.load_state_dict(checkpoint['state_dict'], strict=True)
-    assert checkpoint['meta']['dataset_meta']['classes'] == ('a', 'b', 'c')
+    assert checkpoint['meta']['dataset_meta']['classes'] == ('Platelets', 'RBC', 'WBC')
     for key, model in (('before', original), ('after', pruned)):
         counts = count_complexity(model, (3, 64, 96))
         assert (report['params'][key], report['macs'][key]) == counts
@@ -113,7 +86,7 @@ def test_outputs(files, tmp_path):
     assert '| backbone.stem.conv | stride-8 |' in (out / 'report.md').read_text()
 
 
-def test_options(files, tool, tmp_path):
+def test_options(files, tmp_path):
     code, printed = tool(
         files / 'tiny.py', files / 'tiny.pth', '--work-dir', tmp_path / 'out', '--target-flops',
         0.6, '--no-compensate', '--cfg-options', 'prune_cfg.merge=majority')
@@ -128,7 +101,7 @@ def test_options(files, tool, tmp_path):
     assert report['macs']['before'] == count_complexity(model, (3, 320, 320))[1]
 
 
-def test_default_folder(files, tool, tmp_path, monkeypatch):
+def test_default_folder(files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, printed = tool(files / 'tiny.py', files / 'tiny.pth', '--target-params', 0.5,
                          '--input-size', 64, 64)
@@ -149,7 +122,7 @@ def arguments(case, files, folder):
         checkpoint.write_text('no checkpoint')
     elif case == 'architecture':
         checkpoint = folder / 'other.pth'
-        (folder / 'other.py').write_text(CONFIG.replace('0.125', '0.0625'))
+        (folder / 'other.py').write_text(config_text(widen_factor=0.0625))
         save(folder / 'other.py', checkpoint)
     elif case == 'budget':
         more = ['--target-params', 0.01, '--cfg-options', 'prune_cfg.min_keep_ratio=0.5']
@@ -189,7 +162,7 @@ def arguments(case, files, folder):
     ('plan', 'absent.json cannot be read: No such file'),
     ('metric', 'the validation data cannot be loaded'),
 ])
-def test_request_that_cannot_be_met(case, message, files, tool, tmp_path):
+def test_request_that_cannot_be_met(case, message, files, tmp_path):
     inputs, outputs = tmp_path / 'in', tmp_path / 'out'
     inputs.mkdir()
     given = arguments(case, files, inputs)
@@ -203,15 +176,14 @@ def test_request_that_cannot_be_met(case, message, files, tool, tmp_path):
 
 
 def test_one_line_on_stderr(tmp_path):
-    result = subprocess.run(
-        [sys.executable, '-W', 'ignore', str(TOOL), str(tmp_path / 'absent.py'), 'x.pth',
-         '--work-dir', str(tmp_path / 'out')], capture_output=True, text=True)
+    result = run_process('prune.py', tmp_path / 'absent.py', 'x.pth', '--work-dir',
+                         tmp_path / 'out')
     assert result.returncode == 1
     assert result.stderr == f'prune.py: there is no config {tmp_path}/absent.py\n'
     assert not (tmp_path / 'out').exists()
 
 
-def test_failure_while_writing_leaves_nothing(files, tool, tmp_path, monkeypatch):
+def test_failure_while_writing_leaves_nothing(files, tmp_path, monkeypatch):
     def fail(*args):
         raise OSError('no space left on the device')
 
@@ -223,14 +195,12 @@ def test_failure_while_writing_leaves_nothing(files, tool, tmp_path, monkeypatch
 
 
 @pytest.fixture(scope='module')
-def planned(files, tmp_path_factory):
+def planned(config_files, tmp_path_factory):
     """The folder of a network pruned to half of its parameters, without compensation."""
     folder = tmp_path_factory.mktemp('planned') / 'out'
-    result = subprocess.run(
-        [sys.executable, '-W', 'ignore', str(TOOL), str(files / 'tiny.py'),
-         str(files / 'tiny.pth'), '--work-dir', str(folder), '--target-params', '0.5',
-         '--input-size', '64', '64', '--no-compensate'], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    code, printed = tool(*config_files, '--work-dir', folder, '--target-params', 0.5,
+                         '--input-size', 64, 64, '--no-compensate')
+    assert code == 0, printed
     return folder
 
 
@@ -243,7 +213,7 @@ def same(first, second):
                                                for key in first)
 
 
-def test_plan_is_applied(files, planned, tool, tmp_path):
+def test_plan_is_applied(files, planned, tmp_path):
     code, printed = tool(files / 'tiny.py', files / 'tiny.pth', '--plan', planned / 'plan.json',
                          '--work-dir', tmp_path / 'out', '--no-compensate')
     assert code == 0, printed
@@ -252,7 +222,7 @@ def test_plan_is_applied(files, planned, tool, tmp_path):
     assert 'scores.png' not in (tmp_path / 'out/report.md').read_text()
 
 
-def test_edited_plan(files, planned, tool, tmp_path):
+def test_edited_plan(files, planned, tmp_path):
     plan = json.loads((planned / 'plan.json').read_text())
     edited = max(plan['units'], key=lambda item: len(item['removed']))
     edited['removed'] = edited['removed'][:1]
@@ -266,14 +236,14 @@ def test_edited_plan(files, planned, tool, tmp_path):
     assert norms(model)[layer] == norms(original)[layer] - 1
 
 
-def test_plan_of_another_architecture(files, planned, tool, tmp_path):
+def test_plan_of_another_architecture(files, planned, tmp_path):
     code, printed = tool(planned / 'pruned.py', '--plan', planned / 'plan.json', '--work-dir',
                          tmp_path / 'out')
     assert code == 1 and 'is it the architecture that the plan was made for?' in printed
     assert not (tmp_path / 'out').exists()
 
 
-def test_dry_run_writes_nothing(files, tool, tmp_path, monkeypatch):
+def test_dry_run_writes_nothing(files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, printed = tool(files / 'tiny.py', files / 'tiny.pth', '--ratio', 0.3, '--dry-run',
                          '--input-size', 64, 64)
@@ -282,7 +252,7 @@ def test_dry_run_writes_nothing(files, tool, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pruned_again(planned, tool, tmp_path):
+def test_pruned_again(planned, tmp_path):
     code, printed = tool(planned / 'pruned.py', '--target-params', 0.5, '--input-size', 64, 64,
                          '--work-dir', tmp_path / 'again', '--round-to', 4)
     assert code == 0, printed
@@ -295,7 +265,7 @@ def test_pruned_again(planned, tool, tmp_path):
     assert all(count % 4 == 0 or count == before[name] for name, count in norms(model).items())
 
 
-@pytest.fixture(scope='module', params=['mmyolo', 'mmdet'])
+@pytest.fixture(scope='module', params=slow_except(['mmyolo'], ['mmyolo', 'mmdet']))
 def package_files(request, tmp_path_factory):
     """A config of a package by its name, options, and a checkpoint for it."""
     config, options = dict(
@@ -310,7 +280,7 @@ def package_files(request, tmp_path_factory):
                                 *(f'{key}={value}' for key, value in options.items())]
 
 
-def test_config_of_a_package(package_files, tool, tmp_path):
+def test_config_of_a_package(package_files, tmp_path):
     config, checkpoint, options = package_files
     code, printed = tool(config, checkpoint, '--target-flops', 0.7, '--work-dir', tmp_path / 'out',
                          '--input-size', 128, 128, *options)
@@ -326,7 +296,8 @@ def test_config_of_a_package(package_files, tool, tmp_path):
     assert 'pred_instances' in inference_detector(model, image)
 
 
-def test_sensitivity_and_calibration_on_data(write_config, tool, tmp_path):
+@pytest.mark.slow
+def test_sensitivity_and_calibration_on_data(write_config, tmp_path):
     config = write_config(tmp_path / 'tiny.py')
     save(config, tmp_path / 'tiny.pth')
     code, printed = tool(
@@ -343,7 +314,7 @@ def test_sensitivity_and_calibration_on_data(write_config, tool, tmp_path):
     assert all(set(values) == {'0.05', '0.2'} for values in sensitivity['metrics'].values())
 
 
-def test_compensation(write_config, tool, tmp_path):
+def test_compensation(write_config, tmp_path):
     """By default the best that the data allow; what needs data is refused without."""
     config = write_config(tmp_path / 'tiny.py')
     save(config, tmp_path / 'tiny.pth')
@@ -364,7 +335,7 @@ def test_compensation(write_config, tool, tmp_path):
     assert not (tmp_path / 'out').exists()
 
 
-def test_compensation_with_data_that_are_missing(files, tool, tmp_path):
+def test_compensation_with_data_that_are_missing(files, tmp_path):
     code, printed = tool(files / 'tiny.py', files / 'tiny.pth', '--target-params', 0.5,
                          '--compensate', 'adapt-norms', '--work-dir', tmp_path / 'out')
     assert code == 1 and 'calibration images cannot be loaded' in printed.splitlines()[-1]
@@ -372,7 +343,7 @@ def test_compensation_with_data_that_are_missing(files, tool, tmp_path):
 
 
 @pytest.mark.parametrize('name, needs_data', [('L1Norm', False), ('Taylor', True)])
-def test_criterion(name, needs_data, write_config, tool, tmp_path):
+def test_criterion(name, needs_data, write_config, tmp_path):
     config = write_config(tmp_path / 'tiny.py')
     save(config, tmp_path / 'tiny.pth')
     reports = []
@@ -401,7 +372,7 @@ def test_criterion(name, needs_data, write_config, tool, tmp_path):
         assert code == 0, printed
 
 
-def test_uniform_allocation(files, tool, tmp_path):
+def test_uniform_allocation(files, tmp_path):
     code, printed = tool(
         files / 'tiny.py', files / 'tiny.pth', '--ratio', 0.5, '--calib-batches', 0,
         '--allocation', 'uniform', '--work-dir', tmp_path / 'out')
@@ -412,14 +383,14 @@ def test_uniform_allocation(files, tool, tmp_path):
     assert all(abs(len(item.removed) - item.size / 2) <= 0.5 for item in plan.units)
 
 
-def test_criterion_whose_data_are_missing(files, tool, tmp_path):
+def test_criterion_whose_data_are_missing(files, tmp_path):
     code, printed = tool(files / 'tiny.py', files / 'tiny.pth', '--criterion', 'APoZ',
                          '--work-dir', tmp_path / 'out')
     assert code == 1 and 'prune.py: the calibration images cannot be loaded' in printed
     assert list(tmp_path.iterdir()) == []
 
 
-def test_criteria_in_the_help(tool):
+def test_criteria_in_the_help():
     code, _ = tool('--help')
     assert code == 0
     names = criterion_names()
@@ -428,14 +399,14 @@ def test_criteria_in_the_help(tool):
     assert not [name for name in names if 'Criterion' in name]
 
 
-def test_unknown_criterion(files, tool, tmp_path):
+def test_unknown_criterion(files, tmp_path):
     code, printed = tool(files / 'tiny.py', files / 'tiny.pth', '--criterion', 'L3Norm',
                          '--work-dir', tmp_path / 'out')
     assert code == 2 and 'L3Norm' in printed and 'L2Norm' in printed
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unknown_metric(write_config, tool, tmp_path):
+def test_unknown_metric(write_config, tmp_path):
     config = write_config(tmp_path / 'tiny.py')
     save(config, tmp_path / 'tiny.pth')
     code, printed = tool(config, tmp_path / 'tiny.pth', '--sensitivity', '--metric', 'mAP',

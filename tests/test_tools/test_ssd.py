@@ -3,10 +3,11 @@
 import json
 import re
 import shutil
-from pathlib import Path
 
+import pytest
 import torch
 from mmengine.registry import DefaultScope
+from scripts import ROOT, run_process
 
 from mmgcp.attention import find_attention
 from mmgcp.datasets.demo import CLASSES
@@ -14,7 +15,7 @@ from mmgcp.registry import MODELS
 from mmgcp.sparsity.selection import select_scale_factors
 from mmgcp.utils.config import load_config
 
-CONFIG = Path(__file__).resolve().parents[2] / 'configs/ssd/ssd300_r18-half_1xb8-80e_voc.py'
+CONFIG = ROOT / 'configs/ssd/ssd300_r18-half_1xb8-80e_voc.py'
 CHILD = f"""
 _base_ = '{CONFIG}'
 data = dict(data_root={{data_root!r}}, metainfo=dict(classes={CLASSES!r}))
@@ -73,7 +74,8 @@ def degenerate(root):
     path.write_text(text.replace('</annotation>', f'{broken}</annotation>'))
 
 
-def test_train_prune_test(demo_root, run_process, tmp_path):
+@pytest.mark.slow
+def test_train_prune_test(demo_root, tmp_path):
     root = tmp_path / 'data'
     shutil.copytree(str(demo_root), str(root))
     degenerate(root)

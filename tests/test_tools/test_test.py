@@ -2,9 +2,10 @@
 import json
 
 import pytest
+from scripts import complaint, complaint_of, run_process
 
 
-def test_metrics(trained, run_process, tmp_path):
+def test_metrics(trained, tmp_path):
     checkpoint = trained['work_dir'] / 'epoch_1.pth'
     result = run_process('test.py', trained['config'], checkpoint, '--work-dir', 'out',
                          cwd=tmp_path)
@@ -19,42 +20,40 @@ def test_metrics(trained, run_process, tmp_path):
     assert all(f'| {name} ' in result.stdout for name in ('cross', 'disc', 'triangle'))
 
 
-def test_missing_config(exit_message, tmp_path):
-    message = exit_message('test.py', 'nowhere.py', 'any.pth')
+def test_missing_config(tmp_path):
+    message = complaint_of('test.py', 'nowhere.py', 'any.pth', cwd=tmp_path)
     assert message == 'test.py: there is no config nowhere.py'
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_checkpoint(write_config, run_process, assert_one_sentence, tmp_path):
+def test_missing_checkpoint(write_config, tmp_path):
     config = write_config(tmp_path / 'tiny.py')
     result = run_process('test.py', config, 'nowhere.pth', cwd=tmp_path)
-    assert assert_one_sentence(result, 'test.py') == 'test.py: there is no checkpoint nowhere.pth'
+    assert complaint(result) == 'test.py: there is no checkpoint nowhere.pth'
     assert len(result.stderr.strip().splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ['tiny.py']
 
 
 @pytest.mark.parametrize('content', [b'', b'no checkpoint\n'])
-def test_faulty_checkpoint(write_config, exit_message, tmp_path, content):
+def test_faulty_checkpoint(write_config, tmp_path, content):
     config = write_config(tmp_path / 'tiny.py')
     (tmp_path / 'faulty.pth').write_bytes(content)
-    message = exit_message('test.py', config, 'faulty.pth')
+    message = complaint_of('test.py', config, 'faulty.pth', cwd=tmp_path)
     assert message.startswith('test.py: faulty.pth cannot be read as a checkpoint: ')
-    assert len(message.splitlines()) == 1
     assert not (tmp_path / 'work_dirs').exists()
 
 
-def test_checkpoint_of_another_architecture(trained, write_config, exit_message, tmp_path):
+def test_checkpoint_of_another_architecture(trained, write_config, tmp_path):
     config = write_config(tmp_path / 'wide.py', widen_factor=0.25)
-    message = exit_message('test.py', config, trained['work_dir'] / 'epoch_1.pth')
+    message = complaint_of('test.py', config, trained['work_dir'] / 'epoch_1.pth', cwd=tmp_path)
     assert message.startswith('test.py: the checkpoint ')
     assert f'does not fit {config}: ' in message and ' mismatched (' in message
-    assert len(message.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ['wide.py']
 
 
-def test_cfg_options_count_for_the_check(trained, write_config, exit_message, tmp_path):
+def test_cfg_options_count_for_the_check(trained, write_config, tmp_path):
     """A checkpoint is compared with the model after --cfg-options."""
-    message = exit_message(
-        'test.py', trained['config'], trained['work_dir'] / 'epoch_1.pth', '--cfg-options',
-        'model.bbox_head.head_module.num_classes=2')
+    message = complaint_of('test.py', trained['config'], trained['work_dir'] / 'epoch_1.pth',
+                           '--cfg-options', 'model.bbox_head.head_module.num_classes=2',
+                           cwd=tmp_path)
     assert '6 mismatched (bbox_head.head_module.convs_pred.0.weight' in message

@@ -1,13 +1,11 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Every tool ends with one sentence, and shows how it came about if it is asked to."""
 import os
-import runpy
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
+from scripts import TOOLS, complaint, run_here
 
-TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 WRONG_ARGUMENTS = {
     'compress.py': ['nowhere.py'],
     'prune.py': ['nowhere.py', 'nowhere.pth'],
@@ -21,19 +19,10 @@ WRONG_ARGUMENTS = {
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path, capsys):
-    """A function that runs a tool in this process and returns its exit code and output."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('LOCAL_RANK', '0')
+def run(monkeypatch, tmp_path):
+    """A function that runs a tool in this process, in an empty folder."""
     monkeypatch.setenv('MMGCP_TRACEBACK', '0')
-
-    def run_tool(name, *arguments):
-        monkeypatch.setattr(sys, 'argv', [str(TOOLS / name), *arguments])
-        with pytest.raises(SystemExit) as caught:
-            runpy.run_path(str(TOOLS / name), run_name='__main__')
-        return caught.value.code, capsys.readouterr()
-
-    return run_tool
+    return partial(run_here, cwd=tmp_path)
 
 
 def test_all_tools_are_tested():
@@ -43,18 +32,16 @@ def test_all_tools_are_tested():
 
 @pytest.mark.parametrize('name', WRONG_ARGUMENTS)
 def test_help_tells_of_it(run, name):
-    code, output = run(name, '--help')
-    assert not code and 'mended' not in output.out
-    assert '--traceback ' in output.out and 'MMGCP_TRACEBACK=1' in output.out
+    result = run(name, '--help')
+    assert result.returncode == 0 and 'mended' not in result.stdout
+    assert '--traceback ' in result.stdout and 'MMGCP_TRACEBACK=1' in result.stdout
 
 
 @pytest.mark.parametrize('name', WRONG_ARGUMENTS)
 def test_whole_story(run, name):
-    sentence, output = run(name, *WRONG_ARGUMENTS[name])
-    assert sentence.startswith(f'{Path(name).name}: ') and len(sentence.splitlines()) == 1
-    assert 'Traceback' not in output.err
-    same, output = run(name, '--traceback', *WRONG_ARGUMENTS[name])
-    assert same == sentence
-    assert 'Traceback (most recent call last)' in output.err
-    assert output.err.strip().splitlines()[-1].endswith(sentence.split(': ', 1)[1])
+    sentence = complaint(run(name, *WRONG_ARGUMENTS[name]))
+    result = run(name, '--traceback', *WRONG_ARGUMENTS[name])
+    *story, reason, same = result.stderr.strip().splitlines()
+    assert same == sentence and 'Traceback (most recent call last)' in story[0]
+    assert reason.endswith(sentence.split(': ', 1)[1])
     assert os.environ['MMGCP_TRACEBACK'] == '1'  # for the tools that it runs

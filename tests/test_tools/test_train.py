@@ -3,6 +3,7 @@ import re
 import shutil
 
 import torch
+from scripts import complaint, complaint_of, run_process
 
 from mmgcp.datasets.demo import CLASSES
 
@@ -23,7 +24,7 @@ def test_one_epoch(trained):
     assert outputs == 3 * (5 + len(CLASSES))
 
 
-def test_resume(trained, run_process, tmp_path):
+def test_resume(trained, tmp_path):
     """The second epoch goes on from the weights, optimizer and counter of the first."""
     work_dir = tmp_path / 'run'
     shutil.copytree(str(trained['work_dir']), str(work_dir))
@@ -44,42 +45,43 @@ def test_resume(trained, run_process, tmp_path):
     assert second['ema_state_dict']['steps'] == 2 * first['ema_state_dict']['steps'] > 0
 
 
-def test_missing_config(exit_message, tmp_path):
-    assert exit_message('train.py', 'nowhere.py') == 'train.py: there is no config nowhere.py'
+def test_missing_config(tmp_path):
+    assert complaint_of('train.py', 'nowhere.py', cwd=tmp_path) == (
+        'train.py: there is no config nowhere.py')
     assert not list(tmp_path.iterdir())
 
 
-def test_faulty_config(exit_message, tmp_path):
+def test_faulty_config(tmp_path):
     (tmp_path / 'faulty.py').write_text('model = dict(\n')
-    message = exit_message('train.py', 'faulty.py')
+    message = complaint_of('train.py', 'faulty.py', cwd=tmp_path)
     assert message.startswith('train.py: the config faulty.py cannot be read: SyntaxError')
     assert [path.name for path in tmp_path.iterdir()] == ['faulty.py']
 
 
-def test_missing_checkpoint(write_config, exit_message, tmp_path):
+def test_missing_checkpoint(write_config, tmp_path):
     config = write_config(tmp_path / 'tiny.py')
     options = ('--cfg-options', 'load_from=nowhere.pth')
-    assert exit_message('train.py', config, *options) == (
+    assert complaint_of('train.py', config, *options, cwd=tmp_path) == (
         'train.py: there is no checkpoint nowhere.pth to start from (load_from of the config)')
     (tmp_path / 'child.py').write_text(
         f"_base_ = '{config}'\nload_from = 'pruned/pruned.pth'\n"
         "model = dict(type='mmgcp.PrunedDetector', detector=_base_.model.type,\n"
         "             channels='pruned/pruned.py')\n")
-    assert exit_message('train.py', 'child.py') == (
+    assert complaint_of('train.py', 'child.py', cwd=tmp_path) == (
         'train.py: there is no pruned/pruned.py, which lists the channels of the pruned detector: '
         '`python tools/prune.py CONFIG CHECKPOINT --work-dir pruned` writes it')
     assert {path.name for path in tmp_path.iterdir()} == {'tiny.py', 'child.py'}
 
 
-def test_missing_data(write_config, run_process, assert_one_sentence, tmp_path):
+def test_missing_data(write_config, tmp_path):
     config = write_config(tmp_path / 'tiny.py', data_root=tmp_path / 'nowhere')
     result = run_process('train.py', config, cwd=tmp_path)
-    assert str(tmp_path / 'nowhere') in assert_one_sentence(result, 'train.py')
+    assert str(tmp_path / 'nowhere') in complaint(result)
 
 
-def test_unknown_class(write_config, run_process, assert_one_sentence, tmp_path):
+def test_unknown_class(write_config, tmp_path):
     config = write_config(tmp_path / 'tiny.py', classes=CLASSES[:2])
     result = run_process('train.py', config, cwd=tmp_path)
-    last = assert_one_sentence(result, 'train.py')
+    last = complaint(result)
     unknown = re.search(r"Class '(\w+)' in \S+\.xml is not one of the known classes", last)
     assert unknown.group(1) in CLASSES[2:]

@@ -147,12 +147,10 @@ def test_batch_norm_is_not_synchronised():
     assert detector.training
 
 
-def test_scope_is_left_alone(monkeypatch):
+def test_scope_is_left_alone():
     """A detector of MMYOLO is built whatever the scope around, which stays."""
-    monkeypatch.setattr(DefaultScope, '_instance_dict', DefaultScope._instance_dict.copy())
     cfg = Config(dict(model=dict(
         type='YOLOv5CSPDarknet', widen_factor=0.125, deepen_factor=0.33)))
-    DefaultScope.get_instance('scope_of_this_test', scope_name='mmdet')
-    assert DefaultScope.get_current_instance().scope_name == 'mmdet'
-    assert type(build_detector(cfg)).__name__ == 'YOLOv5CSPDarknet'
-    assert DefaultScope.get_current_instance().scope_name == 'mmdet'
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        assert type(build_detector(cfg)).__name__ == 'YOLOv5CSPDarknet'
+        assert DefaultScope.get_current_instance().scope_name == 'mmdet'

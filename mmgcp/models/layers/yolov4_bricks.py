@@ -16,8 +16,9 @@ MODELS.register_module(module=nn.Mish, name='Mish')
 
 
 class CSPDarknetLayer(BaseModule):
-    """Cross-stage partial layer of CSPDarknet53 (`CSPNet, arXiv 1911.11929
-    <https://arxiv.org/abs/1911.11929>`_).
+    """Cross-stage partial layer of CSPDarknet53.
+
+    `CSPNet (arXiv 1911.11929) <https://arxiv.org/abs/1911.11929>`_.
 
     Unlike :class:`mmdet.models.layers.CSPLayer`, it has a 1x1 convolution (``post_conv``)
     after the residual blocks.

@@ -13,8 +13,9 @@ from mmgcp.registry import MODELS
 
 @MODELS.register_module()
 class YOLOv4PAFPN(DefaultInitMixin, BaseYOLONeck):
-    """Spatial pyramid pooling and path aggregation network of `YOLOv4
-    <https://arxiv.org/abs/2004.10934>`_.
+    """Spatial pyramid pooling and path aggregation network.
+
+    That of `YOLOv4 <https://arxiv.org/abs/2004.10934>`_.
 
     Args:
         in_channels (List[int]): Number of channels of each input, before widening.

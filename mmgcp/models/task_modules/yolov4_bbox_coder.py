@@ -11,13 +11,13 @@ from mmgcp.registry import TASK_UTILS
 
 @TASK_UTILS.register_module()
 class YOLOv4BBoxCoder(BaseBBoxCoder):
-    """Box coder of `YOLOv4 <https://arxiv.org/abs/2004.10934>`_.
+    r"""Box coder of `YOLOv4 <https://arxiv.org/abs/2004.10934>`_.
 
     With the level's ``scale_x_y`` s, a box is predicted relative to its grid cell
     (c_x, c_y) and its anchor (a_w, a_h) as
 
     .. math::
-        b_x = stride (c_x + s \\sigma(t_x) - (s - 1) / 2), \\quad b_w = a_w e^{t_w}
+        b_x = stride (c_x + s \sigma(t_x) - (s - 1) / 2), \quad b_w = a_w e^{t_w}
 
     and likewise for y and the height.
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from auxiliary_toys import begun, make_batches, mmdet_samples, tiny_detector, total_loss
-from pruning_samples import build, yolov4
+from yolov4_samples import build, yolov4
 
 from mmgcp.pruning import prune
 from mmgcp.pruning.layerwise import DCP

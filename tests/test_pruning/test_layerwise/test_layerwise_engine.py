@@ -4,14 +4,7 @@ import copy
 import pytest
 import torch
 from layer_kinds import KINDS, make_kind
-from pruning_samples import (
-    difference,
-    make_unit,
-    residual_toy,
-    run,
-    tensors,
-    two_branches,
-)
+from pruning_samples import difference, make_unit, residual_toy, run, tensors, two_branches
 from zeroing import zero
 
 from mmgcp.errors import PruningError
@@ -501,7 +494,7 @@ def test_sensitivity_is_measured_on_the_allocation():
     model = two_branches()
     groups = [dict(name=name, modules=[name]) for name in 'zac']
     criterion = recorder(allocation_criterion=dict(type='mmgcp.BNScale'))
-    result = run_prune(model, groups, None, criterion,
+    result = run_prune(model, groups, None, criterion=criterion,
                        evaluate=lambda model: 1 + float(model.a.bn.weight.sum()) * 0,
                        target_params=0.6, round_to=2)
     assert set(result.plan.options['sensitivity']['metrics']) == set('zac')

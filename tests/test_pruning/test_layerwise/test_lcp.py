@@ -20,7 +20,10 @@ from auxiliary_toys import (
 )
 from families import family_config
 from mmengine.registry import DefaultScope
-from pruning_samples import ROOT, Block, Toy, build, randomise, yolov4
+from pruning_samples import Block, Toy, randomise
+from scripts import ROOT
+from tiers import slow_except
+from yolov4_samples import build, yolov4
 
 from mmgcp.errors import PruningError
 from mmgcp.nn.layers import keep_channels
@@ -405,7 +408,7 @@ DETECTORS = dict(
             64))
 
 
-@pytest.mark.parametrize('name', DETECTORS)
+@pytest.mark.parametrize('name', slow_except(['ssd_vgg', 'yolov4'], DETECTORS))
 def test_detectors(name):
     """The whole of prune(), as tools/prune.py calls it."""
     make, modules, samples, size = DETECTORS[name]

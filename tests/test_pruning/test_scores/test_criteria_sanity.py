@@ -7,7 +7,8 @@ import torch
 import torch.nn as nn
 from layer_kinds import KINDS, make_kind
 from loss_toys import SHAPE, LossToy, assert_as_before, make_batches, relu_block, snapshot
-from pruning_samples import GROUPS, batch, difference, randomise, run
+from pruning_samples import GROUPS, difference, randomise, run
+from yolov4_samples import batch
 
 from mmgcp.analysis import count_complexity
 from mmgcp.errors import PruningError

@@ -20,7 +20,8 @@ from loss_toys import (
 )
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
-from pruning_samples import Block, Toy, batch, randomise
+from pruning_samples import Block, Toy, randomise
+from yolov4_samples import batch
 
 from mmgcp.errors import PruningError
 from mmgcp.nn.training_loss import Batch, loss_mode

@@ -1,2 +1,0 @@
-# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-from pruning_fixtures import *  # noqa: F403
