@@ -6,7 +6,7 @@ from typing import Dict, Iterator, Optional
 import torch.nn as nn
 from torch import Tensor
 
-from mmgcp.pruning.masking import Snapshot
+from mmgcp.nn.temporarily import Snapshot
 
 from .modules import SCAModule
 

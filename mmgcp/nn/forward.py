@@ -79,6 +79,17 @@ def run_on_noise(model: nn.Module, shape: Sequence[int]) -> Any:
         return run_as_tensors(model, random_image(model, shape))
 
 
+def flatten_tensors(outputs: Any) -> List[Tensor]:
+    """Return all tensors of nested lists, tuples and dictionaries."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    if isinstance(outputs, dict):
+        outputs = list(outputs.values())
+    if isinstance(outputs, (list, tuple)):
+        return [tensor for item in outputs for tensor in flatten_tensors(item)]
+    return []
+
+
 @torch.no_grad()
 def run_with_hooks(model: nn.Module, shape: Sequence[int], handles: Iterable) -> None:
     """Run a detector once and remove hooks; use :func:`run_on_noise` instead."""

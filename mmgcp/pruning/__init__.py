@@ -1,7 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 from .api import prune
 from .attributes import register_attribute_rule
-from .auto_groups import auto_groups
+from .layer_groups import auto_groups
 from .detector import PrunedDetector, apply_channel_table, count_channels
 from .plan import PruningPlan, UnitPlan, validate_plan
 from .result import PruningResult

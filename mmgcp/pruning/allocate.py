@@ -8,7 +8,7 @@ lose the same share.
 """
 import math
 from dataclasses import replace
-from typing import Callable, Dict, Iterable, List, Optional, Sequence
+from typing import Dict, Iterable, List, Optional, Sequence
 
 import torch
 import torch.nn as nn
@@ -27,35 +27,18 @@ from .units import ChannelUnit, LayerGroup
 
 
 def allocate(selection: Selection, groups: Sequence[LayerGroup], cost: CostModel, budget: Budget,
-             sensitivities: Optional[Dict[str, float]] = None,
-             progress: Callable = lambda *_: None) -> Thresholds:
-    """Find the thresholds of all layer groups.
+             sensitivities: Optional[Dict[str, float]]) -> Thresholds:
+    """Find the thresholds of all layer groups: their own, or those that meet the budget.
 
-    Args:
-        selection (Selection): Chooses channels by thresholds.
-        groups (Sequence[LayerGroup]): The layer groups.
-        cost (CostModel): Gives what remains.
-        budget (Budget): What has to remain; decides the groups without ratio and threshold.
-        sensitivities (dict[str, float], optional): What channels of a group cost in accuracy,
-            relative to their squared scores, by group; see :func:`mmgcp.pruning.budget.
-            find_thresholds`.
-        progress (Callable): Called with a stage, the steps done in it, and all its steps.
-
-    Returns:
-        dict[str, float | None]: Threshold by name of the group.
-
-    Raises:
-        PruningError: The budget cannot be met, or nothing decides a group.
+    Raises a PruningError if the budget cannot be met or nothing decides a group.
     """
-    progress('choosing channels', 0, 1)
     thresholds = thresholds_of_groups(selection.scored, groups)
     if budget:
-        thresholds = find_thresholds(selection, groups, cost, thresholds, budget, sensitivities)
-    elif len(thresholds) < len(groups):
+        return find_thresholds(selection, groups, cost, thresholds, budget, sensitivities)
+    if len(thresholds) < len(groups):
         missing = [group.name for group in groups if group.name not in thresholds]
         raise PruningError(f'layer groups {missing} have neither a ratio nor a threshold, and no '
                            'ratio or budget is given (ratio, target_params, target_flops)')
-    progress('choosing channels', 1, 1)
     return thresholds
 
 
@@ -63,15 +46,8 @@ def thresholds_of_groups(scored: Iterable[ScoredUnit],
                          groups: Iterable[LayerGroup]) -> Thresholds:
     """Find the thresholds of the groups that state a threshold or a ratio.
 
-    A ratio r stands for the value that the share r of the group's scores, over all
-    of its layers, does not exceed: the floor(r * K)-th smallest of K.
-
-    Args:
-        scored (Iterable[ScoredUnit]): The scored units.
-        groups (Iterable[LayerGroup]): The layer groups.
-
-    Returns:
-        dict[str, float | None]: Threshold by name of the group.
+    A ratio r stands for the value that the share r of the group's scores, over all of its
+    layers, does not exceed: the floor(r * K)-th smallest of K.
     """
     thresholds = {}
     for group in groups:
@@ -101,16 +77,9 @@ class EqualShares(Criterion):
 
 
 def by_position(scored: Sequence[ScoredUnit], merge: str) -> List[ScoredUnit]:
-    """Replace scores by positions, so that a threshold removes the same share of each unit.
+    """Replace scores by :func:`positions`, so that a threshold removes the same share of each unit.
 
-    Args:
-        scored (Sequence[ScoredUnit]): The scored units.
-        merge (str): How the scores of the layers of a unit become one score a channel: with 'or'
-            it is the highest; see :mod:`mmgcp.pruning.merges`.
-
-    Returns:
-        list[ScoredUnit]: The units. All layers of one have the same positions, see
-        :func:`positions`, NaN where they had no score.
+    The merge rule joins the scores of the layers of a unit; all get the same positions.
     """
     placed = []
     for item in scored:
@@ -123,19 +92,11 @@ def by_position(scored: Sequence[ScoredUnit], merge: str) -> List[ScoredUnit]:
 
 
 def positions(unit: ChannelUnit, scores: Tensor) -> Tensor:
-    """Return the positions of the channels of a unit among those that are alike.
+    """Return the positions (C, ) of the scores (C, ) of a unit among channels that are alike.
 
-    Channels that are not alike (in another group of a grouped convolution, or in other layers)
-    are ordered apart, so that a threshold removes the same share of each kind.
-
-    Args:
-        unit (ChannelUnit): The unit, of size C.
-        scores (Tensor): Scores (C, ).
-
-    Returns:
-        Tensor: Positions (C, ). The i-th lowest of n alike channels has (i + 0.5) / n, so that
-        a threshold t removes t * n of them, rounded. Channels that only go together share
-        their mean position.
+    The i-th lowest of n alike channels has (i + 0.5) / n, so that a threshold t removes t * n of
+    them, rounded. Channels in other layers, or in another group of a grouped convolution, are
+    not alike. Channels that only go together share their mean position.
     """
     groups = torch.zeros(unit.size).long() if unit.conv_groups is None else unit.conv_groups
     memberships = [groups, *(unit.mask(item.unit_index).long() for item in unit.slices)]
@@ -146,9 +107,3 @@ def positions(unit: ChannelUnit, scores: Tensor) -> Tensor:
         alike = alike[scores[alike].sort(stable=True).indices]
         found[alike] = (torch.arange(len(alike)).double() + 0.5) / len(alike)
     return share_scores(found, unit)
-
-
-def ratios_as_shares(groups: Sequence[LayerGroup]) -> List[LayerGroup]:
-    """Let the ratios of groups hold for each unit, not only for all of them together."""
-    return [group if group.ratio is None
-            else replace(group, ratio=None, threshold=float(group.ratio)) for group in groups]

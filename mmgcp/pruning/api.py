@@ -1,19 +1,25 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The one path from a model to a pruned model."""
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Dict, Optional
 
 import torch.nn as nn
+from torch import Tensor
 
+from mmgcp.errors import PruningError
+from mmgcp.nn.layers import find_layer, is_depthwise
+from mmgcp.nn.temporarily import restored_on_error
 from mmgcp.registry import TASK_UTILS
 
 from . import one_shot  # noqa: F401  registers its strategy
-from .apply import apply_decision
-from .masking import restored_on_error
-from .options import Groups, PruneOptions
+from .detector import ChannelTable, count_channels
+from .layer_groups import Groups
+from .masking import channels_off, check_same_predictions, raw_predictions
+from .options import PruneOptions
 from .plan import PruningPlan, validate_plan
 from .result import PruningResult
-from .strategy import Decision, strategy_of, trace
+from .strategy import Decision, PruningTask, strategy_of, trace
+from .surgery import gather_channels, remove_channels
 
 
 def prune(model: nn.Module, groups: Groups = 'auto', ratio: Optional[float] = None,
@@ -53,4 +59,57 @@ def prune(model: nn.Module, groups: Groups = 'auto', ratio: Optional[float] = No
     trains = criterion is not None and criterion.trains and not options.dry_run
     with restored_on_error(model, weights=trains):
         decision = Decision(plan) if plan is not None else strategy_of(criterion)(task, criterion)
-        return apply_decision(task, decision)
+        return _apply(task, decision)
+
+
+def _apply(task: PruningTask, decision: Decision) -> PruningResult:
+    """Compensate and remove what has been decided on, unless it is a dry run; give the result."""
+    removed, progress = decision.plan.removed(), task.options.progress
+    params, macs = task.cost(removed)
+    result = PruningResult(
+        model=task.model,
+        plan=decision.plan,
+        channels_before=count_channels(task.model),
+        channels_after=_channels_left(task, removed),
+        params=[task.cost.params, params],
+        macs=[task.cost.macs, macs],
+        scores=decision.scores,
+        uncompensated=decision.uncompensated or [])
+    if task.options.dry_run:
+        return result
+    if decision.uncompensated is None:
+        progress('compensating', 0, 1)
+        result.uncompensated = task.compensator()(removed)
+        progress('compensating', 1, 1)
+    _remove_and_verify(task, removed)
+    return result
+
+
+def _remove_and_verify(task: PruningTask, removed: Dict[str, Tensor]) -> None:
+    """Remove channels; the model must compute what it does without them."""
+    model, progress = task.model, task.options.progress
+    with channels_off(model, task.units, removed):
+        expected = raw_predictions(model, task.shape)
+    progress('removing channels', 0, 2)
+    remove_channels(model, task.units, removed)
+    progress('removing channels', 1, 2)
+    try:
+        found = raw_predictions(model, task.shape)
+    except Exception as error:  # whatever the model raises
+        raise PruningError(f'the pruned model does not run, and has been restored: {error}. Does '
+                           'a forward of it depend on channel counts in a way that mmgcp does '
+                           'not know? See register_attribute_rule in '
+                           'mmgcp/pruning/attributes.py') from error
+    check_same_predictions(expected, found)
+    progress('removing channels', 2, 2)
+
+
+def _channels_left(task: PruningTask, removed: Dict[str, Tensor]) -> ChannelTable:
+    """Return the channels of all layers after pruning."""
+    left = count_channels(task.model)
+    for (name, side), channels in gather_channels(task.units, removed).items():
+        sides = ((0, -1) if is_depthwise(find_layer(task.model, name)) else
+                 (0, ) if side == 'in' else (-1, ))
+        for index in sides:
+            left[name][index] -= len(channels)
+    return left

@@ -2,7 +2,7 @@
 """Building a pruned detector: an ordinary one, reduced to the channels that a table lists."""
 import copy
 from pathlib import Path
-from typing import Dict, Iterator, List, Tuple, Union
+from typing import Any, Dict, Iterator, List, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -49,8 +49,7 @@ def PrunedDetector(detector: str, channels: Union[ChannelTable, str, Path],  # n
         channels (dict[str, list[int]] | str | Path): The numbers of channels left in the
             pruned layers: [in, out] of convolutions and linear layers, [features] of
             normalisation layers and bare parameters; or the ``pruned.py`` that has this
-            table. The file is read when the detector is built, and a relative path
-            starts at the working directory.
+            table. A relative path starts at the working directory.
         **kwargs: The arguments of the original detector. Pretrained weights in any
             ``init_cfg`` are ignored, as they have the original's channels.
 
@@ -71,12 +70,7 @@ def PrunedDetector(detector: str, channels: Union[ChannelTable, str, Path],  # n
 def read_channel_table(channels: Union[ChannelTable, str, Path]) -> ChannelTable:
     """Return the channel table that the ``channels`` of a :func:`PrunedDetector` stand for.
 
-    Args:
-        channels (dict[str, list[int]] | str | Path): The table, or the config of a pruned
-            detector that has it.
-
-    Raises:
-        PruningError: There is no such file, or it has no table.
+    Raises a PruningError if there is no such file or it has no table.
     """
     if not isinstance(channels, (str, Path)):
         return dict(channels)
@@ -93,32 +87,21 @@ def read_channel_table(channels: Union[ChannelTable, str, Path]) -> ChannelTable
 
 
 def check_channels(content: dict) -> None:
-    """Check that the channel tables of all pruned detectors in a config can be read.
-
-    Args:
-        content (dict): Any part of the config, such as its ``model``.
-
-    Raises:
-        PruningError: There is no such file, or it has no table.
-    """
+    """Raise a PruningError if a pruned detector in a part of a config has no channel table."""
     for part in _nested_dicts(content):
         if part.get('type') == PRUNED_DETECTOR and 'channels' in part:
             read_channel_table(part['channels'])
 
 
 def drop_pretrained(content: dict) -> None:
-    """Remove the initialisations from checkpoints from a config, in place.
-
-    Args:
-        content (dict): Any part of the config, such as its ``model``.
-    """
+    """Remove initialisations from checkpoints from any part of a config, in place."""
     for part in _nested_dicts(content):
         init_cfg = part.get('init_cfg')
         if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
             del part['init_cfg']
 
 
-def _nested_dicts(content) -> Iterator[dict]:
+def _nested_dicts(content: Any) -> Iterator[dict]:
     if isinstance(content, dict):
         yield content
         content = list(content.values())
@@ -161,7 +144,7 @@ def apply_channel_table(model: nn.Module, table: ChannelTable) -> None:
 
 
 def _named_layers(model: nn.Module) -> Dict[str, Layer]:
-    """The modules of a model, and the parameters that belong to no layer with channels."""
+    """Return the modules of a model, and the parameters that belong to no layer with channels."""
     layers: Dict[str, Layer] = dict(model.named_modules())
     owned = {parameter for layer in layers.values() if channel_counts(layer)
              for parameter in layer.parameters()}
@@ -188,7 +171,7 @@ def _can_have(layer: Layer, counts: List[int]) -> bool:
 
 
 def _kept(layer: Layer, counts: List[int]) -> Iterator[Tuple[str, Tensor]]:
-    """The channels that stay on each side of a layer: the first ones, of each conv group."""
+    """Yield the channels that stay on each side of a layer: the first ones, of each group."""
     if len(counts) == 1 or is_depthwise(layer):
         yield 'out', torch.arange(counts[-1])
         return

@@ -9,26 +9,18 @@ import torch.nn as nn
 from torch import Tensor
 
 from mmgcp.errors import PruningError
-from mmgcp.nn.forward import run_on_noise
+from mmgcp.nn.forward import flatten_tensors, run_on_noise
 from mmgcp.nn.hooks import on_inputs, on_outputs
 from mmgcp.nn.layers import find_layer
-from mmgcp.nn.temporarily import Snapshot, restored_on_error  # noqa: F401  the former place
 
 from .surgery import gather_channels
-from .tracing import flatten_tensors
 from .units import ChannelUnit
 
 
 @contextmanager
 def channels_off(model: nn.Module, units: Iterable[ChannelUnit],
                  removed: Dict[str, Tensor]) -> Iterator[None]:
-    """Let a model compute with channels set to zero in their producers and consumers.
-
-    Args:
-        model (nn.Module): The model.
-        units (Iterable[ChannelUnit]): Its channel units.
-        removed (dict[str, Tensor]): Indices (K, ) of the channels, by name of the unit.
-    """
+    """Set channels (K, ), by name of the unit, to zero in all their producers and consumers."""
     inputs, outputs = {}, {}
     for (name, side), channels in gather_channels(units, removed).items():
         layer = find_layer(model, name)
@@ -36,14 +28,14 @@ def channels_off(model: nn.Module, units: Iterable[ChannelUnit],
             continue  # consumers of the sum or product set these channels to zero
         dim = -1 if isinstance(layer, nn.Linear) else 1
         if side == 'in':
-            inputs[name] = partial(_zeroed, dim, channels)
+            inputs[name] = partial(_zero_input, dim, channels)
         else:
             outputs[name] = partial(_zero_output, dim, channels)
     with on_inputs(model, inputs), on_outputs(model, outputs):
         yield
 
 
-def _zeroed(dim: int, channels: Tensor, inputs: Tensor) -> Tensor:
+def _zero_input(dim: int, channels: Tensor, inputs: Tensor) -> Tensor:
     return inputs.index_fill(dim, channels.to(inputs.device), 0)
 
 

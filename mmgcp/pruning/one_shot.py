@@ -1,23 +1,23 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Pruning in one go: score all channels, allocate, select."""
 from dataclasses import asdict, replace
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, Sequence, Tuple
 
 from torch import Tensor
 
 from mmgcp.errors import PruningError
 
-from .allocate import allocate, by_position, ratios_as_shares
-from .auto_groups import auto_groups
+from .allocate import allocate, by_position
 from .budget import Budget
 from .compensation import Compensator
+from .layer_groups import make_groups
 from .plan import PruningPlan, make_plan
 from .scored import group_scores, score_units
 from .scores import Criterion
 from .select import Limits, Selection
 from .sensitivity import measure_sensitivity
 from .strategy import Decision, PruningTask, register_strategy
-from .units import ChannelUnit, LayerGroup, make_group
+from .units import ChannelUnit
 
 
 @register_strategy(Criterion)
@@ -28,9 +28,7 @@ def prune_in_one_go(task: PruningTask, criterion: Criterion) -> Decision:
         raise PruningError('finetune is for layer-wise criteria, but '
                            f'{options.criterion["type"]} is none')
     uniform = (options.allocation or criterion.default_allocation) == 'uniform'
-    plan, scores = plan_by_scores(task, criterion, task.units, uniform,
-                                  task.compensator())
-    return Decision(plan, scores)
+    return Decision(*plan_by_scores(task, criterion, task.units, uniform, task.compensator()))
 
 
 def plan_by_scores(task: PruningTask, criterion: Criterion, units: Sequence[ChannelUnit],
@@ -38,25 +36,16 @@ def plan_by_scores(task: PruningTask, criterion: Criterion, units: Sequence[Chan
                    ) -> Tuple[PruningPlan, Dict[str, Tensor]]:
     """Score units, find the thresholds of the layer groups and select the channels below them.
 
-    Args:
-        task (PruningTask): The task.
-        criterion (Criterion): Scores the units.
-        units (Sequence[ChannelUnit]): The units that may be pruned.
-        uniform (bool): Whether all units of a group lose the same share; see
-            :mod:`mmgcp.pruning.allocate`.
-        compensator (Compensator): Makes up for channels while sensitivities are measured.
-
-    Returns:
-        tuple: The plan for all units of the task, and the scores (K, ) by layer group, which
-        are empty if positions in the units decide.
-
-    Raises:
-        PruningError: The request cannot be met.
+    If the allocation is uniform, all units of a group lose the same share, see
+    :mod:`mmgcp.pruning.allocate`. The compensator is for measuring sensitivities. Returns the
+    plan for all units of the task, and the scores (K, ) by layer group, which are empty if
+    positions decide. Raises a PruningError if the request cannot be met.
     """
     model, options = task.model, task.options
-    groups = make_groups(task)
-    if uniform:
-        groups = ratios_as_shares(groups)
+    groups = make_groups(model, options.groups, options.ratio, options.input_shape)
+    if uniform:  # a ratio holds for each unit, as a threshold of positions
+        groups = [group if group.ratio is None else
+                  replace(group, ratio=None, threshold=float(group.ratio)) for group in groups]
     task.check_data(criterion)
     criterion.prepare(model, units, options.batches, options.progress)
     scored = score_units(model, units, criterion, groups, task.skipped)
@@ -72,30 +61,13 @@ def plan_by_scores(task: PruningTask, criterion: Criterion, units: Sequence[Chan
     if options.evaluate is not None:
         sensitivity = measure_sensitivity(model, selection, groups, options.evaluate,
                                           compensator, options.progress)
+    options.progress('choosing channels', 0, 1)
     thresholds = allocate(selection, groups, task.cost,
                           Budget(options.target_params, options.target_flops),
-                          sensitivity and sensitivity.costs, options.progress)
+                          sensitivity and sensitivity.costs)
+    options.progress('choosing channels', 1, 1)
     plan = make_plan(task.units, selection.removed(thresholds), scored)
     record = dict(options.record(), sensitivity=sensitivity and asdict(sensitivity))
     plan = replace(plan, thresholds=dict(thresholds), skipped=task.skipped, options=record)
     scores = {} if uniform else {group.name: group_scores(scored, group) for group in groups}
     return plan, scores
-
-
-def make_groups(task: PruningTask) -> List[LayerGroup]:
-    """Make the layer groups of a task.
-
-    Raises:
-        PruningError: They are not well-formed, or there are none.
-    """
-    groups, ratio = task.options.groups, task.options.ratio
-    if groups == 'auto':
-        groups = auto_groups(task.model, task.options.input_shape)
-    elif isinstance(groups, str):
-        raise PruningError(f"groups must be 'auto' or a list of layer groups, but is {groups!r}")
-    groups = [item if isinstance(item, LayerGroup) else make_group(item) for item in groups]
-    if not groups:
-        raise PruningError('there are no layer groups: nothing would be pruned')
-    if ratio is not None:
-        groups = [replace(group, ratio=ratio, threshold=None) for group in groups]
-    return groups

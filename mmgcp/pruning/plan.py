@@ -65,14 +65,7 @@ class PruningPlan:
 
     @classmethod
     def load(cls, path: Union[str, Path]) -> 'PruningPlan':
-        """Read a plan.
-
-        Args:
-            path (str | Path): The file.
-
-        Returns:
-            PruningPlan: The plan, which has yet to be compared with a model: see
-            :func:`validate_plan`.
+        """Read a plan, which has yet to be compared with a model: see :func:`validate_plan`.
 
         Raises:
             PruningError: There is no such file, or it is no plan.
@@ -98,15 +91,9 @@ class PruningPlan:
 
 def make_plan(units: Sequence[ChannelUnit], removed: Dict[str, Tensor],
               scored: Iterable[ScoredUnit] = ()) -> PruningPlan:
-    """Make the plan that removes some channels.
+    """Make the plan for all units of a model that removes channels (K, ), ascending, of some.
 
-    Args:
-        units (Sequence[ChannelUnit]): All units of the model.
-        removed (dict[str, Tensor]): Channels (K, ) to remove, ascending, by name of the unit.
-        scored (Iterable[ScoredUnit]): The units that have scores, which know the layer groups.
-
-    Returns:
-        PruningPlan: The plan, which names all units.
+    Those that have been scored know the layer groups.
     """
     groups = {item.unit.name: item.groups for item in scored}
     plans = []

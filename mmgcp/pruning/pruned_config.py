@@ -1,34 +1,23 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""The config of a pruned detector."""
 import copy
-from typing import Dict, List
-
 from mmengine.config import Config
 
 from mmgcp.utils.config import drop_collate_scope
 
 from .detector import PRUNED_DETECTOR, ChannelTable, drop_pretrained, read_channel_table
 
-# MMEngine puts the folder of the config file in
+# MMEngine fills in the folder of the config file
 CHECKPOINT = '{{ fileDirname }}/pruned.pth'
 
 
 def make_pruned_config(cfg: Config, package: str, changed_channels: ChannelTable) -> Config:
-    """Make the config of a pruned detector from that of the original.
+    """Make the config of a pruned detector from that of the original, perhaps pruned already.
 
-    It is complete, with every base merged. Everything under ``model`` stays where it was, so
-    that children of either config override the same places.
-
-    Args:
-        cfg (Config): The config of the original, which may be pruned already.
-        package (str): Package of the detector's class, such as ``'mmyolo'``.
-        changed_channels (dict[str, list[int]]): Numbers of channels left in the pruned
-            layers; see :func:`mmgcp.pruning.PrunedDetector`.
-
-    Returns:
-        Config: The config, which loads the ``pruned.pth`` beside it.
+    It is complete, with every base merged, and loads the ``pruned.pth`` beside it. Everything
+    under ``model`` stays where it was, so that children of either config override the same
+    places. The package is that of the detector's class, such as ``'mmyolo'``.
     """
-    content: Dict = copy.deepcopy(cfg.to_dict())
+    content = copy.deepcopy(cfg.to_dict())
     model = content.pop('model')
     original = model['type']
     if original.split('.')[-1] == PRUNED_DETECTOR.split('.')[-1]:
@@ -38,7 +27,7 @@ def make_pruned_config(cfg: Config, package: str, changed_channels: ChannelTable
                  channels=changed_channels)
     drop_pretrained(model)
     content['model'] = model
-    imports: List[str] = content.get('custom_imports', {}).get('imports', [])
+    imports = content.get('custom_imports', {}).get('imports', [])
     content['custom_imports'] = dict(
         imports=list(dict.fromkeys([*([imports] if isinstance(imports, str) else imports),
                                     'mmgcp'])),

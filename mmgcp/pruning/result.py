@@ -28,11 +28,10 @@ class PruningResult:
         channels_before (ChannelTable): Channels of all layers before.
         channels_after (ChannelTable): Channels of all layers after.
         params (List[int]): Parameters before and after.
-        macs (List[int]): Multiply-accumulate MACs for one image before and after.
-        scores (Dict[str, Tensor]): All scores (K, ) by layer group; empty where a plan
-            was given.
-        uncompensated (List[str]): Layers that could not absorb what removed channels
-            emitted; see :func:`mmgcp.pruning.compensation.folding.compensate`.
+        macs (List[int]): MACs for one image before and after.
+        scores (Dict[str, Tensor]): All scores (K, ) by layer group; empty where they did not
+            decide.
+        uncompensated (List[str]): Layers that could not absorb what removed channels emitted.
     """
     model: nn.Module
     plan: PruningPlan

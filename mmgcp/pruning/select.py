@@ -2,7 +2,7 @@
 """Which channels of a unit are removed: the lowest, as many as its limits allow."""
 import math
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -21,45 +21,30 @@ Thresholds = Dict[str, Optional[float]]
 class Limits:
     """How many channels have to stay.
 
-    Attributes:
-        min_keep_ratio (float): At least this share of the channels of a unit stays,
-            and one; the same holds for a layer that has only some of them.
-        round_to (int): The number of channels of a unit that stay is a multiple of it,
-            or all of them.
+    At least a share of the channels of a unit stays, and one; the same holds for a layer that
+    has only some of them. How many stay is a multiple of ``round_to``, or all of them.
     """
     min_keep_ratio: float = 0.01
     round_to: int = 1
 
     def least(self, size: int) -> int:
-        """How many of so many channels have to stay."""
+        """Return how many of so many channels have to stay."""
         return max(1, math.ceil(self.min_keep_ratio * size - 1e-9))
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Chooses the channels that thresholds remove.
-
-    Attributes:
-        scored (Sequence[ScoredUnit]): The scored units.
-        merge (str): How the layers of a unit decide together; see :mod:`mmgcp.pruning.merges`.
-        limits (Limits): How many channels have to stay.
-    """
+    """Chooses the channels that thresholds remove."""
     scored: Sequence[ScoredUnit]
     merge: str = 'or'
     limits: Limits = Limits()
 
     def removed(self, thresholds: Thresholds) -> Dict[str, Tensor]:
-        """Choose the channels to remove.
+        """Return the channels (K, ) to remove, ascending, by name of the unit if there are any.
 
         Each layer compares its scores with the threshold of its own group, also where the
         layers of a unit belong to different groups; a layer without a threshold keeps all of
         its channels. The votes are merged.
-
-        Args:
-            thresholds (dict[str, float | None]): Threshold by name of the group.
-
-        Returns:
-            dict[str, Tensor]: Ascending indices by name of the unit, where there are any.
         """
         removed = {}
         for item in self.scored:
@@ -72,18 +57,11 @@ class Selection:
 
 
 def select(unit: ChannelUnit, margins: Tensor, limits: Limits) -> Tensor:
-    """Choose the channels of a unit to remove.
+    """Return the channels (K, ) of a unit to remove, ascending.
 
-    Args:
-        unit (ChannelUnit): The unit, of size C.
-        margins (Tensor): Margins (C, ). Channels with a margin of at most zero go, the lowest
-            first, as far as the limits allow.
-        limits (Limits): The limits.
-
-    Returns:
-        Tensor: Ascending indices (K, ).
+    Those with a margin (C, ) of at most zero go, the lowest first, as far as the limits allow.
     """
-    margins = protect(unit, margins, limits)
+    margins = _protect(unit, margins, limits)
     keep = margins > 0
     if bool(keep.all()):
         return torch.zeros(0, dtype=torch.long)
@@ -99,27 +77,17 @@ def select(unit: ChannelUnit, margins: Tensor, limits: Limits) -> Tensor:
 
 
 def select_lowest(unit: ChannelUnit, scores: Tensor, like: Tensor, limits: Limits) -> Tensor:
-    """Choose the channels of a unit that have the lowest scores, as many as were allocated.
+    """Return the channels (K, ) of a unit with the lowest scores (C, ), as many as in ``like``.
 
-    Args:
-        unit (ChannelUnit): The unit, of size C.
-        scores (Tensor): Scores (C, ); channels with NaN stay.
-        like (Tensor): Channels (K, ) of another choice within the limits: equally many are
-            chosen, equally many of each group of a grouped convolution.
-        limits (Limits): The limits.
-
-    Returns:
-        Tensor: Ascending indices (K, ). There are fewer only where channels that go together,
-        or the limits of layers that have only some of the channels, do not let K of them go.
-
-    Raises:
-        PruningError: The scores are not those of the unit.
+    This is another choice within the limits, of which as many channels of each group of a grouped
+    convolution are chosen. There are fewer only where channels that go together, or the limits of layers that have only
+    some of the channels, do not let K of them go. Channels with NaN stay.
     """
     if scores.shape != (unit.size, ):
         raise PruningError(f'the unit {unit.name!r} has {unit.size} channels, but got scores '
                            f'of shape {tuple(scores.shape)}')
     scores = share_scores(scores.detach().cpu().double(), unit)
-    ranking = protect(unit, scores.nan_to_num(nan=math.inf, posinf=math.inf), limits)
+    ranking = _protect(unit, scores.nan_to_num(nan=math.inf, posinf=math.inf), limits)
     others = unit.mask(like)
     groups = torch.zeros(unit.size) if unit.conv_groups is None else unit.conv_groups
     margins = torch.full_like(ranking, math.inf)
@@ -131,27 +99,23 @@ def select_lowest(unit: ChannelUnit, scores: Tensor, like: Tensor, limits: Limit
     return select(unit, margins.masked_fill(ranking.isinf(), math.inf), limits)
 
 
-def protect(unit: ChannelUnit, margins: Tensor, limits: Limits) -> Tensor:
+def _protect(unit: ChannelUnit, margins: Tensor, limits: Limits) -> Tensor:
     """Raise the margins (C, ) of channels that a layer cannot do without to infinity.
 
     These are the best ones of each layer that has only some of the unit's channels.
     """
     margins = margins.clone()
-    for part in _parts(unit):
-        best = margins[part].topk(limits.least(len(part))).indices
-        margins[part[best]] = math.inf
-    return margins
-
-
-def _parts(unit: ChannelUnit) -> List[Tensor]:
-    """Channels (K, ) of the layers that have only some of the unit's."""
     parts = {tuple(item.unit_index.unique().tolist()) for item in unit.slices}
-    return [torch.tensor(part) for part in sorted(parts) if len(part) < unit.size]
+    for part in map(torch.tensor, sorted(parts)):
+        if len(part) < unit.size:
+            best = margins[part].topk(limits.least(len(part))).indices
+            margins[part[best]] = math.inf
+    return margins
 
 
 def _keep_whole_groups(unit: ChannelUnit, margins: Tensor, keep: Tensor,
                        limits: Limits) -> Tensor:
-    """The mask of the best channels, in whole groups of a GroupNorm."""
+    """Return the mask (C, ) of the best channels, in whole groups of a GroupNorm."""
     order = margins.sort(descending=True, stable=True).indices
     groups = torch.tensor(list(dict.fromkeys(unit.norm_groups[order].tolist())))
     totals = unit.norm_groups.bincount()[groups].cumsum(0)
@@ -164,7 +128,7 @@ def _keep_whole_groups(unit: ChannelUnit, margins: Tensor, keep: Tensor,
 
 def _keep_equally_many(unit: ChannelUnit, margins: Tensor, keep: Tensor,
                        limits: Limits) -> Tensor:
-    """The mask of the best channels, equally many of each group of a grouped convolution."""
+    """Return the mask (C, ) of the best channels, equally many of each group of a convolution."""
     grouped = (unit.conv_groups >= 0).nonzero().flatten()
     grouped = grouped[unit.conv_groups[grouped].sort(stable=True).indices]
     groups = grouped.view(int(unit.conv_groups.max()) + 1, -1)  # channels by group

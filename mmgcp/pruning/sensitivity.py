@@ -8,8 +8,11 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .masking import Snapshot, channels_off
+from mmgcp.nn.temporarily import Snapshot
+
+from .masking import channels_off
 from .scored import group_scores
+from .scores.base import Progress
 from .select import Selection
 from .units import LayerGroup
 
@@ -24,39 +27,19 @@ MAX_FACTOR = 20.
 
 @dataclass
 class Sensitivity:
-    """The metric with some channels of one group removed at a time.
-
-    Attributes:
-        baseline (float): The metric of the model as it is.
-        metrics (Dict[str, Dict[float, float]]): The metric by group and removed share of the
-            sum of squared scores.
-        costs (Dict[str, float]): Drop of the metric for the squared scores that were removed,
-            by group, relative to the median of the groups.
-    """
-    baseline: float
-    metrics: Dict[str, Dict[float, float]]
-    costs: Dict[str, float]
+    """The metric with some channels of one group removed at a time."""
+    baseline: float  # the metric of the model as it is
+    metrics: Dict[str, Dict[float, float]]  # by group and removed share of the squared scores
+    costs: Dict[str, float]  # drop for the removed squared scores, relative to the median group
 
 
 def measure_sensitivity(model: nn.Module, selection: Selection, groups: Sequence[LayerGroup],
                         evaluate: Callable[[nn.Module], float],
                         compensate: Callable[[Dict[str, Tensor]], None],
-                        report: Callable[[str, int, int], None]) -> Sensitivity:
-    """Prune each group alone and measure what it costs.
-
-    Args:
-        model (nn.Module): The model, left as it was.
-        selection (Selection): Chooses channels by thresholds.
-        groups (Sequence[LayerGroup]): The groups.
-        evaluate (Callable): Gives the metric of a model; higher is better.
-        compensate (Callable): Compensates the model in place for removed channels.
-        report (Callable): Called with what is done, steps done, and steps in all.
-
-    Returns:
-        Sensitivity: What was measured.
-    """
+                        progress: Progress) -> Sensitivity:
+    """Prune each group alone, compensate, and evaluate; the model is left as it was."""
     steps = 1 + len(groups) * len(SHARES)
-    report('sensitivity', 0, steps)
+    progress('sensitivity', 0, steps)
     baseline = evaluate(model)
     metrics: Dict[str, Dict[float, float]] = {}
     costs: Dict[str, float] = {}
@@ -64,32 +47,29 @@ def measure_sensitivity(model: nn.Module, selection: Selection, groups: Sequence
         metrics[group.name] = {}
         drops = removed_squares = 0.
         for share in SHARES:
-            report('sensitivity', 1 + len(SHARES) * len(costs) + len(metrics[group.name]), steps)
+            progress('sensitivity', 1 + len(SHARES) * len(costs) + len(metrics[group.name]), steps)
             removed = selection.removed({group.name: _threshold(selection, group, share)})
             metric = _metric_without(model, selection, removed, evaluate, compensate)
             metrics[group.name][share] = metric
             drops += max(baseline - metric, LEAST_DROP * abs(baseline))
-            removed_squares += _squared_scores(selection, removed)
+            removed_squares += sum(
+                float(item.best_scores[removed[item.unit.name]].square().sum())
+                for item in selection.scored if item.unit.name in removed)
         costs[group.name] = drops / removed_squares if removed_squares else math.nan
-    report('sensitivity', steps, steps)
+    progress('sensitivity', steps, steps)
     return Sensitivity(baseline, metrics, _relative(costs))
 
 
 def _threshold(selection: Selection, group: LayerGroup, share: float) -> float:
-    """The threshold below which a share of the sum of a group's squared scores lies."""
+    """Return the threshold below which a share of the sum of a group's squared scores lies."""
     scores = group_scores(selection.scored, group).sort().values
     sums = scores.square().cumsum(0)
     number = int(torch.searchsorted(sums, share * sums[-1], right=True))
     return float(scores[max(number, 1) - 1])
 
 
-def _squared_scores(selection: Selection, removed: Dict[str, Tensor]) -> float:
-    return sum(float(item.best_scores[removed[item.unit.name]].square().sum())
-               for item in selection.scored if item.unit.name in removed)
-
-
 def _relative(costs: Dict[str, float]) -> Dict[str, float]:
-    """Costs divided by their median, within bounds; 1 where nothing could be removed."""
+    """Divide costs by their median, within bounds; 1 where nothing could be removed."""
     known = sorted(cost for cost in costs.values() if cost > 0)
     middle = known[len(known) // 2] if known else 1.
     return {name: 1. if math.isnan(cost) else min(MAX_FACTOR, max(1 / MAX_FACTOR, cost / middle))
@@ -98,7 +78,7 @@ def _relative(costs: Dict[str, float]) -> Dict[str, float]:
 
 def _metric_without(model: nn.Module, selection: Selection, removed: Dict[str, Tensor],
                     evaluate: Callable, compensate: Callable) -> float:
-    """The metric of the model without some channels."""
+    """Evaluate the model without some channels."""
     snapshot = Snapshot(model)
     try:
         compensate(removed)
@@ -106,4 +86,3 @@ def _metric_without(model: nn.Module, selection: Selection, removed: Dict[str, T
             return evaluate(model)
     finally:
         snapshot.restore()
-

@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""What pruning is about, how it is decided, and by which strategy."""
+"""What is to be pruned, how that is decided, and by which strategy."""
 from dataclasses import dataclass, field
 from typing import Callable, Dict, Iterable, List, Optional, Sequence, Type
 
@@ -21,31 +21,16 @@ from .units import ChannelUnit
 
 @dataclass(frozen=True)
 class PruningTask:
-    """A model that has been traced, and what is wanted.
-
-    Attributes:
-        model (nn.Module): The detector.
-        options (PruneOptions): The options.
-        units (List[ChannelUnit]): Its channel units.
-        skipped (Dict[str, str]): Layers that are left alone, with the reason; strategies add
-            those that they leave alone.
-        cost (CostModel): Gives the parameters and MACs that remain.
-        shape (Sequence[int]): Shape (C, H, W) of a small image that the detector runs on.
-    """
+    """A detector that has been traced, and what is wanted."""
     model: nn.Module
     options: PruneOptions
     units: List[ChannelUnit]
-    skipped: Dict[str, str]
+    skipped: Dict[str, str]  # layers that are left alone, with the reason; strategies add some
     cost: CostModel
-    shape: Sequence[int]
+    shape: Sequence[int]  # (C, H, W) of a small image that the detector runs on
 
     def compensator(self, images: Optional[Iterable[Tensor]] = None) -> Compensator:
-        """Make what makes up for removed channels.
-
-        Args:
-            images (Iterable[Tensor], optional): Batches (N, C, H, W) to measure on. Defaults to
-                the calibration images of the options.
-        """
+        """Make the compensator for batches (N, C, H, W), else for the calibration images."""
         images = self.options.calibration if images is None else images
         return Compensator(self.model, self.units, self.options.compensate, images, self.shape)
 
@@ -58,16 +43,10 @@ class PruningTask:
 
 @dataclass
 class Decision:
-    """What a strategy has decided.
-
-    Attributes:
-        plan (PruningPlan): What is removed.
-        scores (Dict[str, Tensor]): All scores (K, ) by layer group, for a report; may be empty.
-        uncompensated (List[str], optional): If removed channels have been made up for already,
-            the layers that could not absorb all of it; None if that has yet to be done.
-    """
+    """What a strategy has decided."""
     plan: PruningPlan
-    scores: Dict[str, Tensor] = field(default_factory=dict)
+    scores: Dict[str, Tensor] = field(default_factory=dict)  # (K, ) by layer group, for a report
+    # Layers that could not absorb everything, None if compensation has yet to be done
     uncompensated: Optional[List[str]] = None
 
 
@@ -84,24 +63,12 @@ def register_strategy(kind: Type[Criterion]) -> Callable[[Strategy], Strategy]:
 
 
 def strategy_of(criterion: Criterion) -> Strategy:
-    """Find the strategy for a criterion, that of its nearest kind."""
+    """Return the strategy for a criterion, that of its nearest kind."""
     return next(STRATEGIES[kind] for kind in type(criterion).__mro__ if kind in STRATEGIES)
 
 
 def trace(model: nn.Module, options: PruneOptions) -> PruningTask:
-    """Find the channel units of a model and what they cost.
-
-    Args:
-        model (nn.Module): A detector that understands ``model(x, mode='tensor')``, or a
-            two-stage detector of MMDetection.
-        options (PruneOptions): The options.
-
-    Returns:
-        PruningTask: The task.
-
-    Raises:
-        PruningError: The model cannot be traced.
-    """
+    """Find the channel units of a detector and what they cost."""
     options.progress('tracing', 0, 2)
     shape = working_shape(model, options.input_shape)
     units, skipped = find_units(model, shape)

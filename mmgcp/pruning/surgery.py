@@ -17,14 +17,10 @@ Channels = Dict[Tuple[str, str], Tensor]
 
 def remove_channels(model: nn.Module, units: Iterable[ChannelUnit],
                     removed: Dict[str, Tensor]) -> None:
-    """Remove channels of channel units from all layers that have them.
+    """Remove channels (K, ), by name of the unit, from all layers that have them.
 
-    Args:
-        model (nn.Module): The model, changed in place, along with the attributes that its
-            forward methods read. Parameters keep their ``requires_grad``, modules their mode.
-        units (Iterable[ChannelUnit]): The units.
-        removed (dict[str, Tensor]): Indices (K, ) of the channels to remove, by name of the
-            unit.
+    The attributes that forward methods read are corrected. Parameters keep their
+    ``requires_grad``, modules their mode.
     """
     for (name, side), channels in gather_channels(units, removed).items():
         keep = torch.ones(num_channels(find_layer(model, name), side), dtype=torch.bool)
@@ -34,16 +30,7 @@ def remove_channels(model: nn.Module, units: Iterable[ChannelUnit],
 
 
 def gather_channels(units: Iterable[ChannelUnit], removed: Dict[str, Tensor]) -> Channels:
-    """Translate channels of units to channels of layers.
-
-    Args:
-        units (Iterable[ChannelUnit]): The units.
-        removed (dict[str, Tensor]): Indices (K, ) of the channels to remove, by name of the
-            unit.
-
-    Returns:
-        dict: Indices of the channels to remove, by name and side of the layer.
-    """
+    """Translate channels (K, ) of units, by their names, to the channels of their layers."""
     gathered: Channels = {}
     for unit in units:
         if unit.name not in removed:

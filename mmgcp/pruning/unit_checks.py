@@ -1,8 +1,11 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Why channel units have to be left alone."""
-from typing import Container, Dict, Iterable, Optional, Set, Tuple
+"""Why channel units have to be left alone, and which of their channels have to go together."""
+from dataclasses import replace
+from typing import Container, Dict, Iterable, List, Optional, Set, Tuple
 
+import torch
 import torch.nn as nn
+from torch import Tensor
 
 from mmgcp.errors import PruningError
 from mmgcp.nn.layers import (
@@ -17,24 +20,17 @@ from mmgcp.nn.layers import (
 )
 
 from .tracing import splits_rightly
-from .units import ChannelUnit
+from .units import ChannelSlice, ChannelUnit
 
 Side = Tuple[str, str]  # name of a layer, and 'in' or 'out'
 
 
 def unclear_layers(graph, units: Iterable[ChannelUnit]) -> Dict[Side, str]:
-    """Find the layers whose channels the units do not explain.
+    """Find the layers whose channels the units of a graph do not explain.
 
     Torch-Pruning loses channels on some ways through concatenations, and does not know what
-    happens in every function.
-
-    Args:
-        graph (ChannelGraph): The graph that the units are from.
-        units (Iterable[ChannelUnit]): All units.
-
-    Returns:
-        dict[tuple, str]: Reasons by layer and side: of layers that read something unclear, and
-        of the layers that it is from.
+    happens in every function. Returns the reasons by layer and side: of the layers that read
+    something unclear, and of the layers that it is from.
     """
     known: Dict[Side, Set[int]] = {}
     unclear: Dict[Side, str] = {}
@@ -44,21 +40,21 @@ def unclear_layers(graph, units: Iterable[ChannelUnit]) -> Dict[Side, str]:
             unclear.update({(item.module, item.side): reason for item in unit.slices})
     for node in graph.nodes:
         reason = _unclear_operation(graph, node)
-        readers = set()
+        consumers = set()
         if reason is None and isinstance(node.module, WEIGHT_TYPES):
             name = graph.name_of(node.module)
             channels = set(range(num_channels(node.module, 'in')))
             if not is_depthwise(node.module) and known.get((name, 'in')) != channels:
                 reason = f'it is not clear which layer each input channel of {name} is from'
-                readers.add((name, 'in'))
+                consumers.add((name, 'in'))
         producers = {(name, 'out') for name in graph.nearest_layers(node.inputs)} if reason else ()
         if producers:
-            unclear.update(dict.fromkeys(readers.union(producers), reason))
+            unclear.update(dict.fromkeys(consumers.union(producers), reason))
     return unclear
 
 
 def _unclear_operation(graph, node) -> Optional[str]:
-    """Why the channels behind an operation are not those before it."""
+    """Say why the channels behind an operation are not those before it, if they are not."""
     observer = graph.observer
     if node.grad_fn in observer.with_constants:
         return 'it is combined with something that is not the output of a layer'
@@ -70,16 +66,9 @@ def _unclear_operation(graph, node) -> Optional[str]:
 
 
 def find_contradiction(model: nn.Module, unit: ChannelUnit, known: Dict[Side, Set[int]]) -> str:
-    """Say why a unit contradicts others or the layers themselves.
+    """Say why a unit contradicts the layers or the other units; empty if it does not.
 
-    Args:
-        model (nn.Module): The model.
-        unit (ChannelUnit): The unit.
-        known (dict[tuple, set[int]]): Channels of the other units, by layer and side. Those of
-            this one are added.
-
-    Returns:
-        str: The reason, empty if there is no contradiction.
+    ``known`` has the channels of the other units; those of this one are added.
     """
     reason = ''
     for item in unit.slices:
@@ -95,17 +84,7 @@ def find_contradiction(model: nn.Module, unit: ChannelUnit, known: Dict[Side, Se
 
 def check_unit(unit: ChannelUnit, layers: Dict[str, Layer], predictions: Container[str],
                unclear: Dict[Side, str]) -> None:
-    """Check that a unit can be pruned.
-
-    Args:
-        unit (ChannelUnit): The unit.
-        layers (dict[str, nn.Module | nn.Parameter]): Its layers by name.
-        predictions (Container[str]): Names of the layers that return the predictions.
-        unclear (dict[tuple, str]): See :func:`unclear_layers`.
-
-    Raises:
-        PruningError: It cannot; the message is the reason.
-    """
+    """Raise a PruningError with the reason if a unit, whose layers are given, cannot be pruned."""
     for item in unit.slices:
         layer = layers[item.module]
         if isinstance(layer, nn.Parameter) and not has_channels(layer):
@@ -114,7 +93,8 @@ def check_unit(unit: ChannelUnit, layers: Dict[str, Layer], predictions: Contain
             raise PruningError(f'it is coupled with the prediction layer {item.module}')
         if not channel_counts(layer):
             raise PruningError(f'it is coupled with the {type(layer).__name__} {item.module}')
-        if _is_multiplier(layer):
+        # Torch-Pruning miscounts what computes several channels of each
+        if is_grouped(layer) and layer.groups in (layer.in_channels, layer.out_channels):
             raise PruningError(f'it is coupled with the grouped convolution {item.module}')
         if (item.module, item.side) in unclear:
             raise PruningError(unclear[item.module, item.side])
@@ -122,6 +102,54 @@ def check_unit(unit: ChannelUnit, layers: Dict[str, Layer], predictions: Contain
             raise PruningError(f'several of its channels are tied to each other in {item.module}')
 
 
-def _is_multiplier(layer: Layer) -> bool:
-    """Whether a convolution computes several channels of each; Torch-Pruning miscounts those."""
-    return is_grouped(layer) and layer.groups in (layer.in_channels, layer.out_channels)
+def constrain(unit: ChannelUnit, layers: Dict[str, Layer]) -> ChannelUnit:
+    """Add the groups that GroupNorms and grouped convolutions among its layers require to a unit.
+
+    Raises a PruningError with the reason if no part of the unit can be removed.
+    """
+    norms = [item for item in unit.slices if isinstance(layers[item.module], nn.GroupNorm)]
+    convs = [item for item in unit.slices if is_grouped(layers[item.module])]
+    if norms and convs:
+        raise PruningError(f'it is coupled with both the GroupNorm {norms[0].module} and the '
+                           f'grouped convolution {convs[0].module}')
+    if norms:
+        return replace(unit, norm_groups=_norm_groups(unit, norms, layers))
+    if convs:
+        return replace(unit, conv_groups=_conv_groups(unit, convs, layers))
+    return unit
+
+
+def _norm_groups(unit: ChannelUnit, norms: List[ChannelSlice],
+                 layers: Dict[str, Layer]) -> Tensor:
+    """Number (C, ) the groups of channels that are linked by what GroupNorms normalise jointly."""
+    numbers = torch.arange(unit.size)
+    for item in norms:
+        norm = layers[item.module]
+        size = norm.num_channels // norm.num_groups
+        groups = item.channels // size
+        if bool((groups.bincount(minlength=norm.num_groups) % size).any()):
+            raise PruningError(f'not all channels of a group of the GroupNorm {item.module} are '
+                               'coupled with it')
+        for group in groups.unique().tolist():
+            members = numbers[item.unit_index[groups == group]]
+            numbers[torch.isin(numbers, members)] = members.min()
+    return numbers.unique(return_inverse=True)[1]
+
+
+def _conv_groups(unit: ChannelUnit, convs: List[ChannelSlice],
+                 layers: Dict[str, Layer]) -> Optional[Tensor]:
+    """Number (C, ) the channels by their group in the grouped convolutions, -1 for no group."""
+    found = None
+    for item in convs:
+        conv = layers[item.module]
+        channels = num_channels(conv, item.side)
+        if len(item.channels.unique()) < channels or len(item.unit_index.unique()) < channels:
+            raise PruningError(f'it has only some channels of the grouped convolution '
+                               f'{item.module}')
+        numbers = torch.full((unit.size, ), -1)
+        numbers[item.unit_index] = item.channels // (channels // conv.groups)
+        if found is not None and not torch.equal(found, numbers):
+            raise PruningError(f'the grouped convolutions {convs[0].module} and {item.module} '
+                               'divide its channels differently')
+        found = numbers
+    return found

@@ -33,8 +33,8 @@ def num_outputs(layer):
 def repaired(model, name, size=SIZE):
     """Pairs of a channel and its index in the unit, by layer and side."""
     layer = model.get_submodule(name)
-    with traceable(model) as modes:
-        reached = ChannelGraph(model, size, modes).follow(layer, range(num_outputs(layer)))
+    with traceable(model):
+        reached = ChannelGraph(model, size).follow(layer, range(num_outputs(layer)))
     return {key: list(pairs) for key, pairs in reached.items()}
 
 
