@@ -19,10 +19,9 @@ from mmgcp.nn.layers import WEIGHT_TYPES, find_layer
 
 from .budget import Budget, find_thresholds
 from .cost import CostModel
-from .merges import MERGES
 from .scored import ScoredUnit, group_scores, share_scores
 from .scores import Criterion
-from .select import Selection, Thresholds
+from .select import MERGES, Selection, Thresholds
 from .units import ChannelUnit, LayerGroup
 
 

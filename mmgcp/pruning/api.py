@@ -10,16 +10,21 @@ from mmgcp.errors import PruningError
 from mmgcp.nn.layers import find_layer, is_depthwise
 from mmgcp.nn.temporarily import restored_on_error
 from mmgcp.registry import TASK_UTILS
+from mmgcp.utils.options import check_names
 
-from . import one_shot  # noqa: F401  registers its strategy
 from .detector import ChannelTable, count_channels
 from .layer_groups import Groups
-from .masking import channels_off, check_same_predictions, raw_predictions
 from .options import PruneOptions
-from .plan import PruningPlan, validate_plan
-from .result import PruningResult
-from .strategy import Decision, PruningTask, strategy_of, trace
-from .surgery import gather_channels, remove_channels
+from .plan import PruningPlan, PruningResult, validate_plan
+from .strategy import Decision, PruningTask, decide, trace
+from .surgery import (
+    HINT,
+    channels_off,
+    check_same_predictions,
+    gather_channels,
+    raw_predictions,
+    remove_channels,
+)
 
 
 def prune(model: nn.Module, groups: Groups = 'auto', ratio: Optional[float] = None,
@@ -47,7 +52,8 @@ def prune(model: nn.Module, groups: Groups = 'auto', ratio: Optional[float] = No
     Raises:
         PruningError: The request cannot be met; the model has not been touched.
     """
-    options = PruneOptions.of(groups=groups, ratio=ratio, **options)
+    check_names(PruneOptions, options, 'prune()', PruningError)
+    options = PruneOptions(groups=groups, ratio=ratio, **options)
     plan, criterion = options.plan, None
     if isinstance(plan, (str, Path)):
         plan = PruningPlan.load(plan)
@@ -58,7 +64,7 @@ def prune(model: nn.Module, groups: Groups = 'auto', ratio: Optional[float] = No
         validate_plan(plan, task.units)
     trains = criterion is not None and criterion.trains and not options.dry_run
     with restored_on_error(model, weights=trains):
-        decision = Decision(plan) if plan is not None else strategy_of(criterion)(task, criterion)
+        decision = Decision(plan) if plan is not None else decide(criterion, task)
         return _apply(task, decision)
 
 
@@ -96,10 +102,8 @@ def _remove_and_verify(task: PruningTask, removed: Dict[str, Tensor]) -> None:
     try:
         found = raw_predictions(model, task.shape)
     except Exception as error:  # whatever the model raises
-        raise PruningError(f'the pruned model does not run, and has been restored: {error}. Does '
-                           'a forward of it depend on channel counts in a way that mmgcp does '
-                           'not know? See register_attribute_rule in '
-                           'mmgcp/pruning/attributes.py') from error
+        raise PruningError(
+            f'the pruned model does not run, and has been restored: {error}. {HINT}') from error
     check_same_predictions(expected, found)
     progress('removing channels', 2, 2)
 

@@ -9,9 +9,8 @@ import torch
 from mmgcp.errors import PruningError
 
 from .cost import CostModel
-from .merges import MERGES
 from .scored import ScoredUnit
-from .select import Selection, Thresholds
+from .select import MERGES, Selection, Thresholds
 from .units import LayerGroup
 
 SHARES = ('parameters', 'MACs')
@@ -39,7 +38,7 @@ def find_thresholds(selection: Selection, groups: Sequence[LayerGroup], cost: Co
     the mean gain of the group's channels, and one factor f for all groups. Where both shares are
     asked for, gain_g is params_g**(1 + t) * macs_g**(-t), and t is found by bisection.
 
-    Each channel goes from one factor on (see :class:`mmgcp.pruning.merges.MergeRule`). So these
+    Each channel goes from one factor on (see :class:`mmgcp.pruning.select.MergeRule`). So these
     factors are sorted once, and the position among them is found by bisection. Raises a
     PruningError that says what is the least if the budget cannot be met.
     """

@@ -6,7 +6,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from mmgcp.analysis import ConvStatistics
-from mmgcp.nn.layers import NORM_TYPES, find_layer
+from mmgcp.nn.layers import find_layer
 
 from .surgery import gather_channels
 from .units import ChannelUnit
@@ -31,12 +31,9 @@ class CostModel:
         for unit in units:
             for item in unit.side('out'):
                 layer = find_layer(model, item.module)
-                if isinstance(layer, nn.Parameter):
-                    self.per_channel[item.module] = 1
-                elif isinstance(layer, NORM_TYPES):
-                    self.per_channel[item.module] = sum(1 for _ in layer.parameters())
-                else:
-                    self.per_channel[item.module] = int(layer.bias is not None)
+                self.per_channel[item.module] = (
+                    1 if isinstance(layer, nn.Parameter) else
+                    sum(param.dim() == 1 for param in layer.parameters()))
 
     def __call__(self, removed: Dict[str, Tensor]) -> Tuple[int, int]:
         """Return the parameters and MACs that remain without channels (K, ) of units."""

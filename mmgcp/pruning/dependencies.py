@@ -72,24 +72,19 @@ class ChannelGraph(DependencyGraph):
 
     def get_out_channels(self, module_or_node) -> Optional[int]:
         """Return how many channels a node returns; None if that depends on its inputs."""
-        node = self._node(module_or_node)
+        node = self.module2node.get(module_or_node, module_or_node)
         if node.type == OPTYPE.SLICE:
             return _sliced_channels(node)
         if node.type == OPTYPE.CONCAT:
-            return self.observer.concatenated.get(node.grad_fn)
+            return self.get_in_channels(node)
         return super().get_out_channels(node)
 
     def get_in_channels(self, module_or_node) -> Optional[int]:
         """Return how many channels a node reads; None if that depends on its inputs."""
-        node = self._node(module_or_node)
+        node = self.module2node.get(module_or_node, module_or_node)
         if node.type == OPTYPE.CONCAT:
             return self.observer.concatenated.get(node.grad_fn)
         return super().get_in_channels(node)
-
-    def _node(self, module_or_node) -> Node:
-        if isinstance(module_or_node, Node):
-            return module_or_node
-        return self.module2node[module_or_node]
 
     def name_of(self, module) -> str:
         """Return the name of a module or parameter in the model."""
@@ -148,7 +143,9 @@ class ChannelGraph(DependencyGraph):
             for dependency in source.dependencies:
                 if not dependency.is_triggered_by(trigger):
                     continue
-                mapped = _map(dependency, indices)
+                mapped = indices
+                for mapping in dependency.index_mapping:
+                    mapped = mapped if mapping is None else mapping(mapped)
                 before = done.setdefault((dependency.target, dependency.handler), [])
                 if not mapped or dependency.target in visited and mapped in before:
                     continue
@@ -188,13 +185,6 @@ def _repaired(mapping):
     if isinstance(mapping, _FlattenIndexMapping):
         return OrderedFlattening(mapping._stride, mapping.reverse)
     return None if isinstance(mapping, _GQAIndexMapping) else mapping
-
-
-def _map(dependency, indices: List[Index]) -> List[Index]:
-    for mapping in dependency.index_mapping:
-        if mapping is not None:
-            indices = mapping(indices)
-    return indices
 
 
 def _channels_before_slice(node: Node) -> Optional[int]:

@@ -88,18 +88,16 @@ def auto_groups(model: nn.Module, input_shape: Sequence[int] = IMAGE_SHAPE) -> L
     The kind follows from the name: ``backbone.*`` is backbone, ``neck.*`` is top-down or
     bottom-up, and everything else is head. A layer of a neck is bottom-up if the neck's
     attribute that contains it starts with ``downsample``, ``bottom_up``, ``pafpn``, ``out_`` or
-    ``extra_``, as in MMYOLO's necks and in MMDetection's PAFPN and SSDNeck. All others are
-    top-down, for example all layers of FPN and YOLOV3Neck.
+    ``extra_``, as in MMYOLO's necks and in MMDetection's PAFPN and SSDNeck. All others, such as
+    those of FPN and YOLOV3Neck, are top-down.
 
     The stride is the height of the image divided by that of the layer's output, rounded to a
-    power of two. Linear layers and layers that emit 1x1 maps, as in squeeze-excitation, have no
-    stride of their own. They take that of a layer with one in the smallest enclosing module
-    that contains any: the last to run before them, or else the first after them.
-
-    Some groups have a kind but no stride: layers that run at several strides, as in a head
-    shared by the levels; the layers of a ``roi_head``, which see regions instead of the image;
-    and layers of a head that do not run in eval mode, such as auxiliary predictions. Layers
-    outside of heads that do not run join the smallest stride of their kind.
+    power of two. Layers without a stride of their own, linear ones and those that emit 1x1 maps,
+    take that of a layer with one in the smallest enclosing module that contains any: the last to
+    run before them, or else the first after them. Groups have no stride if their layers run at
+    several strides, as in a head shared by the levels, are in a ``roi_head``, or are in a head
+    and do not run in eval mode. Other layers that do not run join the smallest stride of their
+    kind.
 
     Args:
         model (nn.Module): A detector; see :func:`mmgcp.nn.forward.run_as_tensors`.
@@ -107,9 +105,9 @@ def auto_groups(model: nn.Module, input_shape: Sequence[int] = IMAGE_SHAPE) -> L
             larger than the largest stride. Defaults to (3, 640, 640).
 
     Returns:
-        list[LayerGroup]: The groups, called for example ``backbone-8``. Each layer with
-        channels is in one of them. They are ordered by kind (backbone, top-down, bottom-up,
-        head), then by stride, and have neither ratio nor threshold.
+        list[LayerGroup]: The groups, called for example ``backbone-8``, ordered by kind
+        (backbone, top-down, bottom-up, head), then by stride. Each layer with channels is in
+        one of them. They have neither ratio nor threshold.
 
     Raises:
         PruningError: The model does not run.

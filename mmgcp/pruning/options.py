@@ -1,8 +1,8 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""The options of :func:`mmgcp.pruning.prune`, each said once.
+"""The options of :func:`mmgcp.pruning.prune`: the one list from which all others follow.
 
-The function's arguments, what ``prune_cfg`` may have, the switches of ``tools/prune.py``, what a
-plan records and the table in the documentation follow from this list.
+These are the function's arguments, the settings of ``prune_cfg``, the switches of
+``tools/prune.py``, what a plan records, and the table in the documentation.
 """
 import math
 from dataclasses import dataclass, fields
@@ -15,13 +15,13 @@ from torch import Tensor
 from mmgcp.errors import PruningError
 from mmgcp.nn.forward import IMAGE_SHAPE
 from mmgcp.nn.training_loss import Batch
-from mmgcp.utils.options import check_names, check_options, number_in, one_of, option
+from mmgcp.utils.options import check_options, number_in, one_of, option
 
 from .layer_groups import Groups
-from .merges import MERGES
 from .plan import PruningPlan
 from .scores import criterion_names
 from .scores.base import Progress
+from .select import MERGES
 
 AMOUNT, CHANNELS, OTHER = 'how much', 'which channels', 'other'
 
@@ -116,12 +116,6 @@ class PruneOptions:
     progress: Progress = option(
         factory=lambda: lambda stage, done, steps: None,
         help='called with a stage, the steps done in it, and all its steps')
-
-    @classmethod
-    def of(cls, **options: Any) -> 'PruneOptions':
-        """Make the options from arguments by name, or raise a PruningError at an unknown name."""
-        check_names(cls, options, 'prune()', PruningError)
-        return cls(**options)
 
     def __post_init__(self):
         check_options(self, PruningError)

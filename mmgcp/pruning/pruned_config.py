@@ -1,5 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import copy
+
 from mmengine.config import Config
 
 from mmgcp.utils.config import drop_collate_scope

@@ -8,7 +8,7 @@ from typing import Dict, List
 from mmgcp.analysis.plots import plot_channels, plot_score_histograms
 
 from .graph import PREDICTIONS
-from .result import LayerRow, PruningResult
+from .plan import LayerRow, PruningResult
 
 
 def summarize(result: PruningResult) -> str:

@@ -1,20 +1,95 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Which channels of a unit are removed: the lowest, as many as its limits allow."""
+"""Which channels of a unit are removed: the lowest, as many as its limits allow.
+
+Each layer votes on a channel by comparing its score with a threshold. A :class:`MergeRule` turns
+the votes into one margin a channel, which stays if that is above zero or limits ask for it.
+"""
 import math
 from dataclasses import dataclass
-from typing import Dict, Optional, Sequence
+from typing import Callable, Dict, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
 
 from mmgcp.errors import PruningError
 
-from .merges import MERGES
 from .scored import ScoredUnit, share_scores
 from .units import ChannelUnit
 
 # A channel is kept if its score is above the threshold; None keeps them all.
 Thresholds = Dict[str, Optional[float]]
+
+
+class MergeRule(NamedTuple):
+    """A rule by which L layers decide on C channels.
+
+    The scores (L, C) are NaN where a layer does not have a channel. Thresholds (L, 1) are -inf
+    for layers that keep all of their channels.
+    """
+    merge: Callable[[Tensor], Tensor]  # from (L, C), NaN where a layer has no say, to (C, )
+    votes: bool  # each layer compares its own scores, or the merged scores are compared once
+
+    def margins(self, scores: Tensor, thresholds: Tensor) -> Tensor:
+        """Return margins (C, ): channels above zero stay, and those further up are worth more."""
+        if self.votes:
+            values = self.merge(scores - thresholds)
+        else:
+            values = self.merge(scores) - _mean_where(scores, thresholds)
+        return _protected(values, scores, thresholds)
+
+    def factors(self, scores: Tensor, fixed: Tensor, slopes: Tensor) -> Tensor:
+        """Return from which factor f (C, ) on thresholds ``fixed + f * slopes`` remove a channel.
+
+        The slopes have the shape (L, 1). The factor is -inf if any removes it, inf if none does.
+        """
+        if self.votes:
+            values = self.merge(_quotients(scores - fixed, slopes))
+        else:
+            values = _quotients(self.merge(scores) - _mean_where(scores, fixed),
+                                _mean_where(scores, slopes))
+        return _protected(values, scores, fixed)
+
+
+def _largest(values: Tensor) -> Tensor:
+    return values.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf).amax(0)
+
+
+def _decisive(values: Tensor) -> Tensor:
+    """Return the value that more than half of the layers reach if it is large enough."""
+    needed = (~values.isnan()).sum(0) // 2
+    ordered = values.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf).sort(
+        0, descending=True).values
+    return ordered.gather(0, needed[None].clamp(max=len(values) - 1))[0]
+
+
+def _mean_where(scores: Tensor, values: Tensor) -> Tensor:
+    """Return the mean (C, ) of one value (L, 1) a layer over the layers that have a channel."""
+    return torch.where(scores.isnan(), scores, values.expand_as(scores)).nanmean(0)
+
+
+def _protected(values: Tensor, scores: Tensor, thresholds: Tensor) -> Tensor:
+    """Keep what a layer without a threshold has, and what no layer has a score for."""
+    present = ~scores.isnan()
+    safe = (present & thresholds.isneginf()).any(0) | ~present.any(0)
+    return values.masked_fill(safe, math.inf)
+
+
+def _quotients(distances: Tensor, slopes: Tensor) -> Tensor:
+    """Return the factors from which on ``distances <= factor * slopes``."""
+    always = torch.where(distances <= 0, -math.inf, math.inf).to(distances)
+    quotients = torch.where(slopes > 0, distances / slopes, always)
+    return torch.where(distances.isnan(), distances, quotients)
+
+
+MERGES: Dict[str, MergeRule] = {
+    # Stays if any layer keeps it: GCP-SAD, arXiv 2306.01526
+    'or': MergeRule(_largest, votes=True),
+    # Stays if more than half of the layers keep it: the code of GCP-SAD's authors
+    'majority': MergeRule(_decisive, votes=True),
+    # Stays if its mean score, or their sum, is above the layers' mean threshold
+    'mean': MergeRule(lambda scores: scores.nanmean(0), votes=False),
+    'sum': MergeRule(lambda scores: scores.nansum(0), votes=False),
+}
 
 
 @dataclass(frozen=True)
@@ -79,9 +154,9 @@ def select(unit: ChannelUnit, margins: Tensor, limits: Limits) -> Tensor:
 def select_lowest(unit: ChannelUnit, scores: Tensor, like: Tensor, limits: Limits) -> Tensor:
     """Return the channels (K, ) of a unit with the lowest scores (C, ), as many as in ``like``.
 
-    This is another choice within the limits, of which as many channels of each group of a grouped
-    convolution are chosen. There are fewer only where channels that go together, or the limits of layers that have only
-    some of the channels, do not let K of them go. Channels with NaN stay.
+    This is another choice within the limits; of each group of a grouped convolution as many go
+    as in it. Fewer go only where channels that go together, or the limits of layers that have
+    only some of the channels, forbid it. Channels with NaN stay.
     """
     if scores.shape != (unit.size, ):
         raise PruningError(f'the unit {unit.name!r} has {unit.size} channels, but got scores '

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from mmgcp.nn.temporarily import Snapshot
 
-from .masking import channels_off
 from .scored import group_scores
 from .scores.base import Progress
 from .select import Selection
+from .surgery import channels_off
 from .units import LayerGroup
 
 # Shares of the sum of a group's squared scores that are removed. Shares of the channels would

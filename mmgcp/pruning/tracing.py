@@ -47,24 +47,19 @@ class Observer(TorchFunctionMode):
 
     It also replaces split and chunk by narrow, which Torch-Pruning follows. To be used as a
     context manager around a run of the model.
-
-    Attributes:
-        with_constants (Set): Nodes of the autograd graph that combine a feature map with a
-            tensor that has channels of its own but is no layer's output, such as the image.
-        mixing (Set): Nodes that reorder the channels of a feature map, or whose outputs depend
-            on several channels.
-        splits (Dict): By node that takes channels out of a feature map, the type of the module
-            that does so.
-        concatenated (Dict): By node that concatenates feature maps, the number of channels of
-            the result.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
+        # Nodes of the graph that combine a feature map with a tensor that has channels of its own
+        # but is no layer's output, such as the image
         self.with_constants: Set[object] = set()
+        # Nodes that reorder channels, or whose outputs depend on several channels
         self.mixing: Set[object] = set()
+        # Type of the module that runs a node that takes channels out of a feature map
         self.splits: Dict[object, Optional[type]] = {}
+        # Channels of the result of a node that concatenates feature maps
         self.concatenated: Dict[object, int] = {}
         self._running: List[nn.Module] = []  # the modules that are running, innermost last
         self._handles: List = []

@@ -44,7 +44,7 @@ def unrepaired(model, name, size=SIZE):
     graph.build_dependency(model, torch.rand(1, *size), lambda net, x: net(x), verbose=False)
     group = graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels,
                                     list(range(num_outputs(layer))))
-    names = dict((layer, name) for name, layer in model.named_modules())
+    names = {layer: name for name, layer in model.named_modules()}
     return {(names[item.dep.target.module],
              'out' if graph.is_out_channel_pruning_fn(item.dep.handler) else 'in'):
             list(zip(item.idxs, item.root_idxs))

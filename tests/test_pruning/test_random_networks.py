@@ -14,8 +14,7 @@ from zeroing import zero
 from mmgcp.nn.layers import find_layer
 from mmgcp.pruning import apply_channel_table, attributes, register_attribute_rule
 from mmgcp.pruning.graph import find_units
-from mmgcp.pruning.masking import channels_off
-from mmgcp.pruning.surgery import remove_channels
+from mmgcp.pruning.surgery import channels_off, remove_channels
 
 SIZE = (3, 8, 8)
 KINDS = ['conv', 'norm', 'grouped', 'depthwise', 'transposed', 'shared', 'gate', 'affine', 'fork',
@@ -305,7 +304,7 @@ def check_units(net, units, skipped):
             for channel, root in zip(item.channels.tolist(), item.unit_index.tolist()):
                 members[root].add((item.module, item.side, channel))
         found = []
-        for root, places in members.items():
+        for places in members.values():
             (kind, ) = {book.find(book.layers[name, side][index])
                         for name, side, index in places}
             assert places == everywhere[kind]
