@@ -17,14 +17,7 @@ from .layer_groups import Groups
 from .options import PruneOptions
 from .plan import PruningPlan, PruningResult, validate_plan
 from .strategy import Decision, PruningTask, decide, trace
-from .surgery import (
-    HINT,
-    channels_off,
-    check_same_predictions,
-    gather_channels,
-    raw_predictions,
-    remove_channels,
-)
+from .surgery import gather_channels, remove_and_verify
 
 
 def prune(model: nn.Module, groups: Groups = 'auto', ratio: Optional[float] = None,
@@ -87,33 +80,16 @@ def _apply(task: PruningTask, decision: Decision) -> PruningResult:
         progress('compensating', 0, 1)
         result.uncompensated = task.compensator()(removed)
         progress('compensating', 1, 1)
-    _remove_and_verify(task, removed)
+    remove_and_verify(task.model, task.units, removed, task.shape, progress)
     return result
-
-
-def _remove_and_verify(task: PruningTask, removed: Dict[str, Tensor]) -> None:
-    """Remove channels; the model must compute what it does without them."""
-    model, progress = task.model, task.options.progress
-    with channels_off(model, task.units, removed):
-        expected = raw_predictions(model, task.shape)
-    progress('removing channels', 0, 2)
-    remove_channels(model, task.units, removed)
-    progress('removing channels', 1, 2)
-    try:
-        found = raw_predictions(model, task.shape)
-    except Exception as error:  # whatever the model raises
-        raise PruningError(
-            f'the pruned model does not run, and has been restored: {error}. {HINT}') from error
-    check_same_predictions(expected, found)
-    progress('removing channels', 2, 2)
 
 
 def _channels_left(task: PruningTask, removed: Dict[str, Tensor]) -> ChannelTable:
     """Return the channels of all layers after pruning."""
     left = count_channels(task.model)
     for (name, side), channels in gather_channels(task.units, removed).items():
-        sides = ((0, -1) if is_depthwise(find_layer(task.model, name)) else
-                 (0, ) if side == 'in' else (-1, ))
-        for index in sides:
-            left[name][index] -= len(channels)
+        counts = left[name]
+        counts[0 if side == 'in' else -1] -= len(channels)
+        if is_depthwise(find_layer(task.model, name)):
+            counts[0] = counts[-1]
     return left

@@ -13,7 +13,7 @@ from .scored import ScoredUnit
 from .select import MERGES, Selection, Thresholds
 from .units import LayerGroup
 
-SHARES = ('parameters', 'MACs')
+QUANTITIES = ('parameters', 'MACs')
 
 
 @dataclass
@@ -56,7 +56,13 @@ def find_thresholds(selection: Selection, groups: Sequence[LayerGroup], cost: Co
         tolerance=budget.tolerance)
     if budget.params is not None and budget.flops is not None:
         return search.meet_both()
-    return search.meet(0 if budget.flops is None else 1)
+    index = 0 if budget.flops is None else 1
+    share, thresholds = search.approach(index, -float(index))
+    target = search.targets[index]
+    if share < target * (1 - budget.tolerance) and selection.limits.round_to == 1:
+        raise PruningError(f'{target:.1%} of the {QUANTITIES[index]} cannot be met within '
+                           f'{budget.tolerance:.0%}: the nearest share below is {share:.1%}')
+    return thresholds
 
 
 @dataclass
@@ -105,15 +111,6 @@ class _Search:
         """Return what remains of parameters and MACs with thresholds."""
         return self.cost.shares(self.selection.removed(thresholds))
 
-    def meet(self, index: int) -> Thresholds:
-        """Meet the target for one share from below."""
-        share, thresholds = self.approach(index, -float(index))
-        target, tolerance = self.targets[index], self.tolerance
-        if share < target * (1 - tolerance) and self.selection.limits.round_to == 1:
-            raise PruningError(f'{target:.1%} of the {SHARES[index]} cannot be met within '
-                               f'{tolerance:.0%}: the nearest share below is {share:.1%}')
-        return thresholds
-
     def approach(self, index: int, mix: float) -> Tuple[float, Thresholds]:
         """Find the share nearest to its target from below, and its thresholds."""
         factors, target, tolerance = self.factors(mix), self.targets[index], self.tolerance
@@ -123,7 +120,7 @@ class _Search:
 
         least = share(-1)
         if least > target * (1 + tolerance):
-            raise PruningError(f'{target:.1%} of the {SHARES[index]} cannot be reached: these '
+            raise PruningError(f'{target:.1%} of the {QUANTITIES[index]} cannot be reached: these '
                                f'layer groups and limits leave {least:.1%} at least')
         if least > target:
             return least, self.thresholds(factors[-1], mix)

@@ -35,7 +35,7 @@ ENDLESS = 'Torch-Pruning finds no end of what is coupled with it'
 class ChannelGraph(DependencyGraph):
     """The dependency graph of a detector, traced with an image (C, H, W) of noise.
 
-    The model has to be :func:`mmgcp.pruning.tracing.traceable`. Repairs:
+    The detector is left as it was. Repairs:
 
     - Torch-Pruning guesses how many channels slices and concatenations return. Here slices say
       it themselves, and the observer has recorded it for concatenations.
@@ -58,23 +58,18 @@ class ChannelGraph(DependencyGraph):
                 self._outputs = flatten_tensors(run_as_tensors(model, image))
             return self._outputs
 
-        with torch.enable_grad():
+        with torch.enable_grad(), traceable(model):
             self.build_dependency(
                 model, random_image(model, input_shape), forward_fn=forward, verbose=False)
         for node in self.module2node.values():
             for dependency in node.dependencies:
                 dependency.index_mapping = list(map(_repaired, dependency.index_mapping))
 
-    @property
-    def nodes(self) -> List[Node]:
-        """All nodes; ``inputs`` and ``outputs`` are their neighbours."""
-        return list(self.module2node.values())
-
     def get_out_channels(self, module_or_node) -> Optional[int]:
         """Return how many channels a node returns; None if that depends on its inputs."""
         node = self.module2node.get(module_or_node, module_or_node)
         if node.type == OPTYPE.SLICE:
-            return _sliced_channels(node)
+            return _slice_channels(node)[1]
         if node.type == OPTYPE.CONCAT:
             return self.get_in_channels(node)
         return super().get_out_channels(node)
@@ -94,11 +89,11 @@ class ChannelGraph(DependencyGraph):
     def prediction_layers(self) -> List[str]:
         """List the last layers with weights before each output of the model."""
         outputs = {output.grad_fn for output in self._outputs}
-        return self.nearest_layers(node for node in self.nodes
+        return self.nearest_layers(node for node in self.module2node.values()
                                    if not node.outputs or node.grad_fn in outputs)
 
     def nearest_layers(self, nodes: Iterable[Node]) -> List[str]:
-        """List the layers with weights among some nodes, and the nearest before the others."""
+        """List the layers with weights among nodes, and those nearest before the other nodes."""
         found, seen, pending = {}, set(), list(nodes)
         while pending:
             node = pending.pop()
@@ -123,7 +118,7 @@ class ChannelGraph(DependencyGraph):
     @staticmethod
     def cuts_channels(node: Node) -> bool:
         """Whether a node takes some channels out of a feature map."""
-        return node.type == OPTYPE.SLICE and _sliced_channels(node) != _channels_before_slice(node)
+        return node.type == OPTYPE.SLICE and len(set(_slice_channels(node))) > 1
 
     def follow(self, layer: nn.Module, channels: Sequence[int]) -> Reached:
         """Find all channels that have to be removed with output channels of a layer.
@@ -187,17 +182,10 @@ def _repaired(mapping):
     return None if isinstance(mapping, _GQAIndexMapping) else mapping
 
 
-def _channels_before_slice(node: Node) -> Optional[int]:
-    """Count the channels that a slice cuts; None if it cuts another dimension."""
-    sizes = node.module.grad_fn._saved_self_sym_sizes
-    is_cut = len(sizes) > 1 and from_front(node.module.dim, len(sizes)) == 1
-    return sizes[1] if is_cut else None
-
-
-def _sliced_channels(node: Node) -> Optional[int]:
-    """Count the channels that a slice lets through; None if it cuts another dimension."""
-    channels = _channels_before_slice(node)
-    if channels is None:
-        return None
-    start, end = (min(bound, channels) for bound in (node.module.start, node.module.end))
-    return (end - start + node.module.step - 1) // node.module.step
+def _slice_channels(node: Node) -> Tuple[Optional[int], Optional[int]]:
+    """Count the channels before and behind a slice; None if it cuts another dimension."""
+    sizes, piece = node.module.grad_fn._saved_self_sym_sizes, node.module
+    if len(sizes) < 2 or from_front(piece.dim, len(sizes)) != 1:
+        return None, None
+    start, end = (min(bound, sizes[1]) for bound in (piece.start, piece.end))
+    return sizes[1], (end - start + piece.step - 1) // piece.step

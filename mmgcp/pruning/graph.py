@@ -19,7 +19,7 @@ from mmgcp.nn.layers import (
     num_channels,
 )
 
-from .tracing import splits_rightly, traceable
+from .tracing import splits_rightly
 from .units import ChannelSlice, ChannelUnit
 
 PREDICTIONS = 'its outputs are the predictions'
@@ -43,12 +43,11 @@ def find_units(
         if how:
             raise PruningError(f'{name} ({type(module).__name__}) is only for training and has '
                                f'to be taken out of the model before it is pruned: {how}')
-    with traceable(model):
-        graph = _build_graph(model, input_shape)
-        predictions = graph.prediction_layers()
-        skipped = dict.fromkeys(predictions, PREDICTIONS)
-        found = _follow_layers(graph, skipped)
-        unclear = _unclear_layers(graph, found)
+    graph = _build_graph(model, input_shape)
+    predictions = graph.prediction_layers()
+    skipped = dict.fromkeys(predictions, PREDICTIONS)
+    found = _follow_layers(graph, skipped)
+    unclear = _unclear_layers(graph, found)
     units = []
     for unit in found:
         layers = {item.module: find_layer(model, item.module) for item in unit.slices}
@@ -112,7 +111,7 @@ def _unclear_layers(graph, units: Iterable[ChannelUnit]) -> Dict[Side, str]:
         reason = find_contradiction(graph.model, unit, known)
         if reason:
             unclear.update({(item.module, item.side): reason for item in unit.slices})
-    for node in graph.nodes:
+    for node in graph.module2node.values():
         reason = _unclear_operation(graph, node)
         consumers = set()
         if reason is None and isinstance(node.module, WEIGHT_TYPES):

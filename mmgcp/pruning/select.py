@@ -30,7 +30,7 @@ class MergeRule(NamedTuple):
     votes: bool  # each layer compares its own scores, or the merged scores are compared once
 
     def margins(self, scores: Tensor, thresholds: Tensor) -> Tensor:
-        """Return margins (C, ): channels above zero stay, and those further up are worth more."""
+        """Return margins (C, ): a channel stays if it is above zero; higher ones are worth more."""
         if self.votes:
             values = self.merge(scores - thresholds)
         else:
@@ -38,9 +38,9 @@ class MergeRule(NamedTuple):
         return _protected(values, scores, thresholds)
 
     def factors(self, scores: Tensor, fixed: Tensor, slopes: Tensor) -> Tensor:
-        """Return from which factor f (C, ) on thresholds ``fixed + f * slopes`` remove a channel.
+        """Return the least f (C, ) with which thresholds ``fixed + f * slopes`` remove a channel.
 
-        The slopes have the shape (L, 1). The factor is -inf if any removes it, inf if none does.
+        The slopes are (L, 1). It is -inf if each f removes the channel, inf if none does.
         """
         if self.votes:
             values = self.merge(_quotients(scores - fixed, slopes))
@@ -50,15 +50,14 @@ class MergeRule(NamedTuple):
         return _protected(values, scores, fixed)
 
 
-def _largest(values: Tensor) -> Tensor:
-    return values.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf).amax(0)
+def _without_nan(values: Tensor) -> Tensor:
+    return values.masked_fill(values.isnan(), -math.inf)
 
 
 def _decisive(values: Tensor) -> Tensor:
     """Return the value that more than half of the layers reach if it is large enough."""
     needed = (~values.isnan()).sum(0) // 2
-    ordered = values.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf).sort(
-        0, descending=True).values
+    ordered = _without_nan(values).sort(0, descending=True).values
     return ordered.gather(0, needed[None].clamp(max=len(values) - 1))[0]
 
 
@@ -83,7 +82,7 @@ def _quotients(distances: Tensor, slopes: Tensor) -> Tensor:
 
 MERGES: Dict[str, MergeRule] = {
     # Stays if any layer keeps it: GCP-SAD, arXiv 2306.01526
-    'or': MergeRule(_largest, votes=True),
+    'or': MergeRule(lambda values: _without_nan(values).amax(0), votes=True),
     # Stays if more than half of the layers keep it: the code of GCP-SAD's authors
     'majority': MergeRule(_decisive, votes=True),
     # Stays if its mean score, or their sum, is above the layers' mean threshold

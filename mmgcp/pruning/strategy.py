@@ -11,7 +11,7 @@ from mmgcp.analysis import record_convs
 from mmgcp.errors import PruningError
 from mmgcp.nn.forward import working_shape
 
-from .allocate import allocate, by_position
+from .allocate import allocate, by_position, measure_sensitivity
 from .budget import Budget
 from .compensation import Compensator
 from .cost import CostModel
@@ -22,7 +22,6 @@ from .plan import PruningPlan, make_plan
 from .scored import group_scores, score_units
 from .scores import Criterion
 from .select import Limits, Selection
-from .sensitivity import measure_sensitivity
 from .units import ChannelUnit
 
 

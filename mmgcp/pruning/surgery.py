@@ -14,6 +14,7 @@ from mmgcp.nn.hooks import on_inputs, on_outputs
 from mmgcp.nn.layers import find_layer, keep_channels, num_channels
 
 from .attributes import refresh_attributes
+from .scores.base import Progress
 from .units import ChannelUnit
 
 # (layer name, side) -> channels
@@ -91,3 +92,23 @@ def check_same_predictions(expected: Sequence[Tensor], found: Sequence[Tensor]) 
     if not same:
         raise PruningError('the pruned model does not compute what the original does without '
                            f'the removed channels, and has been restored. {HINT}')
+
+
+def remove_and_verify(model: nn.Module, units: Sequence[ChannelUnit], removed: Dict[str, Tensor],
+                      shape: Sequence[int], progress: Progress) -> None:
+    """Remove channels, and check with an image (C, H, W) of noise that this is all that changes.
+
+    Raises a PruningError if the model does not compute what it does without the channels.
+    """
+    with channels_off(model, units, removed):
+        expected = raw_predictions(model, shape)
+    progress('removing channels', 0, 2)
+    remove_channels(model, units, removed)
+    progress('removing channels', 1, 2)
+    try:
+        found = raw_predictions(model, shape)
+    except Exception as error:  # whatever the model raises
+        raise PruningError(
+            f'the pruned model does not run, and has been restored: {error}. {HINT}') from error
+    check_same_predictions(expected, found)
+    progress('removing channels', 2, 2)

@@ -11,7 +11,7 @@ from pruning_samples import GROUPS, Block, Toy, batch, difference, randomise, ru
 from mmgcp.analysis import count_complexity
 from mmgcp.errors import PruningError
 from mmgcp.pruning import LayerGroup, PruningPlan, auto_groups, count_channels, prune
-from mmgcp.pruning.sensitivity import MAX_FACTOR
+from mmgcp.pruning.allocate import MAX_FACTOR
 from mmgcp.pruning.surgery import remove_channels
 
 SHAPE = (3, 64, 96)

@@ -11,8 +11,8 @@ from pruning_samples import randomise, tensors
 
 from mmgcp.nn.forward import eval_mode, run_as_tensors
 from mmgcp.pruning import count_channels
+from mmgcp.pruning.detector import make_pruned_config
 from mmgcp.pruning.graph import find_units
-from mmgcp.pruning.pruned_config import make_pruned_config
 from mmgcp.pruning.surgery import remove_channels
 from mmgcp.utils.config import build_detector, load_config
 

@@ -123,7 +123,7 @@ def test_yolov4_covers_every_convolution_once(original):
 def test_yolov4_pyramid_pooling_repeats_its_input(units):
     found = {unit.name: unit for unit in units}
     unit = found['neck.reduce_layers.2.pre_convs.2.conv']
-    (reader, ) = [item for item in unit.side('in')]
+    (reader, ) = unit.side('in')
     assert reader.module == 'neck.reduce_layers.2.post_convs.0.conv'
     assert unit.size == 64
     # four copies: three poolings and the map itself

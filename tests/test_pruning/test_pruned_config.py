@@ -11,7 +11,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmyolo.models import YOLODetector
 from pruning_samples import difference, run, run_prune_tool
 
-from mmgcp.pruning.pruned_config import make_pruned_config
+from mmgcp.pruning.detector import make_pruned_config
 from mmgcp.utils.config import build_detector
 
 
