@@ -174,7 +174,7 @@ def make_setup(args: argparse.Namespace, cfg: Config, folder: Path) -> dict:
         dict: What :class:`Training` and the processes need, to be written as JSON.
     """
     from mmgcp.pruning import prune
-    from mmgcp.pruning.pruned_config import make_pruned_config
+    from mmgcp.pruning.detector import make_pruned_config
     _tell('preparing teacher and student')
     model = _build(cfg)
     checkpoint, student = folder / 'teacher.pth', args.student

@@ -19,8 +19,8 @@ from mmgcp.datasets.calibration import CalibrationBatches, ImagesOf, evaluate
 from mmgcp.errors import PruningError, UserError
 from mmgcp.pipeline.finetuning import LayerFinetuning
 from mmgcp.pruning import prune
+from mmgcp.pruning.detector import make_pruned_config
 from mmgcp.pruning.options import BUDGETS, PruneOptions, options_of_config
-from mmgcp.pruning.pruned_config import make_pruned_config
 from mmgcp.pruning.report import summarize, write_report
 from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.cli import run_tool

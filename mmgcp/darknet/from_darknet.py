@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 from mmyolo.models.utils import make_round
 
-from mmgcp.pruning.pruned_config import make_pruned_config
+from mmgcp.pruning.detector import make_pruned_config
 from mmgcp.utils.config import build_detector
 
 from .base_network import changed_channels, find_widen_factor

@@ -55,6 +55,17 @@ def run_on_noise(model: nn.Module, shape: Sequence[int]) -> Any:
         return run_as_tensors(model, random_image(model, shape))
 
 
+def flatten_tensors(outputs: Any) -> List[Tensor]:
+    """Return all tensors of nested lists, tuples and dictionaries."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    if isinstance(outputs, dict):
+        outputs = list(outputs.values())
+    if isinstance(outputs, (list, tuple)):
+        return [tensor for item in outputs for tensor in flatten_tensors(item)]
+    return []
+
+
 class ShortRuns:
     """Runs a detector only until hooks have seen everything they look for.
 

@@ -1,10 +1,9 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 from .api import prune
 from .attributes import register_attribute_rule
-from .auto_groups import auto_groups
 from .detector import PrunedDetector, apply_channel_table, count_channels
-from .plan import PruningPlan, UnitPlan, validate_plan
-from .result import PruningResult
+from .layer_groups import auto_groups
+from .plan import PruningPlan, PruningResult, UnitPlan, validate_plan
 from .scores import BNScale, Criterion
 from .units import ChannelSlice, ChannelUnit, LayerGroup
 

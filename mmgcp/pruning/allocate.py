@@ -7,7 +7,7 @@ it is compared with the positions of the channels in their units, so that all un
 lose the same share.
 """
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Callable, Dict, Iterable, List, Optional, Sequence
 
 import torch
@@ -16,46 +16,39 @@ from torch import Tensor
 
 from mmgcp.errors import PruningError
 from mmgcp.nn.layers import WEIGHT_TYPES, find_layer
+from mmgcp.nn.temporarily import Snapshot
 
 from .budget import Budget, find_thresholds
 from .cost import CostModel
-from .merges import MERGES
 from .scored import ScoredUnit, group_scores, share_scores
 from .scores import Criterion
-from .select import Selection, Thresholds
+from .scores.base import Progress
+from .select import MERGES, Selection, Thresholds
+from .surgery import channels_off
 from .units import ChannelUnit, LayerGroup
+
+# Sensitivity is measured without these shares of the sum of a group's squared scores. Shares of
+# its channels would not do: after sparse training most carry nothing, and are not missed.
+SHARES = (0.05, 0.2)
+# Smaller drops, as shares of the metric, cannot be told from noise
+LEAST_DROP = 0.002
+# Groups differ at most so much from the median
+MAX_FACTOR = 20.
 
 
 def allocate(selection: Selection, groups: Sequence[LayerGroup], cost: CostModel, budget: Budget,
-             sensitivities: Optional[Dict[str, float]] = None,
-             progress: Callable = lambda *_: None) -> Thresholds:
-    """Find the thresholds of all layer groups.
+             sensitivities: Optional[Dict[str, float]]) -> Thresholds:
+    """Find the thresholds of all layer groups: their own, or those that meet the budget.
 
-    Args:
-        selection (Selection): Chooses channels by thresholds.
-        groups (Sequence[LayerGroup]): The layer groups.
-        cost (CostModel): Gives what remains.
-        budget (Budget): What has to remain; decides the groups without ratio and threshold.
-        sensitivities (dict[str, float], optional): What channels of a group cost in accuracy,
-            relative to their squared scores, by group; see :func:`mmgcp.pruning.budget.
-            find_thresholds`.
-        progress (Callable): Called with a stage, the steps done in it, and all its steps.
-
-    Returns:
-        dict[str, float | None]: Threshold by name of the group.
-
-    Raises:
-        PruningError: The budget cannot be met, or nothing decides a group.
+    Raises a PruningError if the budget cannot be met or nothing decides a group.
     """
-    progress('choosing channels', 0, 1)
     thresholds = thresholds_of_groups(selection.scored, groups)
     if budget:
-        thresholds = find_thresholds(selection, groups, cost, thresholds, budget, sensitivities)
-    elif len(thresholds) < len(groups):
+        return find_thresholds(selection, groups, cost, thresholds, budget, sensitivities)
+    if len(thresholds) < len(groups):
         missing = [group.name for group in groups if group.name not in thresholds]
         raise PruningError(f'layer groups {missing} have neither a ratio nor a threshold, and no '
                            'ratio or budget is given (ratio, target_params, target_flops)')
-    progress('choosing channels', 1, 1)
     return thresholds
 
 
@@ -63,15 +56,8 @@ def thresholds_of_groups(scored: Iterable[ScoredUnit],
                          groups: Iterable[LayerGroup]) -> Thresholds:
     """Find the thresholds of the groups that state a threshold or a ratio.
 
-    A ratio r stands for the value that the share r of the group's scores, over all
-    of its layers, does not exceed: the floor(r * K)-th smallest of K.
-
-    Args:
-        scored (Iterable[ScoredUnit]): The scored units.
-        groups (Iterable[LayerGroup]): The layer groups.
-
-    Returns:
-        dict[str, float | None]: Threshold by name of the group.
+    A ratio r stands for the value that the share r of the group's scores, over all of its
+    layers, does not exceed: the floor(r * K)-th smallest of K.
     """
     thresholds = {}
     for group in groups:
@@ -101,16 +87,9 @@ class EqualShares(Criterion):
 
 
 def by_position(scored: Sequence[ScoredUnit], merge: str) -> List[ScoredUnit]:
-    """Replace scores by positions, so that a threshold removes the same share of each unit.
+    """Replace scores by :func:`positions`, so that a threshold removes the same share of each unit.
 
-    Args:
-        scored (Sequence[ScoredUnit]): The scored units.
-        merge (str): How the scores of the layers of a unit become one score a channel: with 'or'
-            it is the highest; see :mod:`mmgcp.pruning.merges`.
-
-    Returns:
-        list[ScoredUnit]: The units. All layers of one have the same positions, see
-        :func:`positions`, NaN where they had no score.
+    The merge rule joins the scores of the layers of a unit; all get the same positions.
     """
     placed = []
     for item in scored:
@@ -123,19 +102,11 @@ def by_position(scored: Sequence[ScoredUnit], merge: str) -> List[ScoredUnit]:
 
 
 def positions(unit: ChannelUnit, scores: Tensor) -> Tensor:
-    """Return the positions of the channels of a unit among those that are alike.
+    """Return the positions (C, ) of the scores (C, ) of a unit among channels that are alike.
 
-    Channels that are not alike (in another group of a grouped convolution, or in other layers)
-    are ordered apart, so that a threshold removes the same share of each kind.
-
-    Args:
-        unit (ChannelUnit): The unit, of size C.
-        scores (Tensor): Scores (C, ).
-
-    Returns:
-        Tensor: Positions (C, ). The i-th lowest of n alike channels has (i + 0.5) / n, so that
-        a threshold t removes t * n of them, rounded. Channels that only go together share
-        their mean position.
+    The i-th lowest of n alike channels has (i + 0.5) / n, so that a threshold t removes t * n of
+    them, rounded. Channels in other layers, or in another group of a grouped convolution, are
+    not alike. Channels that only go together share their mean position.
     """
     groups = torch.zeros(unit.size).long() if unit.conv_groups is None else unit.conv_groups
     memberships = [groups, *(unit.mask(item.unit_index).long() for item in unit.slices)]
@@ -148,7 +119,64 @@ def positions(unit: ChannelUnit, scores: Tensor) -> Tensor:
     return share_scores(found, unit)
 
 
-def ratios_as_shares(groups: Sequence[LayerGroup]) -> List[LayerGroup]:
-    """Let the ratios of groups hold for each unit, not only for all of them together."""
-    return [group if group.ratio is None
-            else replace(group, ratio=None, threshold=float(group.ratio)) for group in groups]
+@dataclass
+class Sensitivity:
+    """The metric with some channels of one group removed at a time."""
+    baseline: float  # the metric of the model as it is
+    metrics: Dict[str, Dict[float, float]]  # by group and removed share of the squared scores
+    costs: Dict[str, float]  # drop for the removed squared scores, relative to the median group
+
+
+def measure_sensitivity(model: nn.Module, selection: Selection, groups: Sequence[LayerGroup],
+                        evaluate: Callable[[nn.Module], float],
+                        compensate: Callable[[Dict[str, Tensor]], None],
+                        progress: Progress) -> Sensitivity:
+    """Prune each group alone, compensate, and evaluate; the model is left as it was."""
+    steps = 1 + len(groups) * len(SHARES)
+    progress('sensitivity', 0, steps)
+    baseline = evaluate(model)
+    metrics: Dict[str, Dict[float, float]] = {}
+    costs: Dict[str, float] = {}
+    for group in groups:
+        metrics[group.name] = {}
+        drops = removed_squares = 0.
+        for share in SHARES:
+            progress('sensitivity', 1 + len(SHARES) * len(costs) + len(metrics[group.name]), steps)
+            removed = selection.removed({group.name: _threshold(selection, group, share)})
+            metric = _metric_without(model, selection, removed, evaluate, compensate)
+            metrics[group.name][share] = metric
+            drops += max(baseline - metric, LEAST_DROP * abs(baseline))
+            removed_squares += sum(
+                float(item.best_scores[removed[item.unit.name]].square().sum())
+                for item in selection.scored if item.unit.name in removed)
+        costs[group.name] = drops / removed_squares if removed_squares else math.nan
+    progress('sensitivity', steps, steps)
+    return Sensitivity(baseline, metrics, _relative(costs))
+
+
+def _threshold(selection: Selection, group: LayerGroup, share: float) -> float:
+    """Return the threshold below which a share of the sum of a group's squared scores lies."""
+    scores = group_scores(selection.scored, group).sort().values
+    sums = scores.square().cumsum(0)
+    number = int(torch.searchsorted(sums, share * sums[-1], right=True))
+    return float(scores[max(number, 1) - 1])
+
+
+def _relative(costs: Dict[str, float]) -> Dict[str, float]:
+    """Divide costs by their median, within bounds; 1 where nothing could be removed."""
+    known = sorted(cost for cost in costs.values() if cost > 0)
+    middle = known[len(known) // 2] if known else 1.
+    return {name: 1. if math.isnan(cost) else min(MAX_FACTOR, max(1 / MAX_FACTOR, cost / middle))
+            for name, cost in costs.items()}
+
+
+def _metric_without(model: nn.Module, selection: Selection, removed: Dict[str, Tensor],
+                    evaluate: Callable, compensate: Callable) -> float:
+    """Evaluate the model without some channels."""
+    snapshot = Snapshot(model)
+    try:
+        compensate(removed)
+        with channels_off(model, [item.unit for item in selection.scored], removed):
+            return evaluate(model)
+    finally:
+        snapshot.restore()

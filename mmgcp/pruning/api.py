@@ -1,19 +1,23 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The one path from a model to a pruned model."""
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Dict, Optional
 
 import torch.nn as nn
+from torch import Tensor
 
+from mmgcp.errors import PruningError
+from mmgcp.nn.layers import find_layer, is_depthwise
+from mmgcp.nn.temporarily import restored_on_error
 from mmgcp.registry import TASK_UTILS
+from mmgcp.utils.options import check_names
 
-from . import one_shot  # noqa: F401  registers its strategy
-from .apply import apply_decision
-from .masking import restored_on_error
-from .options import Groups, PruneOptions
-from .plan import PruningPlan, validate_plan
-from .result import PruningResult
-from .strategy import Decision, strategy_of, trace
+from .detector import ChannelTable, count_channels
+from .layer_groups import Groups
+from .options import PruneOptions
+from .plan import PruningPlan, PruningResult, validate_plan
+from .strategy import Decision, PruningTask, decide, trace
+from .surgery import gather_channels, remove_and_verify
 
 
 def prune(model: nn.Module, groups: Groups = 'auto', ratio: Optional[float] = None,
@@ -41,7 +45,8 @@ def prune(model: nn.Module, groups: Groups = 'auto', ratio: Optional[float] = No
     Raises:
         PruningError: The request cannot be met; the model has not been touched.
     """
-    options = PruneOptions.of(groups=groups, ratio=ratio, **options)
+    check_names(PruneOptions, options, 'prune()', PruningError)
+    options = PruneOptions(groups=groups, ratio=ratio, **options)
     plan, criterion = options.plan, None
     if isinstance(plan, (str, Path)):
         plan = PruningPlan.load(plan)
@@ -52,5 +57,39 @@ def prune(model: nn.Module, groups: Groups = 'auto', ratio: Optional[float] = No
         validate_plan(plan, task.units)
     trains = criterion is not None and criterion.trains and not options.dry_run
     with restored_on_error(model, weights=trains):
-        decision = Decision(plan) if plan is not None else strategy_of(criterion)(task, criterion)
-        return apply_decision(task, decision)
+        decision = Decision(plan) if plan is not None else decide(criterion, task)
+        return _apply(task, decision)
+
+
+def _apply(task: PruningTask, decision: Decision) -> PruningResult:
+    """Compensate and remove what has been decided on, unless it is a dry run; give the result."""
+    removed, progress = decision.plan.removed(), task.options.progress
+    params, macs = task.cost(removed)
+    result = PruningResult(
+        model=task.model,
+        plan=decision.plan,
+        channels_before=count_channels(task.model),
+        channels_after=_channels_left(task, removed),
+        params=[task.cost.params, params],
+        macs=[task.cost.macs, macs],
+        scores=decision.scores,
+        uncompensated=decision.uncompensated or [])
+    if task.options.dry_run:
+        return result
+    if decision.uncompensated is None:
+        progress('compensating', 0, 1)
+        result.uncompensated = task.compensator()(removed)
+        progress('compensating', 1, 1)
+    remove_and_verify(task.model, task.units, removed, task.shape, progress)
+    return result
+
+
+def _channels_left(task: PruningTask, removed: Dict[str, Tensor]) -> ChannelTable:
+    """Return the channels of all layers after pruning."""
+    left = count_channels(task.model)
+    for (name, side), channels in gather_channels(task.units, removed).items():
+        counts = left[name]
+        counts[0 if side == 'in' else -1] -= len(channels)
+        if is_depthwise(find_layer(task.model, name)):
+            counts[0] = counts[-1]
+    return left

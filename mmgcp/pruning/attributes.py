@@ -14,12 +14,7 @@ SPLITTING_TYPES: Set[Type[nn.Module]] = set()
 
 
 def refresh_attributes(model: nn.Module) -> None:
-    """Make the attributes of all modules agree with the channels of their layers.
-
-    Args:
-        model (nn.Module): A model whose layers have fewer channels than before. It is changed
-            in place.
-    """
+    """Correct the attributes of all modules of a model whose layers have lost channels."""
     for module in model.modules():
         for kind, rule in ATTRIBUTE_RULES.items():
             if isinstance(module, kind):
@@ -35,8 +30,8 @@ def register_attribute_rule(kind: Type[nn.Module], splits: bool = False) -> Call
     Args:
         kind (type): The type, including its subclasses.
         splits (bool): Whether ``forward`` splits the channels of a feature map, and does so
-            rightly once the attributes are corrected. Channels that are split by other modules
-            are not pruned. Defaults to False.
+            correctly once the attributes are corrected. Channels that are split by other
+            modules are not pruned. Defaults to False.
 
     Returns:
         Callable: A decorator for the function, which gets the module.
@@ -55,14 +50,11 @@ def _refresh_rep_vgg(block: RepVGGBlock) -> None:
     conv = block.rbr_reparam if hasattr(block, 'rbr_reparam') else block.rbr_dense.conv
     block.in_channels, block.out_channels, block.groups = (
         conv.in_channels, conv.out_channels, conv.groups)
-    block.__dict__.pop('id_tensor', None)  # a cache for the former number of channels
+    block.__dict__.pop('id_tensor', None)  # a cache for the number of channels before
 
 
 class UnequalCSPLayerWithTwoConv(CSPLayerWithTwoConv):
-    """YOLOv8's CSP layer, split so that the second part has the channels that the blocks read.
-
-    The original splits its feature map into equal halves.
-    """
+    """YOLOv8's CSP layer, which splits off the channels that its blocks read, not just half."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute a feature map (N, C', H, W) from a feature map (N, C, H, W)."""

@@ -2,9 +2,8 @@
 """Torch-Pruning's dependency graph with repairs; the only module that imports Torch-Pruning.
 
 `DepGraph (arXiv 2301.12900) <https://arxiv.org/abs/2301.12900>`_ follows the channels of a
-layer through everything that is computed from them. The subclasses below repair what
-Torch-Pruning 1.6.1 gets wrong; nothing in the installed package is changed. What can be pruned
-and how channels are removed is decided elsewhere.
+layer through everything that is computed from them. Subclasses repair what Torch-Pruning 1.6.1
+gets wrong; nothing in the installed package is changed.
 """
 from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
@@ -18,10 +17,10 @@ from torch_pruning.dependency.index_mapping import _FlattenIndexMapping, _GQAInd
 from torch_pruning.ops import OPTYPE
 
 from mmgcp.errors import PruningError
-from mmgcp.nn.forward import random_image, run_as_tensors
+from mmgcp.nn.forward import flatten_tensors, random_image, run_as_tensors
 from mmgcp.nn.layers import WEIGHT_TYPES, channel_counts
 
-from .tracing import Observer, flatten_tensors, from_front
+from .tracing import Observer, from_front, traceable
 
 # The most steps and channels to follow for one channel unit. The detectors tested need up to
 # 120 steps and, for a Faster R-CNN, 600 000 channels.
@@ -34,9 +33,9 @@ ENDLESS = 'Torch-Pruning finds no end of what is coupled with it'
 
 
 class ChannelGraph(DependencyGraph):
-    """The dependency graph of a detector.
+    """The dependency graph of a detector, traced with an image (C, H, W) of noise.
 
-    Repairs:
+    The detector is left as it was. Repairs:
 
     - Torch-Pruning guesses how many channels slices and concatenations return. Here slices say
       it themselves, and the observer has recorded it for concatenations.
@@ -46,63 +45,41 @@ class ChannelGraph(DependencyGraph):
     - It takes each expand in five dimensions for the repeated heads of a transformer, and fails
       or loses the channels. Here an expand keeps the channels as they are.
     - On the way back through a flatten it shuffles them, see :class:`OrderedFlattening`.
-
-    Args:
-        model (nn.Module): A detector; see :func:`mmgcp.nn.forward.run_as_tensors`.
-        input_shape (Sequence[int]): Shape (C, H, W) of the image to trace with.
-        modes (dict[nn.Module, bool]): The mode in which each module runs (True: training).
-
-    Attributes:
-        observer (Observer): What the autograd graph does not tell.
     """
 
-    def __init__(self, model: nn.Module, input_shape: Sequence[int],
-                 modes: Dict[nn.Module, bool]):
+    def __init__(self, model: nn.Module, input_shape: Sequence[int]):
         super().__init__()
         self.observer = Observer(model)
         self._outputs: List[Tensor] = []
 
         def forward(model: nn.Module, image: Tensor) -> List[Tensor]:
             # Torch-Pruning has called eval(), in which backbones freeze their stages
-            for module, mode in modes.items():
-                module.training = mode
-            model.requires_grad_(True)
-            with self.observer:
+            with traceable(model), self.observer:
                 self._outputs = flatten_tensors(run_as_tensors(model, image))
             return self._outputs
 
-        with torch.enable_grad():
+        with torch.enable_grad(), traceable(model):
             self.build_dependency(
                 model, random_image(model, input_shape), forward_fn=forward, verbose=False)
         for node in self.module2node.values():
             for dependency in node.dependencies:
                 dependency.index_mapping = list(map(_repaired, dependency.index_mapping))
 
-    @property
-    def nodes(self) -> List[Node]:
-        """All nodes; ``inputs`` and ``outputs`` are their neighbours."""
-        return list(self.module2node.values())
-
     def get_out_channels(self, module_or_node) -> Optional[int]:
         """Return how many channels a node returns; None if that depends on its inputs."""
-        node = self._node(module_or_node)
+        node = self.module2node.get(module_or_node, module_or_node)
         if node.type == OPTYPE.SLICE:
-            return _sliced_channels(node)
+            return _slice_channels(node)[1]
         if node.type == OPTYPE.CONCAT:
-            return self.observer.concatenated.get(node.grad_fn)
+            return self.get_in_channels(node)
         return super().get_out_channels(node)
 
     def get_in_channels(self, module_or_node) -> Optional[int]:
         """Return how many channels a node reads; None if that depends on its inputs."""
-        node = self._node(module_or_node)
+        node = self.module2node.get(module_or_node, module_or_node)
         if node.type == OPTYPE.CONCAT:
             return self.observer.concatenated.get(node.grad_fn)
         return super().get_in_channels(node)
-
-    def _node(self, module_or_node) -> Node:
-        if isinstance(module_or_node, Node):
-            return module_or_node
-        return self.module2node[module_or_node]
 
     def name_of(self, module) -> str:
         """Return the name of a module or parameter in the model."""
@@ -112,11 +89,11 @@ class ChannelGraph(DependencyGraph):
     def prediction_layers(self) -> List[str]:
         """List the last layers with weights before each output of the model."""
         outputs = {output.grad_fn for output in self._outputs}
-        return self.nearest_layers(node for node in self.nodes
+        return self.nearest_layers(node for node in self.module2node.values()
                                    if not node.outputs or node.grad_fn in outputs)
 
     def nearest_layers(self, nodes: Iterable[Node]) -> List[str]:
-        """List the layers with weights among some nodes, and the nearest before the others."""
+        """List the layers with weights among nodes, and those nearest before the other nodes."""
         found, seen, pending = {}, set(), list(nodes)
         while pending:
             node = pending.pop()
@@ -141,21 +118,13 @@ class ChannelGraph(DependencyGraph):
     @staticmethod
     def cuts_channels(node: Node) -> bool:
         """Whether a node takes some channels out of a feature map."""
-        return node.type == OPTYPE.SLICE and _sliced_channels(node) != _channels_before_slice(node)
+        return node.type == OPTYPE.SLICE and len(set(_slice_channels(node))) > 1
 
     def follow(self, layer: nn.Module, channels: Sequence[int]) -> Reached:
         """Find all channels that have to be removed with output channels of a layer.
 
-        Args:
-            layer (nn.Module): A convolution or linear layer.
-            channels (Sequence[int]): The output channels, in the order of the unit.
-
-        Returns:
-            dict: By layer and side (``'in'`` or ``'out'``), the pairs of a channel of that layer
-            and the index in the unit that it belongs to, in the order in which they are reached.
-
-        Raises:
-            PruningError: A limit has been exceeded; what is coupled seems to have no end.
+        The channels are numbered by the unit. Raises a PruningError if there seems to be no end
+        of what is coupled with them.
         """
         removal = self.get_pruner_of_module(layer).prune_out_channels
         indices = [Index(channel, number) for number, channel in enumerate(channels)]
@@ -169,7 +138,9 @@ class ChannelGraph(DependencyGraph):
             for dependency in source.dependencies:
                 if not dependency.is_triggered_by(trigger):
                     continue
-                mapped = _map(dependency, indices)
+                mapped = indices
+                for mapping in dependency.index_mapping:
+                    mapped = mapped if mapping is None else mapping(mapped)
                 before = done.setdefault((dependency.target, dependency.handler), [])
                 if not mapped or dependency.target in visited and mapped in before:
                     continue
@@ -178,9 +149,6 @@ class ChannelGraph(DependencyGraph):
                 before.append(mapped)
                 steps.append((dependency.target, dependency.handler, mapped))
                 pending.append(steps[-1])
-        return self._by_layer(steps)
-
-    def _by_layer(self, steps: Iterable[tuple]) -> Reached:
         reached: Reached = {}
         for node, removal, indices in steps:
             if self.has_weights(node):
@@ -208,30 +176,16 @@ class OrderedFlattening(_FlattenIndexMapping):
 
 
 def _repaired(mapping):
-    """What to use in place of one of Torch-Pruning's mappings of channels, None for identity."""
+    """Return what replaces one of Torch-Pruning's mappings of channels, None for identity."""
     if isinstance(mapping, _FlattenIndexMapping):
         return OrderedFlattening(mapping._stride, mapping.reverse)
     return None if isinstance(mapping, _GQAIndexMapping) else mapping
 
 
-def _map(dependency, indices: List[Index]) -> List[Index]:
-    for mapping in dependency.index_mapping:
-        if mapping is not None:
-            indices = mapping(indices)
-    return indices
-
-
-def _channels_before_slice(node: Node) -> Optional[int]:
-    """The channels that a slice cuts; None if it cuts another dimension."""
-    sizes = node.module.grad_fn._saved_self_sym_sizes
-    is_cut = len(sizes) > 1 and from_front(node.module.dim, len(sizes)) == 1
-    return sizes[1] if is_cut else None
-
-
-def _sliced_channels(node: Node) -> Optional[int]:
-    """The channels that a slice lets through; None if it cuts another dimension."""
-    channels = _channels_before_slice(node)
-    if channels is None:
-        return None
-    start, end = (min(bound, channels) for bound in (node.module.start, node.module.end))
-    return (end - start + node.module.step - 1) // node.module.step
+def _slice_channels(node: Node) -> Tuple[Optional[int], Optional[int]]:
+    """Count the channels before and behind a slice; None if it cuts another dimension."""
+    sizes, piece = node.module.grad_fn._saved_self_sym_sizes, node.module
+    if len(sizes) < 2 or from_front(piece.dim, len(sizes)) != 1:
+        return None, None
+    start, end = (min(bound, sizes[1]) for bound in (piece.start, piece.end))
+    return sizes[1], (end - start + piece.step - 1) // piece.step

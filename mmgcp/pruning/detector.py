@@ -1,30 +1,25 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Building a pruned detector: an ordinary one, reduced to the channels that a table lists."""
+"""Pruned detectors: ordinary ones, reduced to the channels that a table lists; their configs."""
 import copy
 from pathlib import Path
 from typing import Dict, Iterator, List, Tuple, Union
 
 import torch
 import torch.nn as nn
+from mmengine.config import Config
 from mmyolo.registry import MODELS as MMYOLO_MODELS
 from torch import Tensor
 
 from mmgcp.errors import PruningError
-from mmgcp.nn.layers import (
-    Layer,
-    channel_counts,
-    has_channels,
-    is_depthwise,
-    keep_channels,
-    num_channels,
-)
+from mmgcp.nn.layers import Layer, channel_counts, has_channels, is_depthwise, keep_channels
 from mmgcp.registry import MODELS
-from mmgcp.utils.config import load_config
+from mmgcp.utils.config import drop_collate_scope, drop_pretrained, load_config, nested_dicts
 
 from .attributes import refresh_attributes
 
 ChannelTable = Dict[str, List[int]]
 PRUNED_DETECTOR = 'mmgcp.PrunedDetector'
+CHECKPOINT = '{{ fileDirname }}/pruned.pth'  # MMEngine fills in the folder of the config file
 
 
 @MODELS.register_module()
@@ -49,8 +44,7 @@ def PrunedDetector(detector: str, channels: Union[ChannelTable, str, Path],  # n
         channels (dict[str, list[int]] | str | Path): The numbers of channels left in the
             pruned layers: [in, out] of convolutions and linear layers, [features] of
             normalisation layers and bare parameters; or the ``pruned.py`` that has this
-            table. The file is read when the detector is built, and a relative path
-            starts at the working directory.
+            table. A relative path starts at the working directory.
         **kwargs: The arguments of the original detector. Pretrained weights in any
             ``init_cfg`` are ignored, as they have the original's channels.
 
@@ -71,12 +65,7 @@ def PrunedDetector(detector: str, channels: Union[ChannelTable, str, Path],  # n
 def read_channel_table(channels: Union[ChannelTable, str, Path]) -> ChannelTable:
     """Return the channel table that the ``channels`` of a :func:`PrunedDetector` stand for.
 
-    Args:
-        channels (dict[str, list[int]] | str | Path): The table, or the config of a pruned
-            detector that has it.
-
-    Raises:
-        PruningError: There is no such file, or it has no table.
+    Raises a PruningError if there is no such file or it has no table.
     """
     if not isinstance(channels, (str, Path)):
         return dict(channels)
@@ -92,39 +81,40 @@ def read_channel_table(channels: Union[ChannelTable, str, Path]) -> ChannelTable
     return table.to_dict()
 
 
-def check_channels(content: dict) -> None:
-    """Check that the channel tables of all pruned detectors in a config can be read.
+def make_pruned_config(cfg: Config, package: str, changed_channels: ChannelTable) -> Config:
+    """Make the config of a pruned detector from that of the original, perhaps pruned already.
 
-    Args:
-        content (dict): Any part of the config, such as its ``model``.
-
-    Raises:
-        PruningError: There is no such file, or it has no table.
+    It is complete, with every base merged, and loads the ``pruned.pth`` beside it. Everything
+    under ``model`` stays where it was, so that children of either config override the same
+    places. The package is that of the detector's class, such as ``'mmyolo'``.
     """
-    for part in _nested_dicts(content):
+    content = copy.deepcopy(cfg.to_dict())
+    model = content.pop('model')
+    original = model['type']
+    if original.split('.')[-1] == PRUNED_DETECTOR.split('.')[-1]:
+        original = model['detector']
+        changed_channels = {**read_channel_table(model['channels']), **changed_channels}
+    model.update(type=PRUNED_DETECTOR, detector=f'{package}.{original.split(".")[-1]}',
+                 channels=changed_channels)
+    drop_pretrained(model)
+    content['model'] = model
+    imports = content.get('custom_imports', {}).get('imports', [])
+    content['custom_imports'] = dict(
+        imports=list(dict.fromkeys([*([imports] if isinstance(imports, str) else imports),
+                                    'mmgcp'])),
+        allow_failed_imports=False)
+    content.update(load_from=CHECKPOINT, resume=False)
+    content.pop('work_dir', None)
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        drop_collate_scope(content.get(name) or {})
+    return Config(content)
+
+
+def check_channels(content: dict) -> None:
+    """Raise a PruningError if a pruned detector in a part of a config has no channel table."""
+    for part in nested_dicts(content):
         if part.get('type') == PRUNED_DETECTOR and 'channels' in part:
             read_channel_table(part['channels'])
-
-
-def drop_pretrained(content: dict) -> None:
-    """Remove the initialisations from checkpoints from a config, in place.
-
-    Args:
-        content (dict): Any part of the config, such as its ``model``.
-    """
-    for part in _nested_dicts(content):
-        init_cfg = part.get('init_cfg')
-        if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
-            del part['init_cfg']
-
-
-def _nested_dicts(content) -> Iterator[dict]:
-    if isinstance(content, dict):
-        yield content
-        content = list(content.values())
-    if isinstance(content, (list, tuple)):
-        for value in content:
-            yield from _nested_dicts(value)
 
 
 def count_channels(model: nn.Module) -> ChannelTable:
@@ -161,7 +151,7 @@ def apply_channel_table(model: nn.Module, table: ChannelTable) -> None:
 
 
 def _named_layers(model: nn.Module) -> Dict[str, Layer]:
-    """The modules of a model, and the parameters that belong to no layer with channels."""
+    """Return the modules of a model, and the parameters that belong to no layer with channels."""
     layers: Dict[str, Layer] = dict(model.named_modules())
     owned = {parameter for layer in layers.values() if channel_counts(layer)
              for parameter in layer.parameters()}
@@ -188,10 +178,10 @@ def _can_have(layer: Layer, counts: List[int]) -> bool:
 
 
 def _kept(layer: Layer, counts: List[int]) -> Iterator[Tuple[str, Tensor]]:
-    """The channels that stay on each side of a layer: the first ones, of each conv group."""
+    """Yield the channels that stay on each side of a layer: the first ones, of each group."""
     if len(counts) == 1 or is_depthwise(layer):
         yield 'out', torch.arange(counts[-1])
         return
-    for side, count in zip(('in', 'out'), counts):
-        channels = torch.arange(num_channels(layer, side)).view(_num_groups(layer), -1)
+    for side, count, present in zip(('in', 'out'), counts, channel_counts(layer)):
+        channels = torch.arange(present).view(_num_groups(layer), -1)
         yield side, channels[:, :count // len(channels)].flatten()

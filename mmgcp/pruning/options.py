@@ -1,8 +1,8 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""The options of :func:`mmgcp.pruning.prune`, each said once.
+"""The options of :func:`mmgcp.pruning.prune`: the one list from which all others follow.
 
-The function's arguments, what ``prune_cfg`` may have, the switches of ``tools/prune.py``, what a
-plan records and the table in the documentation follow from this list.
+These are the function's arguments, the settings of ``prune_cfg``, the switches of
+``tools/prune.py``, what a plan records, and the table in the documentation.
 """
 import math
 from dataclasses import dataclass, fields
@@ -15,15 +15,14 @@ from torch import Tensor
 from mmgcp.errors import PruningError
 from mmgcp.nn.forward import IMAGE_SHAPE
 from mmgcp.nn.training_loss import Batch
-from mmgcp.utils.options import check_names, check_options, number_in, one_of, option
+from mmgcp.utils.options import check_options, number_in, one_of, option
 
-from .merges import MERGES
+from .layer_groups import Groups
 from .plan import PruningPlan
 from .scores import criterion_names
-from .units import LayerGroup
+from .scores.base import Progress
+from .select import MERGES
 
-Groups = Union[str, Sequence[Union[LayerGroup, dict]]]
-Progress = Callable[[str, int, int], None]
 AMOUNT, CHANNELS, OTHER = 'how much', 'which channels', 'other'
 
 KEEP_SHARE = number_in(0, 1, 'is the share to keep, in (0, 1]', open_low=True)
@@ -42,12 +41,9 @@ class _CriterionNames:
 
 @dataclass
 class PruneOptions:
-    """Options of pruning.
+    """Options of pruning; raises a PruningError if a value is not allowed.
 
     Notes of a field: ``in_config`` if ``prune_cfg`` may have it, ``recorded`` if the plan does.
-
-    Raises:
-        PruningError: A value is not allowed.
     """
     groups: Groups = option(
         'auto', in_config=True,
@@ -121,16 +117,6 @@ class PruneOptions:
         factory=lambda: lambda stage, done, steps: None,
         help='called with a stage, the steps done in it, and all its steps')
 
-    @classmethod
-    def of(cls, **options: Any) -> 'PruneOptions':
-        """Make the options from arguments by name.
-
-        Raises:
-            PruningError: There is no such option, or a value is not allowed.
-        """
-        check_names(cls, options, 'prune()', PruningError)
-        return cls(**options)
-
     def __post_init__(self):
         check_options(self, PruningError)
         self.calibration = _repeatable(self.calibration)
@@ -149,14 +135,9 @@ def _repeatable(iterable: Optional[Iterable]) -> Optional[Iterable]:
 
 
 def options_of_config(config: Dict[str, Any], owner: str) -> Dict[str, Any]:
-    """Return the options that a ``prune_cfg`` has.
+    """Return the options that a ``prune_cfg`` of someone has.
 
-    Args:
-        config (dict): The ``prune_cfg``.
-        owner (str): Where it is from, for the error.
-
-    Raises:
-        PruningError: It has something else.
+    Raises a PruningError that names the owner if it has anything else.
     """
     allowed = [item.name for item in fields(PruneOptions) if item.metadata.get('in_config')]
     unknown = sorted(set(config) - set(allowed))

@@ -1,16 +1,18 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""The pruning plan: made from scores, read and edited by people, applied by surgery."""
+"""The pruning plan, made from scores and perhaps edited by people, and what it led to."""
 import difflib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Dict, Iterable, List, Sequence, Union
+from typing import Dict, Iterable, List, NamedTuple, Sequence, Union
 
 import torch
+import torch.nn as nn
 from torch import Tensor
 
 from mmgcp.errors import PruningError
 
+from .detector import ChannelTable
 from .scored import ScoredUnit
 from .units import ChannelUnit
 
@@ -65,14 +67,7 @@ class PruningPlan:
 
     @classmethod
     def load(cls, path: Union[str, Path]) -> 'PruningPlan':
-        """Read a plan.
-
-        Args:
-            path (str | Path): The file.
-
-        Returns:
-            PruningPlan: The plan, which has yet to be compared with a model: see
-            :func:`validate_plan`.
+        """Read a plan, which has yet to be compared with a model: see :func:`validate_plan`.
 
         Raises:
             PruningError: There is no such file, or it is no plan.
@@ -98,15 +93,9 @@ class PruningPlan:
 
 def make_plan(units: Sequence[ChannelUnit], removed: Dict[str, Tensor],
               scored: Iterable[ScoredUnit] = ()) -> PruningPlan:
-    """Make the plan that removes some channels.
+    """Make the plan for all units of a model that removes channels (K, ), ascending, of some.
 
-    Args:
-        units (Sequence[ChannelUnit]): All units of the model.
-        removed (dict[str, Tensor]): Channels (K, ) to remove, ascending, by name of the unit.
-        scored (Iterable[ScoredUnit]): The units that have scores, which know the layer groups.
-
-    Returns:
-        PruningPlan: The plan, which names all units.
+    Those that have been scored know the layer groups.
     """
     groups = {item.unit.name: item.groups for item in scored}
     plans = []
@@ -174,8 +163,6 @@ def _validate_unit(item: UnitPlan, unit: ChannelUnit) -> None:
     if wrong:
         raise PruningError(f'{where} removes channel {wrong[0]}, but they are 0 to '
                            f'{item.size - 1}')
-    if len(item.removed) == item.size:
-        raise PruningError(f'{where} removes all of its channels; one has to stay')
     gone = unit.mask(torch.tensor(item.removed, dtype=torch.long))
     for piece in unit.slices:
         if bool(gone[piece.unit_index].all()):
@@ -199,3 +186,63 @@ def _validate_constraints(where: str, unit: ChannelUnit, gone: Tensor) -> None:
                                'convolution; they have to be equally many')
         if int(counts[0]) == int((unit.conv_groups == 0).sum()):
             raise PruningError(f'{where} removes all channels of the groups of a convolution')
+
+
+class LayerRow(NamedTuple):
+    """Output channels of a layer before and after pruning."""
+    layer: str
+    group: str
+    before: int
+    after: int
+
+
+@dataclass
+class PruningResult:
+    """What pruning led to.
+
+    Attributes:
+        model (nn.Module): The pruned model; after a dry run the model as it was.
+        plan (PruningPlan): What was removed.
+        channels_before (ChannelTable): Channels of all layers before.
+        channels_after (ChannelTable): Channels of all layers after.
+        params (List[int]): Parameters before and after.
+        macs (List[int]): MACs for one image before and after.
+        scores (Dict[str, Tensor]): All scores (K, ) by layer group; empty where they did not
+            decide.
+        uncompensated (List[str]): Layers that could not absorb what removed channels emitted.
+    """
+    model: nn.Module
+    plan: PruningPlan
+    channels_before: ChannelTable
+    channels_after: ChannelTable
+    params: List[int]
+    macs: List[int]
+    scores: Dict[str, Tensor]
+    uncompensated: List[str]
+
+    @property
+    def changed_channels(self) -> ChannelTable:
+        """The channels after of the layers that were pruned."""
+        return {name: counts for name, counts in self.channels_after.items()
+                if counts != self.channels_before[name]}
+
+    @property
+    def layers(self) -> List[LayerRow]:
+        """The convolutions and linear layers in the order of the model."""
+        groups = {layer: group for item in self.plan.units for layer, group in item.layers.items()}
+        return [
+            LayerRow(name, groups.get(name, ''), counts[-1], self.channels_after[name][-1])
+            for name, counts in self.channels_before.items() if len(counts) == 2
+        ]
+
+    @property
+    def report(self) -> dict:
+        """All figures, as written to ``report.json``."""
+        return dict(
+            params=dict(before=self.params[0], after=self.params[1]),
+            macs=dict(before=self.macs[0], after=self.macs[1]),
+            thresholds=self.plan.thresholds,
+            options=self.plan.options,
+            layers=[row._asdict() for row in self.layers],
+            skipped=self.plan.skipped,
+            uncompensated=self.uncompensated)

@@ -1,20 +1,23 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """What was pruned, for people and for programs."""
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Dict, List
 
 from mmgcp.analysis.plots import plot_channels, plot_score_histograms
 
 from .graph import PREDICTIONS
-from .result import LayerRow, PruningResult
+from .plan import LayerRow, PruningResult
 
 
 def summarize(result: PruningResult) -> str:
     """Return a table of the layer groups and the totals, for a terminal."""
     lines = [f'{"layer group":<24}{"threshold":>10}{"channels":>18}{"kept":>8}']
-    for name, rows in sorted(_rows_by_group(result.layers).items(),
-                             key=lambda item: not item[0]):
+    grouped: Dict[str, List[LayerRow]] = defaultdict(list)
+    for row in result.layers:
+        grouped[row.group].append(row)
+    for name, rows in sorted(grouped.items(), key=lambda item: not item[0]):
         before, after = sum(row.before for row in rows), sum(row.after for row in rows)
         threshold = result.plan.thresholds.get(name)
         shown = '-' if threshold is None else f'{threshold:.4g}'
@@ -34,12 +37,7 @@ def summarize(result: PruningResult) -> str:
 
 
 def write_report(result: PruningResult, folder: Path) -> None:
-    """Write ``report.json``, ``report.md`` and its pictures.
-
-    Args:
-        result (PruningResult): What pruning led to.
-        folder (Path): Existing folder to write into.
-    """
+    """Write ``report.json``, ``report.md`` and its pictures into a folder, which exists."""
     rows = result.layers
     plot_channels([row.layer for row in rows], [row.before for row in rows],
                   [row.after for row in rows], [row.group for row in rows],
@@ -51,13 +49,6 @@ def write_report(result: PruningResult, folder: Path) -> None:
                               folder / 'scores.png')
     (folder / 'report.json').write_text(json.dumps(result.report, indent=2) + '\n')
     (folder / 'report.md').write_text(_markdown(result, rows))
-
-
-def _rows_by_group(rows: List[LayerRow]) -> Dict[str, List[LayerRow]]:
-    grouped: Dict[str, List[LayerRow]] = {}
-    for row in rows:
-        grouped.setdefault(row.group, []).append(row)
-    return grouped
 
 
 def _markdown(result: PruningResult, rows: List[LayerRow]) -> str:

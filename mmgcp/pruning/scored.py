@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Callable, Dict, Iterable, List, Optional, Sequence
+from typing import Dict, Iterable, List, Optional, Sequence
 
 import torch
 import torch.nn as nn
@@ -12,23 +12,16 @@ from torch import Tensor
 from mmgcp.nn.layers import WEIGHT_TYPES, find_layer
 
 from .layer_groups import assign_groups
+from .scores import Criterion
 from .units import ChannelUnit, LayerGroup
 
 
 @dataclass(frozen=True)
 class ScoredUnit:
-    """A channel unit with the scores of its layers.
-
-    Attributes:
-        unit (ChannelUnit): The unit, of size C.
-        scores (Dict[str, Tensor]): Scores (C, ) by layer, NaN where a layer does not
-            have the channel.
-        groups (Dict[str, LayerGroup]): Layer group by layer, absent for layers that
-            are in none and therefore keep all of their channels.
-    """
+    """A channel unit of size C with the scores of its layers."""
     unit: ChannelUnit
-    scores: Dict[str, Tensor]
-    groups: Dict[str, LayerGroup]
+    scores: Dict[str, Tensor]  # (C, ) by layer, NaN where a layer does not have the channel
+    groups: Dict[str, LayerGroup]  # by layer; layers in none keep all of their channels
 
     @cached_property
     def all_scores(self) -> Tensor:
@@ -41,19 +34,14 @@ class ScoredUnit:
         return self.all_scores.nan_to_num(nan=-math.inf).amax(0)
 
     def group_names(self) -> List[str]:
-        """Names of the groups of the layers that have scores, each once."""
+        """Return the names of the groups of the layers that have scores, each once."""
         return list(dict.fromkeys(self.groups[layer].name for layer in self.scores
                                   if layer in self.groups))
 
     def per_layer(self, values: Dict[str, Optional[float]], default: float) -> Tensor:
-        """Spread a value of each layer group over the layers that have scores.
+        """Spread a value of each layer group over the layers that have scores: (L, 1).
 
-        Args:
-            values (dict[str, float | None]): Value by name of the group.
-            default (float): For layers in no group, and for groups that have None or no value.
-
-        Returns:
-            Tensor: The values (L, 1) in double precision.
+        Layers in no group, and those whose group has None or no value, get the default.
         """
         found = [values.get(self.groups[layer].name) if layer in self.groups else None
                  for layer in self.scores]
@@ -61,43 +49,31 @@ class ScoredUnit:
                             dtype=torch.double)
 
 
-def score_units(model: nn.Module, units: Sequence[ChannelUnit], criterion: Callable,
+def score_units(model: nn.Module, units: Sequence[ChannelUnit], criterion: Criterion,
                 groups: Sequence[LayerGroup], skipped: Dict[str, str]) -> List[ScoredUnit]:
     """Score channel units and find the layer groups of their layers.
 
-    Channels that only go together share their mean score. Scores that are equal are
-    told apart by less than a millionth, at random but always the same, so that any
-    number of channels can be chosen by a threshold.
-
-    Args:
-        model (nn.Module): The model.
-        units (Sequence[ChannelUnit]): The units.
-        criterion (Callable): Gives the scores by layer, for model and unit.
-        groups (Sequence[LayerGroup]): The layer groups.
-        skipped (dict[str, str]): Gets the layers without scores, with the reason.
-
-    Returns:
-        list[ScoredUnit]: The units that have scores.
+    Channels that only go together share their mean score. Scores that are equal are told apart
+    by less than a millionth, at random but always the same, so that any number of channels can
+    be chosen by a threshold. Layers without scores are added to the skipped, with the reason.
     """
     generator = torch.Generator().manual_seed(0)
-    scores = {
-        unit.name: {layer: _without_ties(share_scores(found.double(), unit), unit, generator)
-                    for layer, found in criterion(model, unit).items()}
-        for unit in units
-    }
     members = {unit.name: [item.module for item in unit.side('out')] for unit in units}
     owners = assign_groups(model, [name for names in members.values() for name in names], groups)
     scored = []
     for unit in units:
-        found = scores[unit.name]
-        if not found:
+        scores = {layer: _without_ties(share_scores(found.double(), unit), unit, generator)
+                  for layer, found in criterion(model, unit).items()}
+        if not scores:
             reason = f'{type(criterion).__name__} has no scores for it'
             skipped.update(dict.fromkeys(members[unit.name], reason))
             continue
         groups_of_unit = {name: owners[name] for name in members[unit.name] if name in owners}
-        if list(found) == [unit.name] and not set(_producers(model, unit)) <= set(owners):
-            groups_of_unit.pop(unit.name, None)  # these scores speak for all of the layers
-        scored.append(ScoredUnit(unit, found, groups_of_unit))
+        if list(scores) == [unit.name] and any(
+                name not in owners and isinstance(find_layer(model, name), WEIGHT_TYPES)
+                for name in members[unit.name]):
+            groups_of_unit.pop(unit.name, None)  # these scores speak for all producers
+        scored.append(ScoredUnit(unit, scores, groups_of_unit))
     return scored
 
 
@@ -116,12 +92,6 @@ def share_scores(scores: Tensor, unit: ChannelUnit) -> Tensor:
     counts = sums.index_add(0, unit.norm_groups, (~scores.isnan()).to(scores))
     means = sums.index_add(0, unit.norm_groups, scores.nan_to_num()) / counts
     return torch.where(scores.isnan(), scores, means[unit.norm_groups])
-
-
-def _producers(model: nn.Module, unit: ChannelUnit) -> List[str]:
-    """Names of the layers with weights that compute the channels of a unit."""
-    return [item.module for item in unit.side('out')
-            if isinstance(find_layer(model, item.module), WEIGHT_TYPES)]
 
 
 def _without_ties(scores: Tensor, unit: ChannelUnit, generator: torch.Generator) -> Tensor:

@@ -1,15 +1,18 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Which channels of a unit are removed: the lowest, as many as its limits allow."""
+"""Which channels of a unit are removed: the lowest, as many as its limits allow.
+
+Each layer votes on a channel by comparing its score with a threshold. A :class:`MergeRule` turns
+the votes into one margin a channel, which stays if that is above zero or limits ask for it.
+"""
 import math
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence
+from typing import Callable, Dict, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
 
 from mmgcp.errors import PruningError
 
-from .merges import MERGES
 from .scored import ScoredUnit, share_scores
 from .units import ChannelUnit
 
@@ -17,49 +20,105 @@ from .units import ChannelUnit
 Thresholds = Dict[str, Optional[float]]
 
 
+class MergeRule(NamedTuple):
+    """A rule by which L layers decide on C channels.
+
+    The scores (L, C) are NaN where a layer does not have a channel. Thresholds (L, 1) are -inf
+    for layers that keep all of their channels.
+    """
+    merge: Callable[[Tensor], Tensor]  # from (L, C), NaN where a layer has no say, to (C, )
+    votes: bool  # each layer compares its own scores, or the merged scores are compared once
+
+    def margins(self, scores: Tensor, thresholds: Tensor) -> Tensor:
+        """Return margins (C, ): a channel stays if it is above zero; higher ones are worth more."""
+        if self.votes:
+            values = self.merge(scores - thresholds)
+        else:
+            values = self.merge(scores) - _mean_where(scores, thresholds)
+        return _protected(values, scores, thresholds)
+
+    def factors(self, scores: Tensor, fixed: Tensor, slopes: Tensor) -> Tensor:
+        """Return the least f (C, ) with which thresholds ``fixed + f * slopes`` remove a channel.
+
+        The slopes are (L, 1). It is -inf if each f removes the channel, inf if none does.
+        """
+        if self.votes:
+            values = self.merge(_quotients(scores - fixed, slopes))
+        else:
+            values = _quotients(self.merge(scores) - _mean_where(scores, fixed),
+                                _mean_where(scores, slopes))
+        return _protected(values, scores, fixed)
+
+
+def _without_nan(values: Tensor) -> Tensor:
+    return values.masked_fill(values.isnan(), -math.inf)
+
+
+def _decisive(values: Tensor) -> Tensor:
+    """Return the value that more than half of the layers reach if it is large enough."""
+    needed = (~values.isnan()).sum(0) // 2
+    ordered = _without_nan(values).sort(0, descending=True).values
+    return ordered.gather(0, needed[None].clamp(max=len(values) - 1))[0]
+
+
+def _mean_where(scores: Tensor, values: Tensor) -> Tensor:
+    """Return the mean (C, ) of one value (L, 1) a layer over the layers that have a channel."""
+    return torch.where(scores.isnan(), scores, values.expand_as(scores)).nanmean(0)
+
+
+def _protected(values: Tensor, scores: Tensor, thresholds: Tensor) -> Tensor:
+    """Keep what a layer without a threshold has, and what no layer has a score for."""
+    present = ~scores.isnan()
+    safe = (present & thresholds.isneginf()).any(0) | ~present.any(0)
+    return values.masked_fill(safe, math.inf)
+
+
+def _quotients(distances: Tensor, slopes: Tensor) -> Tensor:
+    """Return the factors from which on ``distances <= factor * slopes``."""
+    always = torch.where(distances <= 0, -math.inf, math.inf).to(distances)
+    quotients = torch.where(slopes > 0, distances / slopes, always)
+    return torch.where(distances.isnan(), distances, quotients)
+
+
+MERGES: Dict[str, MergeRule] = {
+    # Stays if any layer keeps it: GCP-SAD, arXiv 2306.01526
+    'or': MergeRule(lambda values: _without_nan(values).amax(0), votes=True),
+    # Stays if more than half of the layers keep it: the code of GCP-SAD's authors
+    'majority': MergeRule(_decisive, votes=True),
+    # Stays if its mean score, or their sum, is above the layers' mean threshold
+    'mean': MergeRule(lambda scores: scores.nanmean(0), votes=False),
+    'sum': MergeRule(lambda scores: scores.nansum(0), votes=False),
+}
+
+
 @dataclass(frozen=True)
 class Limits:
     """How many channels have to stay.
 
-    Attributes:
-        min_keep_ratio (float): At least this share of the channels of a unit stays,
-            and one; the same holds for a layer that has only some of them.
-        round_to (int): The number of channels of a unit that stay is a multiple of it,
-            or all of them.
+    At least a share of the channels of a unit stays, and one; the same holds for a layer that
+    has only some of them. How many stay is a multiple of ``round_to``, or all of them.
     """
     min_keep_ratio: float = 0.01
     round_to: int = 1
 
     def least(self, size: int) -> int:
-        """How many of so many channels have to stay."""
+        """Return how many of so many channels have to stay."""
         return max(1, math.ceil(self.min_keep_ratio * size - 1e-9))
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Chooses the channels that thresholds remove.
-
-    Attributes:
-        scored (Sequence[ScoredUnit]): The scored units.
-        merge (str): How the layers of a unit decide together; see :mod:`mmgcp.pruning.merges`.
-        limits (Limits): How many channels have to stay.
-    """
+    """Chooses the channels that thresholds remove."""
     scored: Sequence[ScoredUnit]
     merge: str = 'or'
     limits: Limits = Limits()
 
     def removed(self, thresholds: Thresholds) -> Dict[str, Tensor]:
-        """Choose the channels to remove.
+        """Return the channels (K, ) to remove, ascending, by name of the unit if there are any.
 
         Each layer compares its scores with the threshold of its own group, also where the
         layers of a unit belong to different groups; a layer without a threshold keeps all of
         its channels. The votes are merged.
-
-        Args:
-            thresholds (dict[str, float | None]): Threshold by name of the group.
-
-        Returns:
-            dict[str, Tensor]: Ascending indices by name of the unit, where there are any.
         """
         removed = {}
         for item in self.scored:
@@ -72,18 +131,11 @@ class Selection:
 
 
 def select(unit: ChannelUnit, margins: Tensor, limits: Limits) -> Tensor:
-    """Choose the channels of a unit to remove.
+    """Return the channels (K, ) of a unit to remove, ascending.
 
-    Args:
-        unit (ChannelUnit): The unit, of size C.
-        margins (Tensor): Margins (C, ). Channels with a margin of at most zero go, the lowest
-            first, as far as the limits allow.
-        limits (Limits): The limits.
-
-    Returns:
-        Tensor: Ascending indices (K, ).
+    Those with a margin (C, ) of at most zero go, the lowest first, as far as the limits allow.
     """
-    margins = protect(unit, margins, limits)
+    margins = _protect(unit, margins, limits)
     keep = margins > 0
     if bool(keep.all()):
         return torch.zeros(0, dtype=torch.long)
@@ -99,27 +151,17 @@ def select(unit: ChannelUnit, margins: Tensor, limits: Limits) -> Tensor:
 
 
 def select_lowest(unit: ChannelUnit, scores: Tensor, like: Tensor, limits: Limits) -> Tensor:
-    """Choose the channels of a unit that have the lowest scores, as many as were allocated.
+    """Return the channels (K, ) of a unit with the lowest scores (C, ), as many as in ``like``.
 
-    Args:
-        unit (ChannelUnit): The unit, of size C.
-        scores (Tensor): Scores (C, ); channels with NaN stay.
-        like (Tensor): Channels (K, ) of another choice within the limits: equally many are
-            chosen, equally many of each group of a grouped convolution.
-        limits (Limits): The limits.
-
-    Returns:
-        Tensor: Ascending indices (K, ). There are fewer only where channels that go together,
-        or the limits of layers that have only some of the channels, do not let K of them go.
-
-    Raises:
-        PruningError: The scores are not those of the unit.
+    This is another choice within the limits; of each group of a grouped convolution as many go
+    as in it. Fewer go only where channels that go together, or the limits of layers that have
+    only some of the channels, forbid it. Channels with NaN stay.
     """
     if scores.shape != (unit.size, ):
         raise PruningError(f'the unit {unit.name!r} has {unit.size} channels, but got scores '
                            f'of shape {tuple(scores.shape)}')
     scores = share_scores(scores.detach().cpu().double(), unit)
-    ranking = protect(unit, scores.nan_to_num(nan=math.inf, posinf=math.inf), limits)
+    ranking = _protect(unit, scores.nan_to_num(nan=math.inf, posinf=math.inf), limits)
     others = unit.mask(like)
     groups = torch.zeros(unit.size) if unit.conv_groups is None else unit.conv_groups
     margins = torch.full_like(ranking, math.inf)
@@ -131,27 +173,23 @@ def select_lowest(unit: ChannelUnit, scores: Tensor, like: Tensor, limits: Limit
     return select(unit, margins.masked_fill(ranking.isinf(), math.inf), limits)
 
 
-def protect(unit: ChannelUnit, margins: Tensor, limits: Limits) -> Tensor:
+def _protect(unit: ChannelUnit, margins: Tensor, limits: Limits) -> Tensor:
     """Raise the margins (C, ) of channels that a layer cannot do without to infinity.
 
     These are the best ones of each layer that has only some of the unit's channels.
     """
     margins = margins.clone()
-    for part in _parts(unit):
-        best = margins[part].topk(limits.least(len(part))).indices
-        margins[part[best]] = math.inf
-    return margins
-
-
-def _parts(unit: ChannelUnit) -> List[Tensor]:
-    """Channels (K, ) of the layers that have only some of the unit's."""
     parts = {tuple(item.unit_index.unique().tolist()) for item in unit.slices}
-    return [torch.tensor(part) for part in sorted(parts) if len(part) < unit.size]
+    for part in map(torch.tensor, sorted(parts)):
+        if len(part) < unit.size:
+            best = margins[part].topk(limits.least(len(part))).indices
+            margins[part[best]] = math.inf
+    return margins
 
 
 def _keep_whole_groups(unit: ChannelUnit, margins: Tensor, keep: Tensor,
                        limits: Limits) -> Tensor:
-    """The mask of the best channels, in whole groups of a GroupNorm."""
+    """Return the mask (C, ) of the best channels, in whole groups of a GroupNorm."""
     order = margins.sort(descending=True, stable=True).indices
     groups = torch.tensor(list(dict.fromkeys(unit.norm_groups[order].tolist())))
     totals = unit.norm_groups.bincount()[groups].cumsum(0)
@@ -164,7 +202,7 @@ def _keep_whole_groups(unit: ChannelUnit, margins: Tensor, keep: Tensor,
 
 def _keep_equally_many(unit: ChannelUnit, margins: Tensor, keep: Tensor,
                        limits: Limits) -> Tensor:
-    """The mask of the best channels, equally many of each group of a grouped convolution."""
+    """Return the mask (C, ) of the best channels, equally many of each group of a convolution."""
     grouped = (unit.conv_groups >= 0).nonzero().flatten()
     grouped = grouped[unit.conv_groups[grouped].sort(stable=True).indices]
     groups = grouped.view(int(unit.conv_groups.max()) + 1, -1)  # channels by group

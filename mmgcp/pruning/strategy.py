@@ -1,7 +1,8 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""What pruning is about, how it is decided, and by which strategy."""
-from dataclasses import dataclass, field
-from typing import Callable, Dict, Iterable, List, Optional, Sequence, Type
+"""What is to be pruned, and how that is decided: in one go, or as other strategies do."""
+from dataclasses import asdict, dataclass, field, replace
+from functools import singledispatch
+from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch.nn as nn
 from torch import Tensor
@@ -10,42 +11,32 @@ from mmgcp.analysis import record_convs
 from mmgcp.errors import PruningError
 from mmgcp.nn.forward import working_shape
 
+from .allocate import allocate, by_position, measure_sensitivity
+from .budget import Budget
 from .compensation import Compensator
 from .cost import CostModel
 from .graph import find_units
+from .layer_groups import make_groups
 from .options import PruneOptions
-from .plan import PruningPlan
+from .plan import PruningPlan, make_plan
+from .scored import group_scores, score_units
 from .scores import Criterion
+from .select import Limits, Selection
 from .units import ChannelUnit
 
 
 @dataclass(frozen=True)
 class PruningTask:
-    """A model that has been traced, and what is wanted.
-
-    Attributes:
-        model (nn.Module): The detector.
-        options (PruneOptions): The options.
-        units (List[ChannelUnit]): Its channel units.
-        skipped (Dict[str, str]): Layers that are left alone, with the reason; strategies add
-            those that they leave alone.
-        cost (CostModel): Gives the parameters and MACs that remain.
-        shape (Sequence[int]): Shape (C, H, W) of a small image that the detector runs on.
-    """
+    """A detector that has been traced, and what is wanted."""
     model: nn.Module
     options: PruneOptions
     units: List[ChannelUnit]
-    skipped: Dict[str, str]
+    skipped: Dict[str, str]  # layers that are left alone, with the reason; strategies add some
     cost: CostModel
-    shape: Sequence[int]
+    shape: Sequence[int]  # (C, H, W) of a small image that the detector runs on
 
     def compensator(self, images: Optional[Iterable[Tensor]] = None) -> Compensator:
-        """Make what makes up for removed channels.
-
-        Args:
-            images (Iterable[Tensor], optional): Batches (N, C, H, W) to measure on. Defaults to
-                the calibration images of the options.
-        """
+        """Make the compensator for batches (N, C, H, W), else for the calibration images."""
         images = self.options.calibration if images is None else images
         return Compensator(self.model, self.units, self.options.compensate, images, self.shape)
 
@@ -58,50 +49,15 @@ class PruningTask:
 
 @dataclass
 class Decision:
-    """What a strategy has decided.
-
-    Attributes:
-        plan (PruningPlan): What is removed.
-        scores (Dict[str, Tensor]): All scores (K, ) by layer group, for a report; may be empty.
-        uncompensated (List[str], optional): If removed channels have been made up for already,
-            the layers that could not absorb all of it; None if that has yet to be done.
-    """
+    """What a strategy has decided."""
     plan: PruningPlan
-    scores: Dict[str, Tensor] = field(default_factory=dict)
+    scores: Dict[str, Tensor] = field(default_factory=dict)  # (K, ) by layer group, for a report
+    # Layers that could not absorb everything, None if compensation has yet to be done
     uncompensated: Optional[List[str]] = None
 
 
-Strategy = Callable[[PruningTask, Criterion], Decision]
-STRATEGIES: Dict[Type[Criterion], Strategy] = {}
-
-
-def register_strategy(kind: Type[Criterion]) -> Callable[[Strategy], Strategy]:
-    """Register how to prune by criteria of a kind, its subclasses included."""
-    def register(strategy: Strategy) -> Strategy:
-        STRATEGIES[kind] = strategy
-        return strategy
-    return register
-
-
-def strategy_of(criterion: Criterion) -> Strategy:
-    """Find the strategy for a criterion, that of its nearest kind."""
-    return next(STRATEGIES[kind] for kind in type(criterion).__mro__ if kind in STRATEGIES)
-
-
 def trace(model: nn.Module, options: PruneOptions) -> PruningTask:
-    """Find the channel units of a model and what they cost.
-
-    Args:
-        model (nn.Module): A detector that understands ``model(x, mode='tensor')``, or a
-            two-stage detector of MMDetection.
-        options (PruneOptions): The options.
-
-    Returns:
-        PruningTask: The task.
-
-    Raises:
-        PruningError: The model cannot be traced.
-    """
+    """Find the channel units of a detector and what they cost."""
     options.progress('tracing', 0, 2)
     shape = working_shape(model, options.input_shape)
     units, skipped = find_units(model, shape)
@@ -109,3 +65,59 @@ def trace(model: nn.Module, options: PruneOptions) -> PruningTask:
     cost = CostModel(model, record_convs(model, options.input_shape), units)
     options.progress('tracing', 2, 2)
     return PruningTask(model, options, units, skipped, cost, shape)
+
+
+@singledispatch
+def decide(criterion: Criterion, task: PruningTask) -> Decision:
+    """Decide what is removed: on all units at once, by the scores of a criterion.
+
+    ``@decide.register(Kind)`` registers another strategy for criteria of a kind.
+    """
+    options = task.options
+    if options.finetune is not None:
+        raise PruningError('finetune is for layer-wise criteria, but '
+                           f'{options.criterion["type"]} is none')
+    uniform = (options.allocation or criterion.default_allocation) == 'uniform'
+    return Decision(*plan_by_scores(task, criterion, task.units, uniform, task.compensator()))
+
+
+def plan_by_scores(task: PruningTask, criterion: Criterion, units: Sequence[ChannelUnit],
+                   uniform: bool, compensator: Compensator
+                   ) -> Tuple[PruningPlan, Dict[str, Tensor]]:
+    """Score units, find the thresholds of the layer groups and select the channels below them.
+
+    If the allocation is uniform, all units of a group lose the same share, see
+    :mod:`mmgcp.pruning.allocate`. The compensator is for measuring sensitivities. Returns the
+    plan for all units of the task, and the scores (K, ) by layer group, which are empty if
+    positions decide. Raises a PruningError if the request cannot be met.
+    """
+    model, options = task.model, task.options
+    groups = make_groups(model, options.groups, options.ratio, options.input_shape)
+    if uniform:  # a ratio holds for each unit, as a threshold of positions
+        groups = [group if group.ratio is None else
+                  replace(group, ratio=None, threshold=float(group.ratio)) for group in groups]
+    task.check_data(criterion)
+    criterion.prepare(model, units, options.batches, options.progress)
+    scored = score_units(model, units, criterion, groups, task.skipped)
+    if options.groups == 'auto':
+        used = {name for item in scored for name in item.group_names()}
+        groups = [group for group in groups if group.name in used]
+    merge = options.merge
+    if uniform:
+        # Then all layers of a unit have the same positions, of which a sum is no share
+        scored, merge = by_position(scored, merge), 'mean' if merge == 'sum' else merge
+    selection = Selection(scored, merge, Limits(options.min_keep_ratio, options.round_to))
+    sensitivity = None
+    if options.evaluate is not None:
+        sensitivity = measure_sensitivity(model, selection, groups, options.evaluate,
+                                          compensator, options.progress)
+    options.progress('choosing channels', 0, 1)
+    thresholds = allocate(selection, groups, task.cost,
+                          Budget(options.target_params, options.target_flops),
+                          sensitivity and sensitivity.costs)
+    options.progress('choosing channels', 1, 1)
+    plan = make_plan(task.units, selection.removed(thresholds), scored)
+    record = dict(options.record(), sensitivity=sensitivity and asdict(sensitivity))
+    plan = replace(plan, thresholds=dict(thresholds), skipped=task.skipped, options=record)
+    scores = {} if uniform else {group.name: group_scores(scored, group) for group in groups}
+    return plan, scores

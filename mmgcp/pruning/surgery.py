@@ -1,30 +1,34 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Removing channels from the layers of a model, in place."""
-from typing import Dict, Iterable, Tuple
+"""Computing without channels, removing them in place, and comparing predictions."""
+from contextlib import contextmanager
+from functools import partial
+from typing import Dict, Iterable, Iterator, List, Sequence, Tuple
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
+from mmgcp.errors import PruningError
+from mmgcp.nn.forward import flatten_tensors, run_on_noise
+from mmgcp.nn.hooks import on_inputs, on_outputs
 from mmgcp.nn.layers import find_layer, keep_channels, num_channels
 
 from .attributes import refresh_attributes
+from .scores.base import Progress
 from .units import ChannelUnit
 
 # (layer name, side) -> channels
 Channels = Dict[Tuple[str, str], Tensor]
+HINT = ('Does a forward of it depend on channel counts in a way that mmgcp does not know? See '
+        'register_attribute_rule in mmgcp/pruning/attributes.py')
 
 
 def remove_channels(model: nn.Module, units: Iterable[ChannelUnit],
                     removed: Dict[str, Tensor]) -> None:
-    """Remove channels of channel units from all layers that have them.
+    """Remove channels (K, ), by name of the unit, from all layers that have them.
 
-    Args:
-        model (nn.Module): The model, changed in place, along with the attributes that its
-            forward methods read. Parameters keep their ``requires_grad``, modules their mode.
-        units (Iterable[ChannelUnit]): The units.
-        removed (dict[str, Tensor]): Indices (K, ) of the channels to remove, by name of the
-            unit.
+    The attributes that forward methods read are corrected. Parameters keep their
+    ``requires_grad``, modules their mode.
     """
     for (name, side), channels in gather_channels(units, removed).items():
         keep = torch.ones(num_channels(find_layer(model, name), side), dtype=torch.bool)
@@ -34,16 +38,7 @@ def remove_channels(model: nn.Module, units: Iterable[ChannelUnit],
 
 
 def gather_channels(units: Iterable[ChannelUnit], removed: Dict[str, Tensor]) -> Channels:
-    """Translate channels of units to channels of layers.
-
-    Args:
-        units (Iterable[ChannelUnit]): The units.
-        removed (dict[str, Tensor]): Indices (K, ) of the channels to remove, by name of the
-            unit.
-
-    Returns:
-        dict: Indices of the channels to remove, by name and side of the layer.
-    """
+    """Translate channels (K, ) of units, by their names, to the channels of their layers."""
     gathered: Channels = {}
     for unit in units:
         if unit.name not in removed:
@@ -54,3 +49,66 @@ def gather_channels(units: Iterable[ChannelUnit], removed: Dict[str, Tensor]) ->
             channels = item.select(mask)
             gathered[key] = torch.cat((gathered[key], channels)) if key in gathered else channels
     return gathered
+
+
+@contextmanager
+def channels_off(model: nn.Module, units: Iterable[ChannelUnit],
+                 removed: Dict[str, Tensor]) -> Iterator[None]:
+    """Set channels (K, ), by name of the unit, to zero in all their producers and consumers."""
+    inputs, outputs = {}, {}
+    for (name, side), channels in gather_channels(units, removed).items():
+        layer = find_layer(model, name)
+        if isinstance(layer, nn.Parameter):
+            continue  # consumers of the sum or product set these channels to zero
+        dim = -1 if isinstance(layer, nn.Linear) else 1
+        if side == 'in':
+            inputs[name] = partial(_zero_input, dim, channels)
+        else:
+            outputs[name] = partial(_zero_output, dim, channels)
+    with on_inputs(model, inputs), on_outputs(model, outputs):
+        yield
+
+
+def _zero_input(dim: int, channels: Tensor, inputs: Tensor) -> Tensor:
+    return inputs.index_fill(dim, channels.to(inputs.device), 0)
+
+
+def _zero_output(dim: int, channels: Tensor, _: Tensor, output: Tensor) -> Tensor:
+    return output.index_fill_(dim, channels.to(output.device), 0)  # nobody else has it yet
+
+
+def raw_predictions(model: nn.Module, shape: Sequence[int]) -> List[Tensor]:
+    """Run a model in eval mode on an image of noise (C, H, W) and list its raw predictions."""
+    return flatten_tensors(run_on_noise(model, shape))
+
+
+def check_same_predictions(expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
+    """Raise a PruningError unless predictions are the same up to rounding errors."""
+    same = len(expected) == len(found)
+    for before, after in zip(expected, found):
+        scale = 1 + float(before.abs().nan_to_num(posinf=0).max()) if before.numel() else 1.
+        same = same and before.shape == after.shape and torch.allclose(
+            before, after, rtol=0, atol=1e-3 * scale, equal_nan=True)
+    if not same:
+        raise PruningError('the pruned model does not compute what the original does without '
+                           f'the removed channels, and has been restored. {HINT}')
+
+
+def remove_and_verify(model: nn.Module, units: Sequence[ChannelUnit], removed: Dict[str, Tensor],
+                      shape: Sequence[int], progress: Progress) -> None:
+    """Remove channels, and check with an image (C, H, W) of noise that this is all that changes.
+
+    Raises a PruningError if the model does not compute what it does without the channels.
+    """
+    with channels_off(model, units, removed):
+        expected = raw_predictions(model, shape)
+    progress('removing channels', 0, 2)
+    remove_channels(model, units, removed)
+    progress('removing channels', 1, 2)
+    try:
+        found = raw_predictions(model, shape)
+    except Exception as error:  # whatever the model raises
+        raise PruningError(
+            f'the pruned model does not run, and has been restored: {error}. {HINT}') from error
+    check_same_predictions(expected, found)
+    progress('removing channels', 2, 2)

@@ -1,6 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Running a model so that Torch-Pruning understands its autograd graph."""
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Dict, Iterator, List, Optional, Sequence, Set
 
 import torch
@@ -8,6 +9,8 @@ import torch.nn as nn
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm, _InstanceNorm
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from mmgcp.nn.temporarily import modes, requiring_grad
 
 from .attributes import SPLITTING_TYPES
 
@@ -27,40 +30,16 @@ MIXING = ('ChannelShuffleBackward0', 'NativeGroupNormBackward0', 'NativeLayerNor
 # Nodes that act on a dimension, but keep the order of channels and ignore channels of zeros
 KEEPING = ('CatBackward0', 'StackBackward0', 'SliceBackward0', 'PermuteBackward0', 'SumBackward1',
            'LinalgVectorNormBackward0', 'NormBackward1', 'SqueezeBackward1', 'UnsqueezeBackward0')
+# Modules that must not change their statistics or drop anything
+QUIET_TYPES = (_BatchNorm, _InstanceNorm, nn.Dropout)
 
 
 @contextmanager
-def traceable(model: nn.Module) -> Iterator[Dict[nn.Module, bool]]:
-    """Put a model in train mode with fixed normalisation and all gradients on, then restore it.
-
-    Yields:
-        dict: The mode of each module (True: training).
-    """
-    training = {module: module.training for module in model.modules()}
-    frozen = {param for param in model.parameters() if not param.requires_grad}
-    model.train()
-    for module in model.modules():
-        if isinstance(module, (_BatchNorm, _InstanceNorm, nn.Dropout)):
-            module.training = False
-    model.requires_grad_(True)
-    try:
-        yield {module: module.training for module in model.modules()}
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-        for param in model.parameters():
-            param.requires_grad_(param not in frozen)
-
-
-def flatten_tensors(outputs) -> List[Tensor]:
-    """Return all tensors of nested lists, tuples and dictionaries."""
-    if isinstance(outputs, Tensor):
-        return [outputs]
-    if isinstance(outputs, dict):
-        outputs = list(outputs.values())
-    if isinstance(outputs, (list, tuple)):
-        return [tensor for item in outputs for tensor in flatten_tensors(item)]
-    return []
+def traceable(model: nn.Module) -> Iterator[None]:
+    """Put a model in train mode with fixed normalisation and all gradients on, for a while."""
+    with modes(model, lambda module: not isinstance(module, QUIET_TYPES)), \
+            requiring_grad(model, model.parameters()):
+        yield
 
 
 class Observer(TorchFunctionMode):
@@ -68,40 +47,33 @@ class Observer(TorchFunctionMode):
 
     It also replaces split and chunk by narrow, which Torch-Pruning follows. To be used as a
     context manager around a run of the model.
-
-    Args:
-        model (nn.Module): The model.
-
-    Attributes:
-        with_constants (Set): Nodes of the autograd graph that combine a feature map with a
-            tensor that has channels of its own but is no layer's output, such as the image.
-        mixing (Set): Nodes that reorder the channels of a feature map, or whose outputs depend
-            on several channels.
-        splits (Dict): By node that takes channels out of a feature map, the type of the module
-            that does so.
-        concatenated (Dict): By node that concatenates feature maps, the number of channels of
-            the result.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
+        # Nodes of the graph that combine a feature map with a tensor that has channels of its own
+        # but is no layer's output, such as the image
         self.with_constants: Set[object] = set()
+        # Nodes that reorder channels, or whose outputs depend on several channels
         self.mixing: Set[object] = set()
+        # Type of the module that runs a node that takes channels out of a feature map
         self.splits: Dict[object, Optional[type]] = {}
+        # Channels of the result of a node that concatenates feature maps
         self.concatenated: Dict[object, int] = {}
         self._running: List[nn.Module] = []  # the modules that are running, innermost last
         self._handles: List = []
 
     def __enter__(self):
+        def enter(module, _) -> None:
+            self._running.append(module)
+
         def leave(*_) -> None:
             self._running.pop()
 
         for module in self.model.modules():
-            self._handles += [
-                module.register_forward_pre_hook(lambda module, _: self._running.append(module)),
-                module.register_forward_hook(leave)
-            ]
+            self._handles += [module.register_forward_pre_hook(enter),
+                              module.register_forward_hook(leave)]
         return super().__enter__()
 
     def __exit__(self, *error):
@@ -136,7 +108,7 @@ class Observer(TorchFunctionMode):
 
 
 def splits_rightly(kind: Optional[type]) -> bool:
-    """Whether modules of a type still split channels rightly after pruning."""
+    """Whether modules of a type still split channels correctly after pruning."""
     return kind is not None and issubclass(kind, tuple(SPLITTING_TYPES))
 
 
@@ -146,15 +118,13 @@ def from_front(dim: int, dims: int) -> int:
 
 
 def _narrowed(tensor: Tensor, pieces: List[Tensor]) -> List[Tensor]:
-    """The pieces of a tensor, each taken out with narrow."""
+    """Return the pieces of a tensor, each taken out with narrow."""
     dims = [dim for dim in range(tensor.dim()) if pieces[0].shape[dim] != tensor.shape[dim]]
     if not dims:
         return pieces
-    start, narrowed = 0, []
-    for piece in pieces:
-        narrowed.append(tensor.narrow(dims[0], start, piece.shape[dims[0]]))
-        start += piece.shape[dims[0]]
-    return narrowed
+    sizes = [piece.shape[dims[0]] for piece in pieces]
+    return [tensor.narrow(dims[0], start, size)
+            for start, size in zip(accumulate([0, *sizes]), sizes)]
 
 
 def _mixes_channels(node, before: Tensor, after: Tensor) -> bool:

@@ -1,6 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The data that the steps of pruning hand to each other."""
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import List, Optional, Tuple
 
 import torch
@@ -18,8 +18,8 @@ class ChannelSlice:
             with the channels.
         side (str): ``'out'`` for output channels (also of normalisation layers, depthwise
             convolutions and parameters), ``'in'`` for input channels.
-        channels (Tensor): Indices (K,) of the layer's channels on that side.
-        roots (Tensor): Indices (K,) of the unit's channels that they belong to.
+        channels (Tensor): Indices (K, ) of the layer's channels on that side.
+        unit_index (Tensor): Index (K, ) in the unit of each of these channels.
     """
     module: str
     side: str
@@ -37,13 +37,13 @@ class ChannelUnit:
 
     Attributes:
         name (str): Name of the layer whose output channels number the unit.
-        size (int): Number of channels of the unit.
+        size (int): Number C of channels of the unit.
         slices (Tuple[ChannelSlice]): Where the channels occur.
-        units (Tensor, optional): Number (C, ) of the unit of each channel. Only whole
-            units can be removed: what one group of a GroupNorm normalises.
-        blocks (Tensor, optional): Number (C, ) of the block of each channel. Equally many
-            channels of each block can be removed: the groups of a grouped convolution.
-            Channels with -1 are free.
+        norm_groups (Tensor, optional): Number (C, ) of the group of channels that GroupNorms
+            normalise together; only whole groups can be removed.
+        conv_groups (Tensor, optional): Number (C, ) of the group of the grouped convolutions;
+            the same number of channels has to be removed from each. Channels with -1 are in
+            none.
     """
     name: str
     size: int
@@ -68,11 +68,14 @@ class LayerGroup:
 
     Attributes:
         name (str): Name of the group.
-        modules (Tuple[str]): Patterns (as of the shell) of module names. A pattern
-            stands for the modules it matches and all modules inside of them.
-        ratio (float, optional): Share of the group's channels below its threshold.
-        threshold (float, optional): Threshold of the group's scores.
-            Without ratio and threshold a budget has to decide.
+        modules (Tuple[str]): Patterns of module names with the wildcards of a shell. A pattern
+            stands for the modules that it matches and all modules inside of them.
+        ratio (float, optional): Share of the group's channels below its threshold, in [0, 1).
+        threshold (float, optional): Threshold of the group's scores. A group with neither ratio
+            nor threshold leaves it to a budget.
+
+    Raises:
+        PruningError: There are both a ratio and a threshold, or the ratio is not in [0, 1).
     """
     name: str
     modules: Tuple[str, ...]
@@ -87,12 +90,3 @@ class LayerGroup:
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise PruningError(
                 f'the ratio of layer group {self.name!r} must be in [0, 1), but is {self.ratio}')
-
-
-def make_group(config: dict) -> LayerGroup:
-    """Make a layer group from its config."""
-    unknown = set(config) - {field.name for field in fields(LayerGroup)}
-    if unknown or not {'name', 'modules'} <= set(config):
-        raise PruningError('a layer group has name, modules and perhaps ratio or threshold, but '
-                           f'here it has {sorted(config)}')
-    return LayerGroup(**config)

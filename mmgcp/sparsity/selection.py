@@ -12,9 +12,8 @@ from mmgcp.attention import attention_aside
 from mmgcp.errors import PruningError, UserError
 from mmgcp.nn.forward import IMAGE_SHAPE, working_shape
 from mmgcp.nn.layers import find_layer
-from mmgcp.pruning.auto_groups import auto_groups
 from mmgcp.pruning.graph import find_units
-from mmgcp.pruning.layer_groups import assign_groups
+from mmgcp.pruning.layer_groups import assign_groups, auto_groups
 from mmgcp.pruning.units import LayerGroup
 from mmgcp.utils.process_state import random_states_kept
 

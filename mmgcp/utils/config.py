@@ -2,7 +2,7 @@
 """Reading configs and building the detectors they describe."""
 import copy
 import os.path as osp
-from typing import Optional, Tuple
+from typing import Any, Iterator, Optional, Tuple
 
 import torch.nn as nn
 from mmengine.config import Config
@@ -118,3 +118,21 @@ def drop_collate_scope(loader: dict) -> None:
     """
     if isinstance(loader.get('collate_fn'), dict):
         loader['collate_fn'].pop('_scope_', None)
+
+
+def drop_pretrained(content: dict) -> None:
+    """Remove initialisations from checkpoints from any part of a config, in place."""
+    for part in nested_dicts(content):
+        init_cfg = part.get('init_cfg')
+        if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
+            del part['init_cfg']
+
+
+def nested_dicts(content: Any) -> Iterator[dict]:
+    """Yield all dictionaries in a part of a config, the outer ones first."""
+    if isinstance(content, dict):
+        yield content
+        content = list(content.values())
+    if isinstance(content, (list, tuple)):
+        for value in content:
+            yield from nested_dicts(value)

@@ -29,9 +29,9 @@ from mmgcp.datasets.demo import CLASSES
 from mmgcp.errors import PruningError
 from mmgcp.nn.training_loss import Batch
 from mmgcp.pruning import LayerGroup, prune
+from mmgcp.pruning.detector import make_pruned_config
 from mmgcp.pruning.graph import find_units
-from mmgcp.pruning.masking import channels_off
-from mmgcp.pruning.pruned_config import make_pruned_config
+from mmgcp.pruning.surgery import channels_off
 from mmgcp.registry import TASK_UTILS
 from mmgcp.utils.config import build_detector, load_config
 

@@ -6,8 +6,7 @@ from pruning_samples import Block, Toy
 from yolov4_samples import build, yolov4
 
 from mmgcp.errors import PruningError
-from mmgcp.pruning.auto_groups import auto_groups
-from mmgcp.pruning.layer_groups import assign_groups
+from mmgcp.pruning.layer_groups import assign_groups, auto_groups
 from mmgcp.pruning.units import LayerGroup
 from mmgcp.utils.config import build_detector, load_config
 

@@ -5,7 +5,7 @@ import torch.nn as nn
 
 from mmgcp.errors import PruningError
 from mmgcp.pruning import ChannelSlice, ChannelUnit
-from mmgcp.pruning.constraints import constrain
+from mmgcp.pruning.graph import constrain
 
 
 def make_unit(size, *pieces):

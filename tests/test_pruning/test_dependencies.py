@@ -17,7 +17,6 @@ from torch_pruning.dependency.index_mapping import _FlattenIndexMapping
 from mmgcp.errors import PruningError
 from mmgcp.pruning.dependencies import ChannelGraph, OrderedFlattening
 from mmgcp.pruning.graph import find_units
-from mmgcp.pruning.tracing import traceable
 
 SIZE = (3, 8, 8)
 
@@ -33,8 +32,7 @@ def num_outputs(layer):
 def repaired(model, name, size=SIZE):
     """Pairs of a channel and its index in the unit, by layer and side."""
     layer = model.get_submodule(name)
-    with traceable(model) as modes:
-        reached = ChannelGraph(model, size, modes).follow(layer, range(num_outputs(layer)))
+    reached = ChannelGraph(model, size).follow(layer, range(num_outputs(layer)))
     return {key: list(pairs) for key, pairs in reached.items()}
 
 

@@ -13,8 +13,8 @@ from tiers import slow_except
 from mmgcp.nn.forward import run_as_tensors
 from mmgcp.nn.temporarily import eval_mode
 from mmgcp.pruning import count_channels
+from mmgcp.pruning.detector import make_pruned_config
 from mmgcp.pruning.graph import find_units
-from mmgcp.pruning.pruned_config import make_pruned_config
 from mmgcp.pruning.surgery import remove_channels
 from mmgcp.utils.config import build_detector, load_config
 

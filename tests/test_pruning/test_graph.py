@@ -16,9 +16,8 @@ from zeroing import zero
 
 from mmgcp.errors import PruningError
 from mmgcp.nn.layers import channel_counts, find_layer, is_depthwise
-from mmgcp.pruning.graph import find_units
+from mmgcp.pruning.graph import find_contradiction, find_units
 from mmgcp.pruning.surgery import remove_channels
-from mmgcp.pruning.unit_checks import find_contradiction
 from mmgcp.pruning.units import ChannelSlice, ChannelUnit
 
 SIZE = (3, 16, 16)

@@ -14,8 +14,12 @@ from mmgcp.errors import PruningError
 from mmgcp.nn.temporarily import Snapshot
 from mmgcp.pruning.attributes import UnequalCSPLayerWithTwoConv
 from mmgcp.pruning.graph import find_units
-from mmgcp.pruning.masking import channels_off, check_same_predictions, raw_predictions
-from mmgcp.pruning.surgery import remove_channels
+from mmgcp.pruning.surgery import (
+    channels_off,
+    check_same_predictions,
+    raw_predictions,
+    remove_channels,
+)
 
 SIZE = (3, 16, 16)
 NAN, INF = float('nan'), float('inf')

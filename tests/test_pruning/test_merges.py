@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from mmgcp.pruning.merges import MERGES
+from mmgcp.pruning.select import MERGES
 
 NAN, INF = math.nan, math.inf
 NAMES = sorted(MERGES)

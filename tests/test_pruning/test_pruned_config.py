@@ -12,7 +12,7 @@ from mmyolo.models import YOLODetector
 from pruning_samples import difference, run
 from scripts import run_here
 
-from mmgcp.pruning.pruned_config import make_pruned_config
+from mmgcp.pruning.detector import make_pruned_config
 from mmgcp.utils.config import build_detector
 
 

@@ -14,8 +14,7 @@ from zeroing import zero
 from mmgcp.nn.layers import find_layer
 from mmgcp.pruning import apply_channel_table, attributes, register_attribute_rule
 from mmgcp.pruning.graph import find_units
-from mmgcp.pruning.masking import channels_off
-from mmgcp.pruning.surgery import remove_channels
+from mmgcp.pruning.surgery import channels_off, remove_channels
 
 SIZE = (3, 8, 8)
 KINDS = ['conv', 'norm', 'grouped', 'depthwise', 'transposed', 'shared', 'gate', 'affine', 'fork',

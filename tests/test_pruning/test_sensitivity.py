@@ -6,10 +6,10 @@ import torch
 from pruning_samples import residual_toy
 
 from mmgcp.pruning import BNScale, LayerGroup
+from mmgcp.pruning.allocate import MAX_FACTOR, SHARES, measure_sensitivity
 from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.scored import score_units
 from mmgcp.pruning.select import Selection
-from mmgcp.pruning.sensitivity import MAX_FACTOR, SHARES, measure_sensitivity
 
 GROUPS = [LayerGroup('stem', ('stem', 'b[12]')), LayerGroup('one', ('a1', )),
           LayerGroup('two', ('a2', ))]

@@ -4,7 +4,8 @@ import torch
 import torch.nn as nn
 from mmyolo.models.layers import CSPLayerWithTwoConv
 
-from mmgcp.pruning.tracing import Observer, flatten_tensors, from_front, splits_rightly, traceable
+from mmgcp.nn.forward import flatten_tensors
+from mmgcp.pruning.tracing import Observer, from_front, splits_rightly, traceable
 
 
 class Watched(nn.Module):
@@ -32,8 +33,7 @@ def test_traceable_modes():
                           nn.Dropout(0.5)).eval()
     model[0].weight.requires_grad_(False)
     model[3].train()
-    with traceable(model) as modes:
-        assert [modes[module] for module in model] == [True, False, False, False]
+    with traceable(model):
         assert [module.training for module in model] == [True, False, False, False]
         assert all(param.requires_grad for param in model.parameters())
     assert [module.training for module in model] == [False, False, False, True]

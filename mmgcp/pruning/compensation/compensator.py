@@ -7,7 +7,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from mmgcp.errors import PruningError
-from mmgcp.pruning.masking import channels_off
+from mmgcp.pruning.surgery import channels_off
 from mmgcp.pruning.units import ChannelUnit
 
 from .folding import Values, compensate

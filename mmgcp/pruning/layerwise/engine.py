@@ -16,11 +16,10 @@ from mmgcp.nn.temporarily import only_values_change
 from mmgcp.pruning.allocate import EqualShares
 from mmgcp.pruning.compensation import Compensator
 from mmgcp.pruning.compensation.folding import Values
-from mmgcp.pruning.masking import channels_off
-from mmgcp.pruning.one_shot import plan_by_scores
 from mmgcp.pruning.scores import Criterion
 from mmgcp.pruning.select import Limits, select_lowest
-from mmgcp.pruning.strategy import Decision, PruningTask, register_strategy
+from mmgcp.pruning.strategy import Decision, PruningTask, decide, plan_by_scores
+from mmgcp.pruning.surgery import channels_off
 from mmgcp.pruning.units import ChannelUnit
 from mmgcp.registry import TASK_UTILS
 
@@ -28,8 +27,8 @@ from .base import LayerwiseCriterion
 from .resume import Unfinished, digest_request
 
 
-@register_strategy(LayerwiseCriterion)
-def prune_layer_by_layer(task: PruningTask, criterion: LayerwiseCriterion) -> Decision:
+@decide.register(LayerwiseCriterion)
+def prune_layer_by_layer(criterion: LayerwiseCriterion, task: PruningTask) -> Decision:
     """Decide how many channels each unit loses, then prune one unit after the other.
 
     In a dry run nothing is scored: the plan tells how many channels go, but not which.

@@ -15,7 +15,7 @@ from mmgcp.pruning.layerwise import DCP, LCP
 from mmgcp.pruning.layerwise.auxiliary.attached import watch_consumers
 from mmgcp.pruning.layerwise.auxiliary.reconstructor import Reconstructor
 from mmgcp.pruning.layerwise.auxiliary.settings import AuxiliarySettings
-from mmgcp.pruning.masking import channels_off
+from mmgcp.pruning.surgery import channels_off
 
 ENOUGH, SOME, NOTHING = 2**28, 2 * SIZE**2 * 4 * 6, 0
 

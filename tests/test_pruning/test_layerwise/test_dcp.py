@@ -7,7 +7,7 @@ from yolov4_samples import build, yolov4
 
 from mmgcp.pruning import prune
 from mmgcp.pruning.layerwise import DCP
-from mmgcp.pruning.masking import channels_off
+from mmgcp.pruning.surgery import channels_off
 from mmgcp.registry import TASK_UTILS
 
 

@@ -314,7 +314,7 @@ def test_failure_restores_everything(when, monkeypatch, tmp_path):
     elif when == 'save':
         monkeypatch.setattr('mmgcp.pruning.layerwise.resume.torch.save', fail)
     else:
-        monkeypatch.setattr('mmgcp.pruning.apply.check_same_predictions', fail)
+        monkeypatch.setattr('mmgcp.pruning.surgery.check_same_predictions', fail)
     with pytest.raises(RuntimeError if when == 'update' else KeyboardInterrupt):
         run_prune(model, checkpoint_file=tmp_path / 'new' / 'file.pth', **options)
     assert_untouched(model, state)

@@ -33,7 +33,7 @@ from mmgcp.pruning.compensation.folding import compensate
 from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.layerwise import LCP
 from mmgcp.pruning.layerwise.consumers import ConsumerKernels
-from mmgcp.pruning.masking import channels_off
+from mmgcp.pruning.surgery import channels_off
 from mmgcp.pruning.units import ChannelSlice, ChannelUnit
 from mmgcp.registry import TASK_UTILS
 from mmgcp.utils.config import build_detector, load_config
