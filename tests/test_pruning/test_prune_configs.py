@@ -1,7 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The configs of pruning: do they build, and are they set up as in the papers?"""
 import fnmatch
-import inspect
 import shlex
 
 import pytest
@@ -12,8 +11,9 @@ from scripts import ROOT, load_script
 
 from mmgcp.attention import attention_aside
 from mmgcp.pipeline.finetuning import LayerFinetuning
-from mmgcp.pruning import LayerGroup, prune
+from mmgcp.pruning import LayerGroup
 from mmgcp.pruning.layer_groups import assign_groups
+from mmgcp.pruning.options import options_of_config
 from mmgcp.pruning.scores import criterion_names
 from mmgcp.registry import TASK_UTILS
 from mmgcp.utils.config import build_detector, load_config
@@ -41,8 +41,7 @@ def path(request):
 def test_prune_cfg(path):
     """Its settings are known, the criterion can be built, and each pattern means layers."""
     cfg = load(path)
-    options = cfg.prune_cfg.to_dict()
-    assert set(options) <= set(inspect.signature(prune).parameters)
+    options = options_of_config(cfg.prune_cfg.to_dict(), path)  # raises if there are others
     assert type(TASK_UTILS.build(options['criterion'])).__name__ == TYPES[path]
     if path == CPSCA:  # does not trace on the meta device
         cfg = load(YOLOV4)
