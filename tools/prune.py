@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import List, Optional, Sequence
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -23,7 +23,7 @@ from mmgcp.pruning.detector import make_pruned_config
 from mmgcp.pruning.options import BUDGETS, PruneOptions, options_of_config
 from mmgcp.pruning.report import summarize, write_report
 from mmgcp.utils.checkpoint import load_strictly
-from mmgcp.utils.cli import run_tool
+from mmgcp.utils.cli import CfgOptions, run_tool
 from mmgcp.utils.config import build_detector, image_size, load_config
 from mmgcp.utils.options import add_arguments, given_options
 
@@ -53,7 +53,7 @@ def parse_args(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
                       'mAP')
     data.add_argument('--val-images', type=int, metavar='N',
                       help='validate --sensitivity on the first N images')
-    data.add_argument('--cfg-options', nargs='+', action=DictAction,
+    data.add_argument('--cfg-options', nargs='+', action=CfgOptions,
                       help='settings of the config to override, as key=value')
     args = parser.parse_args(arguments)
     if args.compensate and args.no_compensate:

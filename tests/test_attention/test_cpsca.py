@@ -65,7 +65,7 @@ def vary(model, seed=0, spread=0.7):
 
 
 @pytest.fixture(scope='module')
-def trained(scope):
+def trained(modules):
     return vary(build(small()))
 
 
@@ -382,7 +382,7 @@ def read(path):
 
 
 @pytest.fixture(scope='module')
-def training(scope, tmp_path_factory):
+def training(modules, tmp_path_factory):
     training = runner(tmp_path_factory.mktemp('attention') / 'whole')
     training.train()
     return training
