@@ -123,7 +123,8 @@ def test_medians_and_quartiles(benchmark, capsys):
     assert figures['goal'] == 1.01  # between the quartiles
 
     report = dict(dict.fromkeys(['config', 'student', 'batch_size', 'size', 'pairs', 'iterations',
-                                 'device'], 1), params=dict(model=1, student=1), other_cores=None,
+                                 'device'], 1), config='1', other_cores=None,
+                  params=dict(model=1, student=1),
                   machine=dict(cpu='', cores=1, threads=1, torch=''))
     for met, verdict in ((True, 'time met; '), (False, 'time missed by proximal; ')):
         module.print_report(dict(report, variants=dict(
