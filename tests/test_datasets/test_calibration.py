@@ -84,7 +84,7 @@ class CountingMetric(BaseMetric):
 
 
 @pytest.fixture(scope='module')
-def root(scope, tmp_path_factory):
+def root(modules, tmp_path_factory):
     path = tmp_path_factory.mktemp('data') / 'shapes'
     make_demo_dataset(path, DemoOptions(num_train=5, num_val=1, num_test=3, size=128, seed=3))
     return str(path)
