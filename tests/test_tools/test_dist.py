@@ -15,7 +15,6 @@ SCRIPTS = ('dist_train.sh', 'dist_test.sh')
 # MMEngine chooses a GPU for each process, and gives it to the model's wrapper
 CPU_ALONE = """
 import torch
-from scripts import TOOLS, run_command
 torch.cuda.set_device = lambda device: None
 """
 WRAPPER = """
