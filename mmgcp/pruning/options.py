@@ -29,16 +29,6 @@ KEEP_SHARE = number_in(0, 1, 'is the share to keep, in (0, 1]', open_low=True)
 BUDGETS = ('ratio', 'target_params', 'target_flops')
 
 
-class _CriterionNames:
-    """The names of the criteria as choices, which are registered after this module is read."""
-
-    def __contains__(self, name: object) -> bool:
-        return name in criterion_names()
-
-    def __iter__(self):
-        return iter(criterion_names())
-
-
 @dataclass
 class PruneOptions:
     """Options of pruning; raises a PruningError if a value is not allowed.
@@ -70,7 +60,7 @@ class PruneOptions:
         help='share of the channels of a layer that stays at least')
     criterion: dict = option(
         factory=lambda: dict(type='mmgcp.BNScale'), in_config=True, recorded=True,
-        cli=dict(group=CHANNELS, choices=_CriterionNames(), metavar='NAME'),
+        cli=dict(group=CHANNELS, choices=criterion_names, metavar='NAME'),
         help='how channels are scored: the config of a criterion, of which the command line '
         'takes the name')
     allocation: Optional[str] = option(
@@ -91,7 +81,7 @@ class PruneOptions:
         True, in_config=True, recorded=True,
         check=one_of(True, False, 'fold-means', 'adapt-norms'),
         cli=dict(group=OTHER, choices=('fold-means', 'adapt-norms')),
-        default_help='the latter where there are training images',
+        default_help='adapt-norms where there are training images, else fold-means',
         help='make up for what removed channels emit: fold its mean into the layers that read '
         'them, or adapt their BatchNorms, too')
     finetune: Optional[Callable[[nn.Module, int], None]] = option(
@@ -114,24 +104,20 @@ class PruneOptions:
         'same request for the same weights goes on from there')
     dry_run: bool = option(False, help='make the plan and leave the model alone')
     progress: Progress = option(
-        factory=lambda: lambda stage, done, steps: None,
+        factory=lambda: lambda stage, done, steps: None, default_help='nothing',
         help='called with a stage, the steps done in it, and all its steps')
 
     def __post_init__(self):
         check_options(self, PruningError)
-        self.calibration = _repeatable(self.calibration)
-        self.batches = _repeatable(self.batches)
+        for name in ('calibration', 'batches'):  # they are gone through several times
+            if isinstance(getattr(self, name), Iterator):
+                setattr(self, name, list(getattr(self, name)))
 
     def record(self) -> Dict[str, Any]:
         """Return the options that a plan records."""
         found = {item.name: getattr(self, item.name) for item in fields(self)
                  if item.metadata.get('recorded')}
         return dict(found, criterion=dict(self.criterion), input_shape=list(self.input_shape))
-
-
-def _repeatable(iterable: Optional[Iterable]) -> Optional[Iterable]:
-    """Make a list of what can be gone through only once."""
-    return list(iterable) if isinstance(iterable, Iterator) else iterable
 
 
 def options_of_config(config: Dict[str, Any], owner: str) -> Dict[str, Any]:

@@ -105,6 +105,8 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
     groups: Dict[str, Any] = {}
     for item in _on_command_line(cls):
         settings = dict(item.metadata['cli'])
+        if callable(settings.get('choices')):  # known only by now
+            settings['choices'] = settings['choices']()
         title = settings.pop('group', None)
         if title is not None and title not in groups:
             groups[title] = parser.add_argument_group(title)

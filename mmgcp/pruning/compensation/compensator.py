@@ -18,18 +18,10 @@ from .norms import adapt_norms
 class Compensator:
     """Compensates for channels that are about to be removed.
 
-    Channels are given as indices (K, ) by name of their unit.
-
-    Attributes:
-        model (nn.Module): The model before surgery, changed in place.
-        units (Sequence[ChannelUnit]): Its channel units.
-        mode (bool | str): False for no compensation; ``'fold-means'`` to fold the means of
-            removed channels, see :mod:`mmgcp.pruning.compensation.folding`;
-            ``'adapt-norms'`` to adapt the BatchNorms afterwards, too, see
-            :mod:`mmgcp.pruning.compensation.norms`. True means ``'adapt-norms'`` with
-            calibration images and ``'fold-means'`` without.
-        images (Iterable[Tensor], optional): Batches (N, C, H, W) of calibration images.
-        shape (Sequence[int]): Shape (C, H, W) of an image that the model runs on.
+    The model changes in place. Channels are given as indices (K, ) by name of their unit, images
+    in batches (N, C, H, W). The mode is False for nothing; 'fold-means' to fold the means of
+    removed channels (folding.py); 'adapt-norms' to adapt the BatchNorms afterwards, too
+    (norms.py); or True for the latter with calibration images and the former without.
     """
     model: nn.Module
     units: Sequence[ChannelUnit]
