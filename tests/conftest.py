@@ -33,12 +33,15 @@ def scope(modules):
         yield
 
 
-@pytest.fixture(autouse=True, scope='session')
-def configs_without_layout():
-    """Configs are written without yapf, which takes longer than pruning; processes do use it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('mmengine.config.config.FormatCode', lambda text, **settings: (text, True))
-        yield
+@pytest.fixture(autouse=True)
+def configs_without_layout(request, monkeypatch):
+    """Configs are written without yapf, which takes longer than pruning, unless marked with yapf.
+
+    Processes and fixtures of modules write them with it.
+    """
+    if not request.node.get_closest_marker('yapf'):
+        monkeypatch.setattr('mmengine.config.config.FormatCode',
+                            lambda text, **settings: (text, True))
 
 
 @pytest.fixture

@@ -122,10 +122,9 @@ def test_medians_and_quartiles(benchmark, capsys):
     assert figures['time_met'] and figures['memory_met']
     assert figures['goal'] == 1.01  # between the quartiles
 
-    report = dict(dict.fromkeys(['config', 'student', 'batch_size', 'size', 'pairs', 'iterations',
-                                 'device'], 1), config='1', other_cores=None,
-                  params=dict(model=1, student=1),
-                  machine=dict(cpu='', cores=1, threads=1, torch=''))
+    settings = ['config', 'student', 'batch_size', 'size', 'pairs', 'iterations', 'device']
+    report = dict(dict.fromkeys(settings, 'some'), params=dict(model=1, student=1),
+                  other_cores=None, machine=dict(cpu='', cores=1, threads=1, torch=''))
     for met, verdict in ((True, 'time met; '), (False, 'time missed by proximal; ')):
         module.print_report(dict(report, variants=dict(
             variants, proximal=dict(figures, time_met=met))))

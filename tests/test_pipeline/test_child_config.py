@@ -25,6 +25,7 @@ loader = None
     {'loader': dict(_delete_=True, size=1), 'hooks': dict(_delete_=True, type='A')},
 ])
 @pytest.mark.parametrize('absolute', [True, False])
+@pytest.mark.yapf
 def test_written_and_read(tmp_path, changes, absolute):
     """The child amounts to what was to be written, but holds only the changes."""
     (tmp_path / 'base.py').write_text(BASE)

@@ -330,6 +330,7 @@ def test_other_data_for_a_head_without_a_module(baseline):
     assert_data(cfg.test_dataloader.dataset, 'test', make_voc({}).classes)
 
 
+@pytest.mark.yapf
 def test_configs_are_short(baseline, tmp_path):
     """They hold what differs from their base."""
     baseline(RTMDET, epochs=50)

@@ -15,7 +15,6 @@ SCRIPTS = ('dist_train.sh', 'dist_test.sh')
 # MMEngine chooses a GPU for each process, and gives it to the model's wrapper
 CPU_ALONE = """
 import torch
-from scripts import TOOLS, run_command
 torch.cuda.set_device = lambda device: None
 """
 WRAPPER = """
@@ -93,7 +92,7 @@ def test_two_processes(write_config, distributed_env, tmp_path):
     iterations = re.findall(r'Epoch\(train\)\s+\[1\]\[\s*(\d+)/(\d+)\]', output)
     assert set(iterations) == {('1', '1')}  # six images, four a process and iteration
     checkpoint = tmp_path / 'run' / 'epoch_1.pth'
-    assert torch.load(str(checkpoint), map_location='cpu')['meta']['iter'] == 1
+    assert torch.load(str(checkpoint), weights_only=False)['meta']['iter'] == 1
 
     status, output = run_script('dist_test.sh', config, checkpoint, 2, '--work-dir',
                                 tmp_path / 'test', *GLOO, cwd=tmp_path, **distributed_env)

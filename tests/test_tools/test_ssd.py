@@ -92,7 +92,7 @@ def test_train_prune_test(demo_root, tmp_path):
     assert pruned.returncode == 0, pruned.stderr[-3000:]
     report = json.loads((tmp_path / 'pruned/report.json').read_text())
     assert abs(report['macs']['after'] / report['macs']['before'] - 0.5) < 0.01
-    state = torch.load(str(tmp_path / 'pruned/pruned.pth'), map_location='cpu')['state_dict']
+    state = torch.load(str(tmp_path / 'pruned/pruned.pth'), weights_only=False)['state_dict']
     assert all(bool(value.isfinite().all()) for value in state.values())
     tested = run_process('test.py', tmp_path / 'pruned/pruned.py', tmp_path / 'pruned/pruned.pth',
                          '--work-dir', tmp_path / 'test', cwd=tmp_path)

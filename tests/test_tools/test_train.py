@@ -17,7 +17,7 @@ def test_one_epoch(trained):
     losses = re.findall(r' loss: (\S+)', trained['output'])
     assert len(losses) == 2 and all(0 < float(loss) < 100 for loss in losses)
     assert re.search(r'Epoch\(val\) \[1\]\[1/1\].*pascal_voc/AP50: ', trained['output'])
-    checkpoint = torch.load(str(trained['work_dir'] / 'epoch_1.pth'), map_location='cpu')
+    checkpoint = torch.load(str(trained['work_dir'] / 'epoch_1.pth'), weights_only=False)
     assert checkpoint['meta']['epoch'] == 1
     assert checkpoint['state_dict']['backbone.stem.conv.weight'].shape == (8, 3, 3, 3)
     outputs = checkpoint['state_dict']['bbox_head.head_module.convs_pred.0.weight'].shape[0]
@@ -35,7 +35,7 @@ def test_resume(trained, tmp_path):
         'train_cfg.max_epochs=2', 'default_hooks.param_scheduler.max_epochs=2', cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     assert set(train_epochs(result.stdout + result.stderr)) == {'2'}
-    first, second = (torch.load(str(work_dir / f'epoch_{epoch}.pth'), map_location='cpu')
+    first, second = (torch.load(str(work_dir / f'epoch_{epoch}.pth'), weights_only=False)
                      for epoch in (1, 2))
     assert second['meta']['epoch'] == 2
     assert second['meta']['iter'] == 2 * first['meta']['iter']
