@@ -2,6 +2,7 @@
 """Thresholds that leave a given share of the parameters or MACs."""
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch
@@ -115,6 +116,7 @@ class _Search:
         """Find the share nearest to its target from below, and its thresholds."""
         factors, target, tolerance = self.factors(mix), self.targets[index], self.tolerance
 
+        @lru_cache(None)
         def share(position: int) -> float:
             return self.shares(self.thresholds(factors[position], mix))[index]
 

@@ -23,8 +23,8 @@ def summarize(result: PruningResult) -> str:
         shown = '-' if threshold is None else f'{threshold:.4g}'
         lines.append(f'{name or "(not pruned)":<24}{shown:>10}{before:>8} -> {after:>6}'
                      f'{after / before:>8.1%}')
-    for label, (before, after), unit, factor in (('parameters', result.params, 'M', 1e6),
-                                                 ('MACs', result.macs, 'GMACs', 1e9)):
+    totals = ('parameters', result.params, 'M', 1e6), ('MACs', result.macs, 'GMACs', 1e9)
+    for label, (before, after), unit, factor in totals:
         lines.append(f'{label:<24}{before / factor:>10.3f} -> {after / factor:.3f} {unit} '
                      f'({after / before - 1:+.1%})')
     alone = set(result.plan.skipped.values()) - {PREDICTIONS}

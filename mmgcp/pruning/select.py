@@ -135,10 +135,10 @@ def select(unit: ChannelUnit, margins: Tensor, limits: Limits) -> Tensor:
 
     Those with a margin (C, ) of at most zero go, the lowest first, as far as the limits allow.
     """
+    if bool((margins > 0).all()):
+        return torch.zeros(0, dtype=torch.long)
     margins = _protect(unit, margins, limits)
     keep = margins > 0
-    if bool(keep.all()):
-        return torch.zeros(0, dtype=torch.long)
     if unit.conv_groups is not None:
         keep = _keep_equally_many(unit, margins, keep, limits)
     elif unit.norm_groups is not None:
@@ -174,16 +174,11 @@ def select_lowest(unit: ChannelUnit, scores: Tensor, like: Tensor, limits: Limit
 
 
 def _protect(unit: ChannelUnit, margins: Tensor, limits: Limits) -> Tensor:
-    """Raise the margins (C, ) of channels that a layer cannot do without to infinity.
-
-    These are the best ones of each layer that has only some of the unit's channels.
-    """
+    """Raise the margins (C, ) of the best channels of layers that have only some to infinity."""
     margins = margins.clone()
-    parts = {tuple(item.unit_index.unique().tolist()) for item in unit.slices}
-    for part in map(torch.tensor, sorted(parts)):
-        if len(part) < unit.size:
-            best = margins[part].topk(limits.least(len(part))).indices
-            margins[part[best]] = math.inf
+    for part in unit.parts:
+        best = margins[part].topk(limits.least(len(part))).indices
+        margins[part[best]] = math.inf
     return margins
 
 

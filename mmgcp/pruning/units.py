@@ -1,6 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The data that the steps of pruning hand to each other."""
 from dataclasses import dataclass
+from functools import cached_property
 from typing import List, Optional, Tuple
 
 import torch
@@ -50,6 +51,12 @@ class ChannelUnit:
     slices: Tuple[ChannelSlice, ...]
     norm_groups: Optional[Tensor] = None
     conv_groups: Optional[Tensor] = None
+
+    @cached_property
+    def parts(self) -> List[Tensor]:
+        """The channels (K, ) of each layer that has only some of the unit's."""
+        parts = {tuple(item.unit_index.unique().tolist()) for item in self.slices}
+        return [torch.tensor(part) for part in sorted(parts) if len(part) < self.size]
 
     def mask(self, channels: Tensor) -> Tensor:
         """Turn indices of the unit's channels into a boolean mask (C, )."""
