@@ -62,10 +62,8 @@ def measure_inputs(model: nn.Module, channels: Dict[str, Tensor],
                    images: Iterable[Tensor]) -> InputStatistics:
     """Measure input channels of layers while a model runs on images (N, C, H, W) in eval mode.
 
-    ``channels`` has the indices (K, ) of input channels by name of the layer: a convolution,
-    transposed convolution or linear layer. Depthwise convolutions are left out, as they only
-    pass channels on, and so are layers that do not run. Memory does not grow with the number of
-    batches.
+    ``channels`` has the indices (K, ) of input channels by name of the layer. Depthwise
+    convolutions, which only pass channels on, are left out, and so are layers that do not run.
 
     Runs that different BatchNorms follow are kept apart, as in heads whose levels share
     convolutions, but not BatchNorms. If not every run of a layer is followed by BatchNorms of
