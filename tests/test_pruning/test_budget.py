@@ -518,3 +518,26 @@ def test_least_share_may_be_above_the_target_within_the_tolerance():
     assert search_steps(0.5, 0.995 * least, groups).params == pytest.approx(least)
     with pytest.raises(PruningError, match='cannot be reached'):
         search_steps(0.5, 0.985 * least, groups)
+
+
+@pytest.mark.parametrize('target, index', [('params', 0), ('flops', 1)])
+@pytest.mark.parametrize('merge', ['or', 'mean', 'majority', 'sum'])
+@pytest.mark.parametrize('share, min_keep_ratio, round_to', [(0.7, 0.3, 1), (0.75, 0.5, 8)])
+def test_nearest_of_all_factors_beside_a_fixed_group(pyramid, merge, share, min_keep_ratio,
+                                                     round_to, target, index):
+    """With a group that has a threshold, and with limits: no other factor comes nearer."""
+    model, units, _ = pyramid
+    groups = [dict(PAIRS[0], threshold=0.4), *PAIRS[1:]]
+    found = Search(model, units, groups, merge=merge, min_keep_ratio=min_keep_ratio,
+                   round_to=round_to, **{target: share})
+    assert found.thresholds['one'] == 0.4
+    slopes = {name: found.thresholds[name] for name in ('two', 'three')}  # in the right ratio
+    factors = {0.} | {float(score) / slope * shift for item in found.scored
+                      for name in item.group_names() if name in slopes
+                      for slope in [slopes[name]] for score in item.best_scores
+                      for shift in (1 - 1e-9, 1 + 1e-9)}
+    reached = [found.shares(dict(one=0.4, **{name: factor * slope
+                                             for name, slope in slopes.items()}))[index]
+               for factor in factors]
+    best = max(value for value in reached if value <= share)
+    assert (found.params, found.macs)[index] == pytest.approx(best, abs=1e-12)

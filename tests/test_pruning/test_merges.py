@@ -120,3 +120,27 @@ def test_higher_scores_have_higher_margins(merge):
     thresholds = [0.2, 0.5, 0.8]
     assert all(after > before for before, after in zip(margins(merge, rows.tolist(), thresholds),
                                                        margins(merge, raised.tolist(), thresholds)))
+
+
+@pytest.mark.parametrize('merge', NAMES)
+def test_each_channel_goes_from_its_factor_on(merge):
+    """In 1500 random cases: layers with fixed, growing and no thresholds, and absent channels."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.rand(*shape, dtype=torch.double, generator=generator)
+
+    seen = set()
+    for _ in range(1500):
+        layers = int(torch.randint(1, 6, (1, ), generator=generator))
+        scores = draw(layers, 8).masked_fill(draw(layers, 8) < 0.2, NAN)
+        grows = draw(layers, 1) < 0.7
+        fixed = (draw(layers, 1) * ~grows).masked_fill(draw(layers, 1) < 0.1, -INF)
+        slopes = draw(layers, 1) * grows
+        factors = MERGES[merge].factors(scores, fixed, slopes)
+        finite = factors[factors.isfinite()]
+        for factor in torch.cat((2 * draw(3), finite - 1e-9, finite + 1e-9)):
+            goes = MERGES[merge].margins(scores, fixed + factor * slopes) <= 0
+            assert torch.equal(goes, factors <= factor)
+        seen |= {INF, -INF} & set(factors.tolist())
+    assert seen == {INF, -INF}
