@@ -8,7 +8,7 @@ run again; each start prints all that is there.
 
 With --cost instead: the CPU time that tools/prune.py's work takes on the full-size YOLOv4 with
 random weights, and its peak of memory, each in a process of its own. Criteria that go layer by
-layer are stopped after the first sets of layers, and their time for a set is printed.
+layer are stopped after the first channel units, and their time for a unit is printed.
 """
 import argparse
 import json
@@ -222,7 +222,7 @@ def measure_cost(name: str, config: str, num_batches: int) -> Dict[str, object]:
     Returns:
         dict: ``name``, ``needs``, ``seconds`` of CPU time, ``peak_bytes`` above the memory
         before, and for a criterion that goes layer by layer ``sets``, their number, and
-        ``seconds_a_set``, which then come on top of the seconds.
+        ``seconds_a_unit``, which then come on top of the seconds.
     """
     cfg = load_config(config)
     model = _build(cfg)
@@ -240,7 +240,7 @@ def measure_cost(name: str, config: str, num_batches: int) -> Dict[str, object]:
     except Enough:
         seconds = clock.times[0] - start
     return dict(name=name, needs=needs, seconds=seconds, units=clock.units,
-                seconds_a_set=clock.seconds_a_set, peak_bytes=_memory('VmHWM') - before)
+                seconds_a_unit=clock.seconds_a_unit, peak_bytes=_memory('VmHWM') - before)
 
 
 class Enough(Exception):
@@ -262,7 +262,7 @@ class Clock:
                 raise Enough
 
     @property
-    def seconds_a_set(self) -> Optional[float]:
+    def seconds_a_unit(self) -> Optional[float]:
         if not self.times:
             return None
         return (self.times[-1] - self.times[0]) / (len(self.times) - 1)
@@ -294,17 +294,17 @@ class NoiseBatches:
 
 def print_costs(costs: List[dict], args: argparse.Namespace) -> None:
     """Print a row for each criterion."""
-    rows = [[item['name'], item['needs'] or '-', f'{item["seconds"]:.1f}', time_of_sets(item),
+    rows = [[item['name'], item['needs'] or '-', f'{item["seconds"]:.1f}', time_of_units(item),
              f'{item["peak_bytes"] / BYTES:.0f}'] for item in costs]
     print(f'{Path(args.large_config).stem}, half of the MACs, {args.calib_batches} batches '
           'of 2 images where some are needed:\n')
-    print('\n'.join(_markdown([['criterion', 'needs', 'CPU s', '+ CPU s a set', 'MiB'], *rows])))
+    print('\n'.join(_markdown([['criterion', 'needs', 'CPU s', '+ CPU s a unit', 'MiB'], *rows])))
     print_machine()
 
 
-def time_of_sets(item: dict) -> str:
-    """How long a set of layers takes, and how many there are."""
-    return f'{item["units"]} x {item["seconds_a_set"]:.1f}' if item['units'] else '-'
+def time_of_units(item: dict) -> str:
+    """How long a channel unit takes, and how many there are."""
+    return f'{item["units"]} x {item["seconds_a_unit"]:.1f}' if item['units'] else '-'
 
 
 def print_machine() -> None:

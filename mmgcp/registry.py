@@ -4,7 +4,7 @@
 They are children of MMEngine's root registries, beside MMDetection's and MMYOLO's,
 so that the name resolves under either's ``default_scope``.
 """
-from typing import Any, Optional
+from typing import Any, Optional, Type
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
@@ -13,6 +13,7 @@ from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import Registry
 
 from mmgcp.compatibility import mend_openmmlab
+from mmgcp.errors import UserError
 
 
 class MendingRegistry(Registry):
@@ -50,3 +51,32 @@ TASK_UTILS = MendingRegistry(
     scope='mmgcp',
     locations=['mmgcp.models', 'mmgcp.sparsity', 'mmgcp.pruning', 'mmgcp.pruning.layerwise',
                'mmgcp.attention'])
+
+
+def build_task_util(config: Any, parent: type, error: Type[UserError] = UserError) -> Any:
+    """Build what a user's config names, with errors of one sentence.
+
+    Args:
+        config (dict): The config.
+        parent (type): What its class has to be a subclass of; messages have its name.
+        error (type): What to raise. Defaults to UserError.
+
+    Returns:
+        Any: An instance of a subclass of ``parent``.
+
+    Raises:
+        UserError: It is no config, or there is no such class, or it does not have an option.
+    """
+    what = parent.__name__.lower()
+    kind = config.get('type') if isinstance(config, dict) else None
+    if kind is None:
+        raise error(f'a {what} must be a config with a type, but is {config!r}')
+    found = TASK_UTILS.get(kind) if isinstance(kind, str) else kind
+    if not (isinstance(found, type) and issubclass(found, parent)):
+        names = sorted(f'mmgcp.{name}' for name, known in TASK_UTILS.module_dict.items()
+                       if isinstance(known, type) and issubclass(known, parent))
+        raise error(f'there is no {what} {kind!r}; mmgcp has {", ".join(names)}')
+    try:
+        return TASK_UTILS.build(config)
+    except TypeError as reason:
+        raise error(f'the {what} {kind} cannot be built: {reason}') from reason

@@ -58,6 +58,8 @@ def parse_args(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.compensate and args.no_compensate:
         parser.error('--compensate and --no-compensate exclude each other')
+    if args.calib_batches < 0:
+        parser.error(f'--calib-batches must not be negative, but is {args.calib_batches}')
     return args
 
 
@@ -68,8 +70,11 @@ def pruning_options(cfg: Config, args: argparse.Namespace) -> dict:
     if any(name in given for name in BUDGETS):
         options.update(dict.fromkeys(BUDGETS))
     kind = given.pop('criterion', None)
-    if kind and options.get('criterion', {}).get('type') != f'mmgcp.{kind}':
-        options['criterion'] = dict(type=f'mmgcp.{kind}')
+    if kind:
+        kind, configured = f'mmgcp.{kind}', options.get('criterion')
+        if not isinstance(configured, dict) or configured.get('type', kind) != kind:
+            configured = {}  # the options of another criterion
+        options['criterion'] = dict(configured, type=kind)
     options.update(given)
     if args.no_compensate:
         options['compensate'] = False
@@ -156,13 +161,15 @@ def main() -> None:
     package = type(model).__module__.split('.')[0]
     if args.calib_batches > 0:
         options['batches'] = CalibrationBatches(cfg, model, args.calib_batches)
-    if not args.dry_run:
+    if not args.dry_run or args.sensitivity:  # which is measured with compensation
         options['calibration'] = find_calibration(options.get('batches'),
                                                   options.get('compensate', True))
     if args.sensitivity:
         options['evaluate'] = lambda model: evaluate(model, cfg, args.metric, args.val_images)[1]
     name = osp.splitext(osp.basename(args.config))[0]
     folder = Path(args.work_dir or osp.join('work_dirs', f'{name}-pruned'))
+    if folder.exists() and not folder.is_dir():
+        raise PruningError(f'{folder} is a file, not a folder to write to')
     unfinished = folder / 'unfinished.pth'  # of a run layer by layer that was interrupted
     with progress_bar() as progress, attention_aside(model, put_back=args.dry_run):
         if options.get('finetune') is not None:

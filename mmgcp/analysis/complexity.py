@@ -6,6 +6,7 @@ from typing import Dict, Sequence, Tuple
 
 import torch.nn as nn
 
+from mmgcp.errors import UserError
 from mmgcp.nn.forward import record_shapes
 from mmgcp.nn.layers import WEIGHT_TYPES, channel_counts
 
@@ -57,11 +58,19 @@ def record_convs(model: nn.Module, input_shape: Sequence[int]) -> Dict[str, Conv
         dict[str, ConvStatistics]: Statistics by name of the layer. The positions of a layer
         that runs several times (in a head that all levels share) add up; those of a layer
         that does not run in eval mode are zero.
+
+    Raises:
+        UserError: The model does not run on an image of this shape.
     """
     layers = {name: module for name, module in model.named_modules()
               if isinstance(module, WEIGHT_TYPES)}
     positions = dict.fromkeys(layers, 0)
-    for name, inputs, outputs in record_shapes(model, layers, input_shape):
+    try:
+        shapes = record_shapes(model, layers, input_shape)
+    except Exception as error:  # whatever the model raises
+        raise UserError(f'the model does not run on an image of shape {tuple(input_shape)} '
+                        f'(C, H, W): {type(error).__name__}: {error}') from error
+    for name, inputs, outputs in shapes:
         # a transposed convolution applies its kernel at each input position
         shape = inputs if isinstance(layers[name], nn.ConvTranspose2d) else outputs
         positions[name] += math.prod(

@@ -11,6 +11,7 @@ from mmengine.config import Config
 
 from mmgcp.datasets import VOCInfo, check_voc, choose_splits
 from mmgcp.errors import UserError
+from mmgcp.pruning.options import KEEP_SHARE
 from mmgcp.utils.checkpoint import load_strictly, read_checkpoint
 from mmgcp.utils.cli import CfgOptions
 from mmgcp.utils.config import build_detector, load_config
@@ -81,11 +82,11 @@ class CompressOptions:
     sparsity_schedule: str = option(
         'two_phase', cli=dict(group=SPARSITY), help='type of the schedule of the sparsity rate')
     target_params: Optional[float] = option(
-        None, cli=dict(group=PRUNING, type=float), default_help="the config's prune_cfg",
-        help='share of the parameters to keep')
+        None, check=KEEP_SHARE, cli=dict(group=PRUNING, type=float),
+        default_help="the config's prune_cfg", help='share of the parameters to keep')
     target_flops: Optional[float] = option(
-        None, cli=dict(group=PRUNING, type=float), default_help="the config's prune_cfg",
-        help='share of the MACs to keep')
+        None, check=KEEP_SHARE, cli=dict(group=PRUNING, type=float),
+        default_help="the config's prune_cfg", help='share of the MACs to keep')
     prune_options: str = option(
         '', cli=dict(group=PRUNING, metavar="'OPTIONS'"), default_help='none',
         help="more options of prune.py, as in --prune-options='--round-to 8 --sensitivity'")

@@ -9,13 +9,14 @@ from torch import Tensor
 from mmgcp.errors import PruningError
 from mmgcp.nn.layers import find_layer, is_depthwise
 from mmgcp.nn.temporarily import restored_on_error
-from mmgcp.registry import TASK_UTILS
+from mmgcp.registry import build_task_util
 from mmgcp.utils.options import check_names
 
 from .detector import ChannelTable, count_channels
 from .layer_groups import Groups
 from .options import PruneOptions
 from .plan import PruningPlan, PruningResult, validate_plan
+from .scores import Criterion
 from .strategy import Decision, PruningTask, decide, trace
 from .surgery import gather_channels, remove_and_verify
 
@@ -52,7 +53,7 @@ def prune(model: nn.Module, groups: Groups = 'auto', ratio: Optional[float] = No
         plan = PruningPlan.load(plan)
     task = trace(model, options)
     if plan is None:
-        criterion = TASK_UTILS.build(options.criterion)
+        criterion = build_task_util(options.criterion, Criterion, PruningError)
     else:
         validate_plan(plan, task.units)
     trains = criterion is not None and criterion.trains and not options.dry_run

@@ -51,7 +51,7 @@ class PruneOptions:
         cli=dict(group=AMOUNT, type=float), help='share of the MACs to keep')
     round_to: int = option(
         1, in_config=True, recorded=True,
-        check=number_in(1, math.inf, 'must be a positive number', integer=True),
+        check=number_in(1, math.inf, 'must be a positive integer', integer=True),
         cli=dict(group=AMOUNT, type=int, metavar='N'),
         help='keep multiples of so many channels, without exceeding the budget')
     min_keep_ratio: float = option(

@@ -82,7 +82,7 @@ class LayerGroup:
             nor threshold leaves it to a budget.
 
     Raises:
-        PruningError: There are both a ratio and a threshold, or the ratio is not in [0, 1).
+        PruningError: The modules are a string, or the ratio is not in [0, 1) or not alone.
     """
     name: str
     modules: Tuple[str, ...]
@@ -90,10 +90,12 @@ class LayerGroup:
     threshold: Optional[float] = None
 
     def __post_init__(self):
+        if isinstance(self.modules, str):  # its letters would be taken for patterns
+            raise PruningError(f'modules of layer group {self.name!r} must be a list of patterns')
         object.__setattr__(self, 'modules', tuple(self.modules))
         if self.ratio is not None and self.threshold is not None:
             raise PruningError(
                 f'layer group {self.name!r} has both a ratio and a threshold; give one of them')
-        if self.ratio is not None and not 0 <= self.ratio < 1:
+        if not (self.ratio is None or isinstance(self.ratio, (int, float)) and 0 <= self.ratio < 1):
             raise PruningError(
-                f'the ratio of layer group {self.name!r} must be in [0, 1), but is {self.ratio}')
+                f'the ratio of layer group {self.name!r} must be in [0, 1), but is {self.ratio!r}')

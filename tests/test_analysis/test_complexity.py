@@ -7,6 +7,7 @@ import torch.nn as nn
 from mmengine.config import Config
 
 from mmgcp.analysis import ConvStatistics, count_complexity, record_convs
+from mmgcp.errors import UserError
 from mmgcp.utils.config import build_detector
 
 CONFIGS = Path(__file__).parents[2] / 'configs/yolov4'
@@ -104,7 +105,7 @@ def test_model_is_as_before(net):
 
 def test_model_is_as_before_when_it_fails(net):
     net.fail = True
-    with pytest.raises(RuntimeError, match='failed'):
+    with pytest.raises(UserError, match='failed'):
         record_convs(net, (3, 16, 16))
     assert net.training and not any(module._forward_hooks for module in net.modules())
 

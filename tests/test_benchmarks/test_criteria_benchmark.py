@@ -156,7 +156,7 @@ def test_costs(benchmark, capsys):
     benchmark('--cost', '--criteria', 'BNScale', 'Taylor', 'ThiNet', '--calib-batches', 1,
               '--large-config', CONFIG)
     rows = table(capsys.readouterr().out)
-    assert rows[0] == ['criterion', 'needs', 'CPU s', '+ CPU s a set', 'MiB']
+    assert rows[0] == ['criterion', 'needs', 'CPU s', '+ CPU s a unit', 'MiB']
     assert [row[:2] for row in rows[2:]] == [
         ['BNScale', '-'], ['Taylor', 'losses'], ['ThiNet', 'images']]
     assert all(float(row[2]) > 0 and float(row[4]) > 0 for row in rows[2:])

@@ -10,7 +10,7 @@ from pruning_samples import GROUPS, Block, Toy, difference, randomise, run, set_
 from yolov4_samples import batch
 
 from mmgcp.analysis import count_complexity
-from mmgcp.errors import PruningError
+from mmgcp.errors import PruningError, UserError
 from mmgcp.pruning import LayerGroup, PruningPlan, auto_groups, count_channels, prune
 from mmgcp.pruning.allocate import MAX_FACTOR
 from mmgcp.pruning.surgery import remove_channels
@@ -441,3 +441,33 @@ def test_metric_decides_where_the_budget_is_spent(model):
     assert kept(sensitive, 'backbone') > kept(plain, 'backbone')
     assert kept(sensitive, 'neck') < kept(plain, 'neck')
     assert sensitive.params[1] == pytest.approx(0.5 * sensitive.params[0], rel=0.01)
+
+
+@pytest.mark.parametrize('criterion, message', [
+    ('Taylor', 'a criterion must be a config with a type'),
+    (dict(seed=1), 'a criterion must be a config with a type'),
+    (dict(type='mmgcp.BNscale'), "there is no criterion 'mmgcp.BNscale'; mmgcp has mmgcp.APoZ"),
+    (dict(type='mmgcp.TwoPhaseSchedule'), 'there is no criterion'),
+    (dict(type='mmgcp.Random', sead=1), 'cannot be built: .*sead'),
+])
+def test_criterion_that_cannot_be_built(model, criterion, message):
+    state = state_of(model)
+    with pytest.raises(PruningError, match=message):
+        prune(model, ratio=0.5, input_shape=SHAPE, criterion=criterion)
+    assert_untouched(model, state)
+
+
+@pytest.mark.parametrize('group, message', [
+    (dict(modules='backbone', ratio=0.5), 'must be a list of patterns'),
+    (dict(modules=['backbone'], ratio='0.5'), r"must be in \[0, 1\), but is '0.5'"),
+])
+def test_group_of_wrong_types(model, group, message):
+    with pytest.raises(PruningError, match=message):
+        prune(model, [dict(name='some', **group)], input_shape=SHAPE)
+
+
+def test_image_that_is_too_small(model):
+    state = state_of(model)
+    with pytest.raises(UserError, match=r'does not run on an image of shape \(3, 0, 0\)'):
+        prune(model, [dict(name='all', modules=['backbone'], ratio=0.5)], input_shape=(3, 0, 0))
+    assert_untouched(model, state)

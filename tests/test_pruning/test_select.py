@@ -302,8 +302,8 @@ def test_minimum_is_rounded_too():
     (dict(min_keep_ratio=-0.1), r'min_keep_ratio must be in \[0, 1\], but is -0.1'),
     (dict(min_keep_ratio=1.01), r'min_keep_ratio must be in \[0, 1\], but is 1.01'),
     (dict(min_keep_ratio=NAN), r'min_keep_ratio must be in \[0, 1\], but is nan'),
-    (dict(round_to=0), 'round_to must be a positive number, but is 0'),
-    (dict(round_to=-8), 'round_to must be a positive number, but is -8'),
+    (dict(round_to=0), 'round_to must be a positive integer, but is 0'),
+    (dict(round_to=-8), 'round_to must be a positive integer, but is -8'),
 ])
 def test_wrong_options(options, message):
     with pytest.raises(PruningError, match=message):

@@ -21,7 +21,7 @@ from mmgcp.pruning.select import Limits, select_lowest
 from mmgcp.pruning.strategy import Decision, PruningTask, decide, plan_by_scores
 from mmgcp.pruning.surgery import channels_off
 from mmgcp.pruning.units import ChannelUnit
-from mmgcp.registry import TASK_UTILS
+from mmgcp.registry import build_task_util
 
 from .base import LayerwiseCriterion
 from .resume import Unfinished, digest_request
@@ -73,7 +73,7 @@ def _allocation_criterion(criterion: LayerwiseCriterion, allocation: Optional[st
             'names another criterion that decides how many channels go')
     if criterion.allocation_criterion is None:
         return EqualShares()
-    found = TASK_UTILS.build(criterion.allocation_criterion)
+    found = build_task_util(criterion.allocation_criterion, Criterion, PruningError)
     if isinstance(found, LayerwiseCriterion):
         raise PruningError('allocation_criterion must be one that scores all units at once, but '
                            f'{type(found).__name__} goes layer by layer')
