@@ -32,7 +32,7 @@ def removed_by(result):
     (0., dict(z=10, a=7, b=4, c=8)), (0.25, dict(z=7, a=5, b=3, c=6)),
     (0.5, dict(z=5, a=3, b=2, c=4)), (0.9, dict(z=1, a=1, b=1, c=1))])
 @pytest.mark.parametrize('criterion', ['BNScale', 'L2Norm', 'FPGM', 'Random'])
-def test_each_set_loses_the_ratio(criterion, ratio, left):
+def test_each_unit_loses_the_ratio(criterion, ratio, left):
     model = two_branches()
     result = run_prune(model, ratio, criterion)
     assert {name: getattr(model, name).conv.out_channels for name in left} == left

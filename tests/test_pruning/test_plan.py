@@ -63,7 +63,7 @@ def test_round_trip(tmp_path):
     assert PruningPlan.load(str(tmp_path / 'plan.json')) == plan
 
 
-def test_a_line_for_each_set(tmp_path):
+def test_a_line_for_each_unit(tmp_path):
     """So that people can read and change it."""
     make_plan().save(tmp_path / 'plan.json')
     text = (tmp_path / 'plan.json').read_text()

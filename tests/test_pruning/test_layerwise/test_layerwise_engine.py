@@ -128,7 +128,7 @@ def test_units_are_pruned_as_they_are_computed():
 @pytest.mark.parametrize('ratio, left', [
     (0., dict(z=10, a=7, b=4, c=8)), (0.25, dict(z=7, a=5, b=3, c=6)),
     (0.5, dict(z=5, a=3, b=2, c=4)), (0.9, dict(z=1, a=1, b=1, c=1))])
-def test_each_set_loses_the_ratio(ratio, left):
+def test_each_unit_loses_the_ratio(ratio, left):
     model = two_branches()
     result = run_prune(model, ratio=ratio)
     assert {name: getattr(model, name).conv.out_channels for name in left} == left
@@ -183,7 +183,7 @@ def check_lowest(unit, removed, scores):
             ).tolist()
 
 
-def test_removed_channels_are_off_for_the_next_set(monkeypatch):
+def test_removed_channels_are_off_for_the_next_unit(monkeypatch):
     """They are zero and get no gradients."""
     seen = []
 
