@@ -60,7 +60,7 @@ class PruneOptions:
         help='share of the channels of a layer that stays at least')
     criterion: dict = option(
         factory=lambda: dict(type='mmgcp.BNScale'), in_config=True, recorded=True,
-        cli=dict(group=CHANNELS, choices=criterion_names, metavar='NAME'),
+        cli=dict(group=CHANNELS, choices=criterion_names, metavar='NAME'), default_help='BNScale',
         help='how channels are scored: the config of a criterion, of which the command line '
         'takes the name')
     allocation: Optional[str] = option(

@@ -105,12 +105,14 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
     groups: Dict[str, Any] = {}
     for item in _on_command_line(cls):
         settings = dict(item.metadata['cli'])
-        if callable(settings.get('choices')):  # known only by now
-            settings['choices'] = settings['choices']()
         title = settings.pop('group', None)
         if title is not None and title not in groups:
             groups[title] = parser.add_argument_group(title)
-        text = item.metadata['help'] + _default_text(item)
+        text = item.metadata['help']
+        if callable(settings.get('choices')):  # known only by now, and too many for the usage
+            settings['choices'] = settings['choices']()
+            text += f': {", ".join(settings["choices"])}'
+        text += _default_text(item)
         groups.get(title, parser).add_argument(
             f'--{item.name.replace("_", "-")}', default=None,
             help=text.replace('%', '%%'), **settings)
