@@ -5,6 +5,7 @@ import copy
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from mmdet.models.necks.ssd_neck import L2Norm
 
 from mmgcp.pruning.units import ChannelSlice, ChannelUnit
 
@@ -37,6 +38,8 @@ def randomise(model, seed=0):
                 module.bias.normal_(0, 0.3, generator=generator)
                 module.running_mean.normal_(0, 0.2, generator=generator)
                 module.running_var.uniform_(0.6, 1.4, generator=generator)
+            elif isinstance(module, L2Norm):  # whose weight is whatever was in memory
+                module.weight.fill_(module.scale)
     return model
 
 
