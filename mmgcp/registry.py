@@ -4,7 +4,7 @@
 They are children of MMEngine's root registries, beside MMDetection's and MMYOLO's,
 so that the name resolves under either's ``default_scope``.
 """
-from typing import Any, Optional, Type
+from typing import Any, List, Optional, Type
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
@@ -53,6 +53,12 @@ TASK_UTILS = MendingRegistry(
                'mmgcp.attention'])
 
 
+def task_util_names(parent: type) -> List[str]:
+    """List the names of all registered subclasses of a class, without the prefix ``mmgcp.``."""
+    return sorted(name for name, kind in TASK_UTILS.module_dict.items()
+                  if isinstance(kind, type) and issubclass(kind, parent))
+
+
 def build_task_util(config: Any, parent: type, error: Type[UserError] = UserError) -> Any:
     """Build what a user's config names, with errors of one sentence.
 
@@ -73,9 +79,8 @@ def build_task_util(config: Any, parent: type, error: Type[UserError] = UserErro
         raise error(f'a {what} must be a config with a type, but is {config!r}')
     found = TASK_UTILS.get(kind) if isinstance(kind, str) else kind
     if not (isinstance(found, type) and issubclass(found, parent)):
-        names = sorted(f'mmgcp.{name}' for name, known in TASK_UTILS.module_dict.items()
-                       if isinstance(known, type) and issubclass(known, parent))
-        raise error(f'there is no {what} {kind!r}; mmgcp has {", ".join(names)}')
+        names = ', '.join(f'mmgcp.{name}' for name in task_util_names(parent))
+        raise error(f'there is no {what} {kind!r}; mmgcp has {names}')
     try:
         return TASK_UTILS.build(config)
     except TypeError as reason:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmgcp.nn.training_loss import Batch
 from mmgcp.pruning.units import ChannelSlice, ChannelUnit
-from mmgcp.registry import TASK_UTILS
+from mmgcp.registry import TASK_UTILS, task_util_names
 
 Progress = Callable[[str, int, int], None]
 
@@ -83,8 +83,7 @@ class Random(Criterion):
 
 def criterion_names() -> List[str]:
     """List the names of all registered criteria, without the prefix ``mmgcp.``."""
-    return sorted(name for name, kind in TASK_UTILS.module_dict.items()
-                  if isinstance(kind, type) and issubclass(kind, Criterion))
+    return task_util_names(Criterion)
 
 
 def unit_scores(unit: ChannelUnit, item: ChannelSlice, values: Tensor) -> Tensor:
