@@ -46,9 +46,19 @@ def run_here(script, *arguments, cwd=None):
 
 def run_command(command, cwd=None, timeout=None, **env):
     """Run a command with some more environment variables; return its status and output."""
-    env = dict(dict(os.environ, PYTHONWARNINGS='ignore', OMP_NUM_THREADS='1'), **env)
-    return subprocess.run([*map(str, command)], cwd=cwd and str(cwd), env=env, timeout=timeout,
-                          capture_output=True, text=True)
+    return subprocess.run([*map(str, command)], cwd=cwd and str(cwd), env=environment(env),
+                          timeout=timeout, capture_output=True, text=True)
+
+
+def start_command(command, **env):
+    """Start a command with some more environment variables; all it prints is its output."""
+    return subprocess.Popen([*map(str, command)], env=environment(env), stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True)
+
+
+def environment(more):
+    """The environment variables for processes that tests start, and some more."""
+    return dict(dict(os.environ, PYTHONWARNINGS='ignore', OMP_NUM_THREADS='1'), **more)
 
 
 def run_process(script, *arguments, cwd=None, **env):
