@@ -1,11 +1,9 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The training loss of a detector, for scores that depend on it."""
 import copy
-import random
 from contextlib import contextmanager
 from typing import Iterator, List, NamedTuple, Union
 
-import numpy as np
 import torch
 import torch.nn as nn
 from mmcv.cnn.bricks import DropPath
@@ -15,7 +13,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from mmgcp.utils.process_state import hub_info, random_states_kept
+from mmgcp.utils.process_state import alone, hub_info, random_states_kept, seed_random
 
 from .temporarily import modes, values_kept
 
@@ -34,11 +32,13 @@ class Batch(NamedTuple):
 def detection_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Compute the differentiable sum of a detector's losses; use it in :func:`loss_mode`.
 
-    The data are not changed.
+    The data are not changed. Other processes of a distributed run have no influence: in
+    detectors' losses they have, and they would have to compute theirs at the same time.
     """
-    # YOLOv5's head normalises the boxes of the ground truth in place
-    losses = model(batch.images, copy.deepcopy(batch.data_samples), mode='loss')
-    return model.parse_losses(losses)[0]
+    with alone():
+        # YOLOv5's head normalises the boxes of the ground truth in place
+        losses = model(batch.images, copy.deepcopy(batch.data_samples), mode='loss')
+        return model.parse_losses(losses)[0]
 
 
 @contextmanager
@@ -47,14 +47,21 @@ def loss_mode(model: nn.Module) -> Iterator[None]:
 
     All modules are in training mode, as heads require it, but normalisation uses its running
     statistics and nothing is dropped out. Random choices, such as the proposals that a
-    two-stage detector learns from, are the same each time. Modes, buffers and the random states
-    of the process are restored at the end.
+    two-stage detector learns from, are the same each time; :func:`seed_batch` makes them depend
+    on a batch alone. Modes, buffers and the random states of the process are restored at the end.
     """
-    devices = {param.device.index for param in model.parameters() if param.is_cuda}
-    with hub_info('epoch', LATE_EPOCH), random_states_kept(sorted(devices)), \
+    with hub_info('epoch', LATE_EPOCH), random_states_kept(cuda_devices(model)), \
             torch.enable_grad(), values_kept(model.buffers()), \
             modes(model, lambda module: not isinstance(module, QUIET_TYPES)):
-        random.seed(0)
-        np.random.seed(0)
-        torch.manual_seed(0)
+        seed_batch(model, 0)
         yield
+
+
+def seed_batch(model: nn.Module, number: int) -> None:
+    """Let random choices for a batch depend on its number; use it in :func:`loss_mode`."""
+    seed_random(number, cuda_devices(model))
+
+
+def cuda_devices(model: nn.Module) -> List[int]:
+    """Return the numbers of the CUDA devices that a model is on."""
+    return sorted({param.device.index for param in model.parameters() if param.is_cuda})

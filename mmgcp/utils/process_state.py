@@ -6,6 +6,7 @@ from typing import Iterable, Iterator
 
 import numpy as np
 import torch
+import torch.distributed
 from mmengine.logging import MessageHub
 
 
@@ -24,6 +25,39 @@ def random_states_kept(devices: Iterable[int] = ()) -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+def seed_random(seed: int, devices: Iterable[int] = ()) -> None:
+    """Seed the random numbers of Python, NumPy and PyTorch.
+
+    Args:
+        seed (int): The seed.
+        devices (Iterable[int]): CUDA devices that are seeded as well as the CPU. Defaults to none.
+    """
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    for device in devices:
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let the block believe that this process is the only one of a distributed run.
+
+    Then samplers share nothing out, and losses are not joined with those of other processes,
+    which may be doing something else.
+    """
+    before = torch.distributed.is_initialized if torch.distributed.is_available() else None
+    if before is None or not before():
+        yield
+        return
+    torch.distributed.is_initialized = lambda: False  # MMEngine and MMDetection ask for it
+    try:
+        yield
+    finally:
+        torch.distributed.is_initialized = before
 
 
 @contextmanager

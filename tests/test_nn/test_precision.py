@@ -1,0 +1,81 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+import pytest
+import torch
+
+from mmgcp.nn.precision import at_least_single, full_precision
+
+CUDNN, MATMUL = torch.backends.cudnn, torch.backends.cuda.matmul
+
+
+def settings():
+    """All settings that can be read."""
+    found = dict(deterministic=CUDNN.deterministic, benchmark=CUDNN.benchmark)
+    for owner, name in ((MATMUL, 'matmul'), (CUDNN, 'cudnn')):
+        try:
+            found[name] = owner.allow_tf32
+        except RuntimeError:
+            found[name] = 'set by the newer settings'
+    for owner, name in ((MATMUL, 'matmul'), (getattr(CUDNN, 'conv', None), 'conv')):
+        if hasattr(owner, 'fp32_precision'):
+            found[f'new {name}'] = owner.fp32_precision
+    return found
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    before = MATMUL.allow_tf32, CUDNN.allow_tf32, CUDNN.benchmark
+    yield
+    MATMUL.allow_tf32, CUDNN.allow_tf32, CUDNN.benchmark = before
+
+
+def is_full():
+    found = settings()
+    return (found['deterministic'] and not found['benchmark']
+            and True not in (found['matmul'], found['cudnn'])
+            and 'tf32' not in (found.get('new matmul'), found.get('new conv')))
+
+
+def set_newer():
+    MATMUL.fp32_precision = CUDNN.conv.fp32_precision = 'tf32'
+
+
+def set_newer_of_everything():
+    torch.backends.fp32_precision = 'tf32'
+
+
+def set_older():
+    MATMUL.allow_tf32 = CUDNN.allow_tf32 = CUDNN.benchmark = True
+
+
+@pytest.mark.parametrize('prepare', [lambda: None, set_older, set_newer, set_newer_of_everything])
+def test_settings_for_a_while(prepare):
+    if 'newer' in prepare.__name__ and not hasattr(MATMUL, 'fp32_precision'):
+        pytest.skip('this torch has no newer settings')
+    general = getattr(torch.backends, 'fp32_precision', None)
+    try:
+        prepare()
+        before = settings()
+        assert not is_full()
+        with full_precision():
+            assert is_full()
+        assert settings() == before
+        with pytest.raises(ZeroDivisionError), full_precision():
+            1 / 0
+        assert settings() == before
+    finally:
+        if general is not None:
+            torch.backends.fp32_precision = general
+
+
+def test_no_autocast():
+    layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
+    with torch.autocast('cpu', torch.bfloat16):
+        with full_precision():
+            assert layer(x).dtype == torch.float32
+        assert layer(x).dtype == torch.bfloat16
+
+
+def test_at_least_single():
+    for given, expected in ((torch.half, torch.float), (torch.bfloat16, torch.float),
+                            (torch.float, torch.float), (torch.double, torch.double)):
+        assert at_least_single(torch.ones(1, dtype=given)).dtype == expected
