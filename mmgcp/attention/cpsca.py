@@ -8,6 +8,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from mmgcp.errors import PruningError
+from mmgcp.nn.distributed import gather_over_ranks, sum_by_name
 from mmgcp.nn.forward import run_as_tensors, working_shape
 from mmgcp.nn.hooks import on_outputs
 from mmgcp.nn.temporarily import eval_mode
@@ -87,8 +88,8 @@ def _measure(model: nn.Module, attention: InsertedAttention, batches: Iterable[B
              progress: Progress) -> Tuple[Dict[str, Tensor], Sequence[int]]:
     """Run the model with its attention on all images.
 
-    Returns sums (4, C) over the images and runs of each block that ran, and the shape (C, H, W)
-    of the images. With the inputs x and outputs y of the attention, they are the sums of 1, of
+    Returns sums (4, C) over the images of all ranks and runs of each block that ran, and the shape
+    (C, H, W) of the images. With the inputs x and outputs y of the attention, they are the sums of 1, of
     the channel scales, and, over the positions as well, of x * y and x * x, in double precision.
     """
     measured: Dict[str, Tensor] = {}
@@ -112,4 +113,5 @@ def _measure(model: nn.Module, attention: InsertedAttention, batches: Iterable[B
         for batch in scoring_batches(batches, progress):
             run_as_tensors(model, batch.images.to(parameter))
             shape = batch.images.shape[1:]
-    return measured, shape
+    shapes = [found for found in gather_over_ranks(shape) if found is not None]
+    return sum_by_name(measured), shapes[0]

@@ -4,15 +4,14 @@ import contextlib
 import copy
 import io
 import logging
-import random
 from contextlib import contextmanager
 from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
-import numpy as np
 import torch
 import torch.nn as nn
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.dist import get_rank, get_world_size
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.registry import EVALUATOR, DefaultScope
@@ -21,10 +20,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmgcp.errors import UserError
+from mmgcp.nn.distributed import rank_share
 from mmgcp.nn.temporarily import eval_mode
 from mmgcp.nn.training_loss import Batch
-from mmgcp.utils.config import drop_collate_scope
-from mmgcp.utils.process_state import hub_info, random_states_kept
+from mmgcp.utils.config import drop_collate_scope, nested_dicts
+from mmgcp.utils.process_state import alone, hub_info, random_states_kept, seed_random
 
 # How much of the images is kept in memory for further iterations
 CACHE_BYTES = 256 * 2**20
@@ -34,12 +34,14 @@ def calibration_batches(cfg: Config, model: nn.Module, num_batches: int,
                         batch_size: int = 8) -> Iterator[Batch]:
     """Load batches of training data as the model sees them in training.
 
-    Each call gives the same batches and leaves the random states of the process unchanged.
+    Each call gives the same batches and leaves the random states of the process unchanged. Of
+    several processes each gets its share: batch i of all belongs to rank i modulo their number.
 
     Args:
         cfg (Config): A complete config with ``train_dataloader``.
         model (nn.Module): The detector. A copy of its data preprocessor is used.
-        num_batches (int): Number of batches; there are fewer if the data set is too small.
+        num_batches (int): Number of batches of all processes; there are fewer if the data set
+            is too small.
         batch_size (int): Largest number of images in a batch, unless the config has a
             smaller one. Defaults to 8.
 
@@ -51,21 +53,30 @@ def calibration_batches(cfg: Config, model: nn.Module, num_batches: int,
         UserError: The config has no training data, or it cannot be loaded.
     """
     preprocessor = copy.deepcopy(model.data_preprocessor)
+    for module in preprocessor.modules():
+        if hasattr(module, 'rank'):
+            module.rank = 0  # on the others, random sizes of images are left to this one
     with _training_iteration(cfg, 0), _one_sentence('calibration images'):
         options = _loader_options(cfg, 'train_dataloader')
         options['batch_size'] = min(options.get('batch_size', 1), batch_size)
-        batches = iter(Runner.build_dataloader(options, seed=0))
+        all_needed = _depend_on_each_other(options, preprocessor)
+        loader = Runner.build_dataloader(options, seed=0)
+        indices_of_batches = iter(loader.batch_sampler)
     for number in range(num_batches):
+        is_ours = number % get_world_size() == get_rank()
         with _training_iteration(cfg, number), _one_sentence('calibration images'):
-            batch = next(batches, None)
-            if batch is None:
+            indices = next(indices_of_batches, None)
+            if indices is None:
                 return
-            data = preprocessor(batch, training=True)
-        yield Batch(data['inputs'].to(next(model.parameters())), data['data_samples'])
+            if is_ours or all_needed:
+                images = [loader.dataset[index] for index in indices]
+                data = preprocessor(loader.collate_fn(images), training=True)
+        if is_ours:
+            yield Batch(data['inputs'].to(next(model.parameters())), data['data_samples'])
 
 
 class CalibrationBatches:
-    """Batches of training data to iterate over several times.
+    """Batches of training data to iterate over several times, those of this process.
 
     They are loaded once if they fit into ``CACHE_BYTES``, otherwise in each iteration.
 
@@ -93,8 +104,8 @@ class CalibrationBatches:
             self._loaded = loaded
 
     def __len__(self) -> int:
-        """The number of batches that was asked for; the data set may be smaller."""
-        return self._arguments[2]
+        """How many of the batches that were asked for are ours; the data set may be smaller."""
+        return sum(1 for _ in rank_share(range(self._arguments[2])))
 
 
 class ImagesOf:
@@ -118,6 +129,8 @@ def evaluate(model: nn.Module,
              num_images: Optional[int] = None,
              progress: Optional[Callable[[int, int], None]] = None) -> Tuple[str, float]:
     """Measure the accuracy of a detector on the config's validation data.
+
+    Several processes share the data, as in MMEngine's tests, and all get the metric.
 
     Args:
         model (nn.Module): The detector. The modes of its modules are restored.
@@ -164,6 +177,13 @@ def _loader_options(cfg: Config, name: str) -> dict:
         options.pop(key, None)
     drop_collate_scope(options)
     return options
+
+
+def _depend_on_each_other(options: dict, preprocessor: nn.Module) -> bool:
+    """Whether batches depend on those before, by images kept for mosaics or by random sizes."""
+    return bool(getattr(preprocessor, 'batch_augments', None)) or any(
+        part.get('use_cached') or 'Cached' in str(part.get('type'))
+        for part in nested_dicts(options['dataset']))
 
 
 def _build_validation(cfg: Config, num_images: Optional[int]) -> Tuple[DataLoader, Evaluator]:
@@ -223,10 +243,8 @@ def _one_sentence(what: str) -> Iterator[None]:
 @contextmanager
 def _training_iteration(cfg: Config, number: int) -> Iterator[None]:
     """Load data as in an iteration of training, with the same random choices each time."""
-    with DefaultScope.overwrite_default_scope(_scope(cfg)), random_states_kept():
-        random.seed(number)
-        np.random.seed(number)
-        torch.default_generator.manual_seed(number)
+    with DefaultScope.overwrite_default_scope(_scope(cfg)), random_states_kept(), alone():
+        seed_random(number)
         with hub_info('iter', number):  # read by batch augmentations
             yield
 

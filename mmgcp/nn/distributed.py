@@ -75,12 +75,13 @@ def gather_over_ranks(item: Any) -> List[Any]:
     return all_gather_object(item)
 
 
-def sum_by_name(tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """Return the sums over all ranks of tensors on the CPU by name, of which ranks may lack some.
+def sum_by_name(values: Dict[Any, Any]) -> Dict[Any, Any]:
+    """Return the sums over all ranks of values by name, of which ranks may lack some.
 
-    A single rank gets them as they are.
+    They are numbers, tensors on the CPU, or whatever else can be pickled and added, in the order
+    of the ranks. A single rank gets them as they are.
     """
-    first, *others = gather_over_ranks(tensors)
+    first, *others = gather_over_ranks(values)
     totals = dict(first)
     for part in others:
         for name, value in part.items():

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mmgcp.errors import PruningError
 from mmgcp.nn.layers import find_layer, is_depthwise
+from mmgcp.nn.precision import full_precision
 from mmgcp.nn.temporarily import restored_on_error
 from mmgcp.registry import build_task_util
 from mmgcp.utils.options import check_names
@@ -21,6 +22,7 @@ from .strategy import Decision, PruningTask, decide, trace
 from .surgery import gather_channels, remove_and_verify
 
 
+@full_precision()
 def prune(model: nn.Module, groups: Groups = 'auto', ratio: Optional[float] = None,
           **options: Any) -> PruningResult:
     """Prune the channels of a detector in groups of layers.
@@ -29,7 +31,10 @@ def prune(model: nn.Module, groups: Groups = 'auto', ratio: Optional[float] = No
     <https://arxiv.org/abs/2306.01526>`_. The model is traced to find its channel units;
     their channels are scored; the layer groups are allocated thresholds; the channels below
     these are selected, as far as limits allow; the layers that stay are compensated; and the
-    channels are removed, which is verified.
+    channels are removed, which is verified. All of this runs on the device of the model, in the
+    precision of its parameters, whatever autocast and TF32 are set to. Of several processes of a
+    torch.distributed group, each calls this with the same model and options, but with batches of
+    its own; all get the same plan and weights.
 
     Args:
         model (nn.Module): A detector that understands ``model(x, mode='tensor')``, or a

@@ -62,7 +62,7 @@ def score_units(model: nn.Module, units: Sequence[ChannelUnit], criterion: Crite
     owners = assign_groups(model, [name for names in members.values() for name in names], groups)
     scored = []
     for unit in units:
-        scores = {layer: _without_ties(share_scores(found.double(), unit), unit, generator)
+        scores = {layer: _without_ties(share_scores(found.detach().cpu().double(), unit), unit, generator)
                   for layer, found in criterion(model, unit).items()}
         if not scores:
             reason = f'{type(criterion).__name__} has no scores for it'

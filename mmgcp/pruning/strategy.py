@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmgcp.analysis import record_convs
 from mmgcp.errors import PruningError
+from mmgcp.nn.distributed import from_first_rank
 from mmgcp.nn.forward import working_shape
 
 from .allocate import allocate, by_position, measure_sensitivity
@@ -120,4 +121,4 @@ def plan_by_scores(task: PruningTask, criterion: Criterion, units: Sequence[Chan
     record = dict(options.record(), sensitivity=sensitivity and asdict(sensitivity))
     plan = replace(plan, thresholds=dict(thresholds), skipped=task.skipped, options=record)
     scores = {} if uniform else {group.name: group_scores(scored, group) for group in groups}
-    return plan, scores
+    return from_first_rank(plan), scores  # whatever others have decided by their rounding errors

@@ -19,8 +19,10 @@ import torch.nn as nn
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
 
+from mmgcp.nn.distributed import numbered, sum_by_name
 from mmgcp.nn.forward import run_as_tensors
 from mmgcp.nn.hooks import on_inputs
+from mmgcp.nn.precision import at_least_single
 from mmgcp.nn.temporarily import eval_mode, values_kept
 
 # Number of values of a channel in a batch, at random positions, to estimate correlations from
@@ -32,10 +34,10 @@ TINY = 1e-12
 def adapt_norms(model: nn.Module, reference: nn.Module, images: Iterable[Tensor]) -> None:
     """Adapt the BatchNorms of a model with channels off to those of a copy of the original.
 
-    Both models run side by side on batches (N, C, H, W). In the changed one, each BatchNorm is
-    adapted in place to the batch before it computes, so that later ones see the inputs that they
-    will have in the end. Afterwards the statistics of all batches determine its running
-    statistics, scale and shift. BatchNorms without running statistics, or that run several times
+    Both models run side by side on batches (N, C, H, W), of which each rank has its own. In the
+    changed one, each BatchNorm is adapted in place to the batch before it computes, so that later
+    ones see the inputs that they will have in the end. Afterwards the statistics of all batches of
+    all ranks determine its running statistics, scale and shift. BatchNorms without running statistics, or that run several times
     for an image, are left alone; without a scale only the running statistics change.
     """
     originals = _find_norms(reference)
@@ -47,16 +49,18 @@ def adapt_norms(model: nn.Module, reference: nn.Module, images: Iterable[Tensor]
     with on_inputs(reference, {name: pair.see_original for name, pair in pairs.items()}), \
             on_inputs(model, {name: pair.adapt_to_batch for name, pair in pairs.items()}), \
             eval_mode(reference), eval_mode(model):
-        for number, batch in enumerate(images):
+        for number, batch in numbered(images):
             for pair in pairs.values():
                 pair.originals, pair.seed = [], number
             batch = batch.to(like)
             run_as_tensors(reference, batch)
             with values_kept(tensors):
                 run_as_tensors(model, batch)
-    for pair in pairs.values():
-        if pair.count:
-            pair.adapt(pair.mean)
+    found = {name: pair for name, pair in pairs.items() if pair.count}
+    totals = sum_by_name({name: pair.total.cpu() for name, pair in found.items()})
+    counts = sum_by_name({name: pair.count for name, pair in found.items()})
+    for name, total in totals.items():
+        pairs[name].adapt((total / counts[name]).to(like.device))
 
 
 def _find_norms(model: nn.Module) -> Dict[str, _BatchNorm]:
@@ -74,9 +78,7 @@ class _Inputs(NamedTuple):
 
 def _summarise(inputs: Tensor, seed: int) -> _Inputs:
     """Summarise inputs (N, C, ...), with samples at the same positions for the same seed."""
-    values = inputs.movedim(1, -1)
-    if values.dtype in (torch.float16, torch.bfloat16):
-        values = values.float()
+    values = at_least_single(inputs.movedim(1, -1))
     var, mean = torch.var_mean(values, list(range(values.dim() - 1)), unbiased=False)
     count = values[..., 0].numel()
     generator = torch.Generator().manual_seed(seed)
@@ -95,7 +97,7 @@ class _Pair:
     original: _BatchNorm
     originals: List[_Inputs] = field(default_factory=list)  # of the original in this batch
     seed: int = 0  # of the positions of the samples in this batch
-    mean: Union[Tensor, float] = 0.  # of the moments (7, C) of all batches
+    total: Union[Tensor, float] = 0.  # sum of the moments (7, C) of all values
     count: int = 0  # number of values of a channel in all batches
 
     def see_original(self, inputs: Tensor) -> None:
@@ -103,7 +105,7 @@ class _Pair:
         self.originals.append(_summarise(inputs, self.seed))
 
     def adapt_to_batch(self, inputs: Tensor) -> None:
-        """Adapt the BatchNorm to its inputs and let their moments contribute to the mean."""
+        """Adapt the BatchNorm to its inputs and add their moments to the total."""
         if len(self.originals) != 1:
             return
         old, new = self.originals[0], _summarise(inputs, self.seed)
@@ -111,7 +113,7 @@ class _Pair:
         moments = torch.stack((old.mean, new.mean, old.var, new.var, x.square().mean(0),
                                y.square().mean(0), (x * y).mean(0)))
         self.count += old.count
-        self.mean = self.mean + (moments - self.mean) * (old.count / self.count)
+        self.total = self.total + moments * old.count
         self.adapt(moments)
 
     def adapt(self, moments: Tensor) -> None:

@@ -3,17 +3,20 @@
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Dict, Iterable, Tuple
+from typing import Any, Dict, Iterable, Tuple
 
 import torch
 import torch.nn as nn
+from mmengine.dist import get_world_size
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
 
 from mmgcp.errors import PruningError
 from mmgcp.nn.calls import recording_calls
+from mmgcp.nn.distributed import gather_over_ranks, sum_by_name, total_over_ranks
 from mmgcp.nn.forward import ShortRuns
 from mmgcp.nn.layers import WEIGHT_TYPES, is_depthwise
+from mmgcp.nn.precision import at_least_single
 from mmgcp.nn.temporarily import eval_mode
 
 Norms = Tuple[_BatchNorm, ...]
@@ -30,6 +33,7 @@ class ChannelStatistics:
     @classmethod
     def of(cls, values: Tensor, dim: int) -> 'ChannelStatistics':
         """Summarise a tensor with K > 0 channels in a dimension."""
+        values = at_least_single(values)
         others = [other for other in range(values.dim()) if other != dim % values.dim()]
         count = values.numel() // values.shape[dim]
         return cls(values.amin(others), values.amax(others),
@@ -39,6 +43,11 @@ class ChannelStatistics:
         return ChannelStatistics(
             torch.minimum(self.low, other.low), torch.maximum(self.high, other.high),
             self.total + other.total, self.count + other.count)
+
+    def to(self, device: torch.device) -> 'ChannelStatistics':
+        """Move the tensors to a device."""
+        return ChannelStatistics(self.low.to(device), self.high.to(device), self.total.to(device),
+                                 self.count)
 
     @property
     def mean(self) -> Tensor:
@@ -62,6 +71,7 @@ def measure_inputs(model: nn.Module, channels: Dict[str, Tensor],
                    images: Iterable[Tensor]) -> InputStatistics:
     """Measure input channels of layers while a model runs on images (N, C, H, W) in eval mode.
 
+    Each rank gives images of its own, and all get the statistics over the images of all.
     ``channels`` has the indices (K, ) of input channels by name of the layer. Depthwise
     convolutions, which only pass channels on, are left out, and so are layers that do not run.
 
@@ -77,20 +87,33 @@ def measure_inputs(model: nn.Module, channels: Dict[str, Tensor],
     notes = {name: partial(summarise, module, channels[name])
              for name, module in model.named_modules()
              if name in channels and isinstance(module, WEIGHT_TYPES) and not is_depthwise(module)}
-    runs, like, batch = ShortRuns(model), next(model.parameters()), None
-    measured: InputStatistics = {}
+    runs, like, number = ShortRuns(model), next(model.parameters()), 0
+    # By name of the layer and names of BatchNorms, which other ranks have as well
+    measured: Dict[Tuple[str, Tuple[str, ...]], ChannelStatistics] = {}
     with recording_calls(model, notes, runs.seen) as calls, eval_mode(model):
-        for batch in images:
+        for number, batch in enumerate(images, 1):
             runs(batch.to(like))
             for name, found in calls.items():
                 for call in found:
-                    entries = measured.setdefault(name, {})
-                    norms = tuple(map(model.get_submodule, call.norms))
-                    entries[norms] = entries[norms] + call.note if norms in entries else call.note
+                    key = name, tuple(call.norms)
+                    measured[key] = measured[key] + call.note if key in measured else call.note
                 found.clear()
-    if batch is None:
+    if not total_over_ranks(number):
         raise PruningError('there are no images to calibrate with')
-    return _without_shared_norms(measured, map(model.get_submodule, calls.foreign))
+    foreign = set().union(*gather_over_ranks(calls.foreign))
+    joined: InputStatistics = {}
+    for (name, norms), item in _sum_over_ranks(measured, like.device).items():
+        joined.setdefault(name, {})[tuple(map(model.get_submodule, norms))] = item
+    return _without_shared_norms(joined, map(model.get_submodule, foreign))
+
+
+def _sum_over_ranks(measured: Dict[Any, ChannelStatistics],
+                    device: torch.device) -> Dict[Any, ChannelStatistics]:
+    """Join the statistics of all ranks, on a device."""
+    if get_world_size() == 1:
+        return measured
+    totals = sum_by_name({key: item.to(torch.device('cpu')) for key, item in measured.items()})
+    return {key: item.to(device) for key, item in totals.items()}
 
 
 def _without_shared_norms(measured: InputStatistics,

@@ -23,6 +23,10 @@ class LayerwiseCriterion(Criterion):
     switched off, and the weights adapted again. How many channels each unit loses is decided
     beforehand from the ratios, thresholds or budget, with the scores of another criterion.
 
+    Of several processes, each has batches of its own, and :meth:`begin`, :meth:`score` and
+    :meth:`update` have to join what they have found (see :mod:`mmgcp.nn.distributed`), so that
+    the weights stay the same everywhere.
+
     Args:
         allocation_criterion (dict, optional): Config of the criterion whose scores decide how
             many channels each unit loses. Defaults to None: all units of a layer group lose

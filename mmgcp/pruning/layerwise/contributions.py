@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmgcp.nn.layers import weight_by_output
+from mmgcp.nn.precision import at_least_single
 from mmgcp.pruning.units import ChannelSlice
 
 
@@ -48,13 +49,13 @@ def contributions(layer: nn.Module, inputs: Tensor, item: ChannelSlice, size: in
     the unit; an input that belongs to several of its channels counts in equal parts. What means
     (K, ) of the slice contribute far from the border is subtracted, as it is folded.
     """
-    channels = item.channels.to(inputs.device)
+    channels, inputs = item.channels.to(inputs.device), at_least_single(inputs)
     if isinstance(layer, nn.Linear):
         read = inputs.flatten(1, -2) if inputs.dim() > 2 else inputs[:, None]
-        kernels = layer.weight.detach()[entries.outputs][:, channels]
+        kernels = layer.weight.detach()[entries.outputs][:, channels].to(inputs)
         found, totals = read[entries.images, entries.rows][:, channels] * kernels, kernels
     else:
-        kernels = _kernels(layer, channels, entries.outputs)
+        kernels = _kernels(layer, channels, entries.outputs).to(inputs)
         patches = _patches(layer, inputs.index_select(1, channels), entries)
         found, totals = torch.einsum('skyx,syxk->sk', kernels, patches), kernels.sum((2, 3))
         if isinstance(layer, nn.ConvTranspose2d):  # each tap reaches one output of each stride

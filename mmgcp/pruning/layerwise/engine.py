@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmgcp.datasets.calibration import ImagesOf
 from mmgcp.errors import PruningError
+from mmgcp.nn.distributed import from_first_rank
 from mmgcp.nn.forward import record_shapes
 from mmgcp.nn.layers import WEIGHT_TYPES, find_layer
 from mmgcp.nn.temporarily import only_values_change
@@ -154,7 +155,7 @@ class LayerByLayer:
     def _prune(self, unit: ChannelUnit, allocated: Tensor, off: ExitStack) -> None:
         """Choose channels of a unit, fold their means, switch them off and adapt the weights."""
         model, options = self.task.model, self.task.options
-        scores = self.criterion.score(model, unit, options.batches)
+        scores = from_first_rank(self.criterion.score(model, unit, options.batches).cpu())
         chosen = select_lowest(unit, scores, allocated,
                                Limits(options.min_keep_ratio, options.round_to))
         self.removed[unit.name] = chosen

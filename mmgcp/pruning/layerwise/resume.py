@@ -9,8 +9,10 @@ from typing import Iterable, Optional, Union
 
 import torch
 import torch.nn as nn
+from mmengine.dist import is_main_process
 from torch import Tensor
 
+from mmgcp.nn.distributed import from_first_rank, total_over_ranks
 from mmgcp.nn.training_loss import Batch
 from mmgcp.pruning.plan import PruningPlan
 from mmgcp.utils.checkpoint import read_checkpoint
@@ -18,8 +20,13 @@ from mmgcp.utils.cli import replacing
 
 
 def digest_request(plan: PruningPlan, batches: Iterable[Batch], model: nn.Module) -> str:
-    """Return a digest of a plan's allocation and options, the number of batches and the weights."""
-    number = len(batches) if isinstance(batches, collections.abc.Sized) else None
+    """Return a digest of a plan's allocation and options, the number of batches and the weights.
+
+    The number is that of all ranks, so that pruning can be resumed with another number of ranks.
+    """
+    number = None
+    if isinstance(batches, collections.abc.Sized):
+        number = total_over_ranks(len(batches))
     digest = hashlib.sha256(
         json.dumps([asdict(plan), number], sort_keys=True, default=repr).encode())
     for name, value in model.state_dict().items():
@@ -30,7 +37,10 @@ def digest_request(plan: PruningPlan, batches: Iterable[Batch], model: nn.Module
 
 
 class Unfinished:
-    """The file from which pruning resumes, if any; files with another digest do not count."""
+    """The file from which pruning resumes, if any; files with another digest do not count.
+
+    Of several ranks, the first one reads and writes it.
+    """
 
     def __init__(self, path: Union[str, Path, None], digest: str):
         self._path = None if path is None else Path(path)
@@ -38,14 +48,15 @@ class Unfinished:
 
     def load(self) -> Optional[dict]:
         """Return the last state of this request, or None; UserError if the file is unreadable."""
-        if self._path is None or not self._path.exists():
-            return None
-        state = read_checkpoint(str(self._path))
-        return state if state.get('digest') == self._digest else None
+        state = None
+        if is_main_process() and self._path is not None and self._path.exists():
+            state = read_checkpoint(str(self._path))
+            state = state if state.get('digest') == self._digest else None
+        return from_first_rank(state)
 
     def save(self, **state) -> None:
         """Replace the last state by a new one; the folder is made if it does not exist."""
-        if self._path is not None:
+        if self._path is not None and is_main_process():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self._path) as (temporary, ):
                 torch.save(dict(state, digest=self._digest), temporary)

@@ -1,5 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """ThiNet: remove the channels without which the next layers can be reconstructed best."""
+import zlib
 from functools import partial
 from typing import Dict, Iterable, Optional, Tuple
 
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmgcp.errors import PruningError
+from mmgcp.nn.distributed import numbered, sum_over_ranks, total_over_ranks
 from mmgcp.nn.forward import ShortRuns
 from mmgcp.nn.hooks import on_outputs
 from mmgcp.nn.layers import WEIGHT_TYPES, find_layer, is_depthwise, num_channels, spread_inputs
@@ -142,18 +144,19 @@ class ThiNet(LayerwiseCriterion):
                means: Optional[Means] = None) -> Tensor:
         """Return the Gram matrix (C, C) of the channels' contributions to random entries.
 
-        It is in double precision, on the CPU. The contributions of mean inputs, by consumer, are
-        subtracted, as they are folded. The memory does not grow with the number of batches.
+        It is in double precision, on the CPU, and over the batches of all ranks. The contributions
+        of mean inputs, by consumer, are subtracted, as they are folded. The memory does not grow
+        with the number of batches.
         """
         like = next(model.parameters())
         gram = torch.zeros(unit.size, unit.size, dtype=torch.double, device=like.device)
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator()
         runs, count = ShortRuns(model), 0
 
         def look(name, slices, inputs, output):
             layer, folded = model.get_submodule(name), list((means or {}).get(name, {}).values())
             # the mean over the BatchNorms that read the consumer
-            mean = torch.stack(folded).mean(0).to(like) if folded else None
+            mean = torch.stack(folded).mean(0).to(like.device) if folded else None
             for item in slices:
                 entries = draw_entries(layer, output, self.positions, self._off.get(name),
                                        generator)
@@ -164,12 +167,14 @@ class ThiNet(LayerwiseCriterion):
         looks = {name: partial(look, name, slices)
                  for name, slices in find_consumers(model, unit).items()}
         with on_outputs(model, looks), eval_mode(model):
-            for batch in batches:
+            for number, batch in numbered(batches):
+                # positions depend on the number of the batch alone, whatever rank has it
+                generator.manual_seed(zlib.crc32(f'{self.seed} {number}'.encode()))
                 runs(batch.images.to(like))
                 count += 1
-        if not count:
+        if not total_over_ranks(count):
             raise PruningError('there are no images to sample')
-        return gram.cpu()
+        return sum_over_ranks(gram).cpu()
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from mmgcp.errors import PruningError
+from mmgcp.nn.distributed import sum_by_name
 from mmgcp.nn.forward import run_as_tensors
 from mmgcp.nn.temporarily import eval_mode
 from mmgcp.nn.training_loss import Batch
@@ -66,7 +67,8 @@ class APoZ(Criterion):
         with eval_mode(model), on_unit_inputs(model, units, count):
             for batch in scoring_batches(batches, progress):
                 run_as_tensors(model, batch.images)
-        self._scores = {name: alive / number for name, (alive, number) in counts.items()}
+        self._scores = {name: alive / number
+                        for name, (alive, number) in sum_by_name(counts).items()}
 
     def __call__(self, model: nn.Module, unit: ChannelUnit) -> Dict[str, Tensor]:
         """Return shares (C, ) by the name of a unit, NaN for channels that nothing reads."""

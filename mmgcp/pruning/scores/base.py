@@ -35,7 +35,8 @@ class Criterion:
                 batches: Optional[Iterable[Batch]], progress: Progress) -> None:
         """Collect what the scores need, once, before any unit is scored.
 
-        It leaves the model as it was, gradients included.
+        It leaves the model as it was, gradients included. Of several processes, each has batches
+        of its own, and this has to join what they have found: see :mod:`mmgcp.nn.distributed`.
 
         Args:
             model (nn.Module): The model.

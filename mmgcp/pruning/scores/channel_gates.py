@@ -9,6 +9,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from mmgcp.errors import PruningError
+from mmgcp.nn.distributed import total_over_ranks
 from mmgcp.nn.hooks import on_inputs
 from mmgcp.nn.training_loss import Batch, detection_loss
 from mmgcp.pruning.units import ChannelSlice, ChannelUnit
@@ -20,13 +21,16 @@ Reads = List[Tuple[ChannelUnit, ChannelSlice]]
 
 
 def scoring_batches(batches: Iterable[Batch], progress: Progress) -> Iterator[Batch]:
-    """Yield batches and report them as progress 'scoring'; none at all are a PruningError."""
+    """Yield batches and report them as progress 'scoring'.
+
+    None at all, on any rank, are a PruningError; so all ranks have to go through theirs.
+    """
     number, total = 0, length_hint(batches)
     progress('scoring', 0, total)
     for number, batch in enumerate(batches, 1):
         yield batch
         progress('scoring', number, max(number, total))
-    if not number:
+    if not total_over_ranks(number):
         raise PruningError('there are no batches of training data to score channels with')
     if number < total:  # fewer batches than announced
         progress('scoring', number, number)

@@ -8,9 +8,10 @@ import torch.nn as nn
 from torch import Tensor
 
 from mmgcp.errors import PruningError
+from mmgcp.nn.distributed import numbered, sum_by_name, total_over_ranks
 from mmgcp.nn.hooks import on_outputs
 from mmgcp.nn.layers import WEIGHT_TYPES, find_layer, num_channels
-from mmgcp.nn.training_loss import Batch, loss_mode
+from mmgcp.nn.training_loss import Batch, loss_mode, seed_batch
 from mmgcp.pruning.units import ChannelUnit
 from mmgcp.registry import TASK_UTILS
 
@@ -102,6 +103,7 @@ class GroupFisher(Taylor):
 
         with on_outputs(model, {name: partial(add_cost, name) for name in costs}):
             sums, images = squared_gradients(model, units, batches, progress)
+        costs = sum_by_name(costs)
         importances = {name: values / 2 for name, values in sums.items()}
         for unit in units if self.normalize is not None else ():
             if unit.name in importances:
@@ -124,6 +126,8 @@ def squared_gradients(model: nn.Module, units: Sequence[ChannelUnit], batches: I
                       progress: Progress) -> Tuple[Dict[str, Tensor], int]:
     """Sum the squared derivatives of the loss with respect to channel gates over all images.
 
+    These are the images of all ranks.
+
     Returns the sums (C, ) in double precision by name of the unit, for those that the loss
     depends on, and the number of images. Channels that no layer reads have NaN. Units with a
     gate for the whole batch have the square of the sum over its images instead of the sum of
@@ -131,12 +135,14 @@ def squared_gradients(model: nn.Module, units: Sequence[ChannelUnit], batches: I
     """
     gates, sums, images = ChannelGates(model, units), {}, 0
     with loss_mode(model):
-        for batch in scoring_batches(batches, progress):
+        for number, batch in numbered(scoring_batches(batches, progress)):
             images += len(batch.images)
+            seed_batch(model, number)
             for name, values in gates.gradients(batch).items():
                 sums[name] = sums.get(name, 0) + values.double().square().sum(0).cpu()
-    return {name: values.masked_fill(~gates.read[name], float('nan'))
-            for name, values in sums.items()}, images
+    sums, read = sum_by_name(sums), sum_by_name(gates.read)
+    return {name: values.masked_fill(~read[name], float('nan'))
+            for name, values in sums.items()}, total_over_ranks(images)
 
 
 def _relative_roots(importances: Dict[str, Tensor]) -> Dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from mmgcp.errors import PruningError
 from mmgcp.nn.calls import Calls, recording_calls
+from mmgcp.nn.distributed import average_gradients, in_step, sum_over_ranks, total_over_ranks
 from mmgcp.nn.forward import run_as_tensors
 from mmgcp.nn.hooks import recording
 from mmgcp.nn.temporarily import only_values_change
@@ -91,8 +92,9 @@ def train_jointly(model: nn.Module, auxiliaries: Mapping[str, Auxiliary],
 
     All networks are trained at the same time, each on its own loss. The gradients of each network
     and of the detector are clipped separately. Running statistics of the detector do not change.
-    Afterwards the networks are in eval mode and require no gradients. Raises a PruningError if a
-    loss is not finite.
+    Each step is for a batch of each rank that has one left; the networks normalise each of these
+    by itself. Afterwards the networks are in eval mode and require no gradients. Raises a
+    PruningError if a loss is not finite.
     """
     networks = [item.network.train().requires_grad_(True) for item in auxiliaries.values()]
     groups = [dict(params=list(network.parameters()), lr=settings.aux_lr) for network in networks]
@@ -103,19 +105,23 @@ def train_jointly(model: nn.Module, auxiliaries: Mapping[str, Auxiliary],
     progress('auxiliary networks', 0, settings.aux_epochs)
     with only_values_change(model), loss_mode(model):
         for epoch in range(settings.aux_epochs if groups else 0):
-            for batch in batches:
-                with torch.no_grad():
-                    targets = find_targets(model, batch)
-                loss = _total_loss(model, auxiliaries, targets, batch, bool(settings.joint_lr))
+            for batch in in_step(batches):
+                loss = torch.zeros(())
+                if batch is not None:
+                    with torch.no_grad():
+                        targets = find_targets(model, batch)
+                    loss = _total_loss(model, auxiliaries, targets, batch, bool(settings.joint_lr))
                 if not bool(loss.isfinite()):
                     raise PruningError('the loss of the detector and its auxiliary networks is '
                                        'not finite: try a lower aux_lr or joint_lr')
                 if loss.requires_grad:  # networks alone learn nothing from images without objects
                     loss.backward()
-                    clipped_step(optimizer)
+                average_gradients([param for group in groups for param in group['params']],
+                                  active=batch is not None)
+                clipped_step(optimizer)
             progress('auxiliary networks', epoch + 1, settings.aux_epochs)
     for network in networks:
-        network.eval().requires_grad_(False)
+        average_statistics(network.eval().requires_grad_(False))
 
 
 def _total_loss(model: nn.Module, auxiliaries: Mapping[str, Auxiliary], targets: Any,
@@ -137,6 +143,17 @@ def _total_loss(model: nn.Module, auxiliaries: Mapping[str, Auxiliary], targets:
     for item in auxiliaries.values():
         loss = loss + item.loss(outputs, targets)
     return loss
+
+
+@torch.no_grad()
+def average_statistics(network: nn.Module) -> None:
+    """Let the statistics of BatchNorms, means over the batches of a rank, be those of all ranks."""
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            number = total_over_ranks(int(norm.num_batches_tracked))
+            for mean in (norm.running_mean, norm.running_var) if number else ():
+                mean.copy_(sum_over_ranks(mean * norm.num_batches_tracked / number))
+            norm.num_batches_tracked.fill_(number)
 
 
 def clipped_step(optimizer: Optimizer) -> None:

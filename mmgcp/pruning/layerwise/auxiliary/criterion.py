@@ -10,6 +10,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from mmgcp.errors import PruningError
+from mmgcp.nn.distributed import from_first_rank
 from mmgcp.nn.temporarily import only_values_change, requiring_grad, values_kept
 from mmgcp.nn.training_loss import Batch, loss_mode
 from mmgcp.pruning.layerwise.base import LayerwiseCriterion
@@ -51,6 +52,10 @@ class AuxiliaryCriterion(LayerwiseCriterion):
     Without folding, the method is that of the papers. Units whose consumers emit no feature maps
     have no auxiliary network; reconstruction alone decides about them.
 
+    Several processes score with the mean gradient of the batches of all, as one process does. They
+    train as usual in distributed training: each step is for the mean loss of one batch of each
+    process, so that it is that of a larger batch, and there are fewer steps.
+
     Args:
         allocation_criterion (dict, optional): See :class:`LayerwiseCriterion`.
         **settings: See :class:`AuxiliarySettings`.
@@ -86,16 +91,18 @@ class AuxiliaryCriterion(LayerwiseCriterion):
         head does not tell what is needed, or if the training diverges.
         """
         first = next(iter(batches), None)
-        if first is None:
+        calls = None if first is None else watch_consumers(model, units, first.images)
+        # other ranks may have no batch, if any rank has one
+        calls, num_images = from_first_rank((calls, 0 if first is None else len(first.images)))
+        if calls is None:
             raise PruningError('the criterion needs training data, but there are no batches')
-        calls = watch_consumers(model, units, first.images)
         self.auxiliaries = {}
         if self.settings.alpha:
             self._num_classes = number_of_classes(model)
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(self.settings.seed)
                 self.auxiliaries = attach(
-                    model, units, calls, len(first.images),
+                    model, units, calls, num_images,
                     partial(self.make_network, num_classes=self._num_classes))
                 train_jointly(model, self.auxiliaries, self.find_targets, batches, progress,
                               self.settings)

@@ -8,6 +8,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.optim.lr_scheduler import MultiStepLR
 
+from mmgcp.nn.distributed import average_gradients, in_step, sum_over_ranks, total_over_ranks
 from mmgcp.nn.training_loss import Batch
 from mmgcp.pruning.layerwise.consumers import ConsumerKernels
 from mmgcp.pruning.units import ChannelUnit
@@ -26,7 +27,7 @@ class JointLoss:
 
     F is the output of a consumer in the original model, with Q values, and X its input now
     (LCP, `arXiv 1911.02237 <https://arxiv.org/abs/1911.02237>`_; DCP, `arXiv 1810.11809
-    <https://arxiv.org/abs/1810.11809>`_, equation 2). It is the mean over all batches.
+    <https://arxiv.org/abs/1810.11809>`_, equation 2). It is the mean over all batches of all ranks.
 
     The model is in :func:`mmgcp.nn.training_loss.loss_mode`; of its parameters only the weights
     of ``kernels`` require gradients. Without an auxiliary network there is only reconstruction.
@@ -46,7 +47,7 @@ class JointLoss:
     def mean(self) -> float:
         """Compute the mean loss of all batches."""
         losses = [float(self._loss(view, centred=False)) for view in self._views()]
-        return sum(losses) / max(len(losses), 1)
+        return total_over_ranks(float(sum(losses))) / max(total_over_ranks(len(losses)), 1)
 
     def mean_gradients(self, centred: bool) -> List[Tensor]:
         """Compute the gradient of the mean loss for each weight of the kernels."""
@@ -56,16 +57,22 @@ class JointLoss:
             count += 1
             for sums, grad in zip(total, torch.autograd.grad(self._loss(view, centred), weights)):
                 sums += grad
-        return [sums / max(count, 1) for sums in total]
+        count = max(total_over_ranks(count), 1)
+        return [sum_over_ranks(sums) / count for sums in total]
 
     def minimise(self, selected: Tensor, epochs: int, centred: bool) -> None:
-        """Fit the kernels by SGD, except those of channels of the unit not selected (C, )."""
+        """Fit the kernels by SGD, except those of channels of the unit not selected (C, ).
+
+        Each step is for a batch of each rank that has one left.
+        """
         weights, masks = self.kernels.weights, self.kernels.masks(selected)
         optimizer = torch.optim.SGD(weights, self.settings.lr, self.settings.momentum)
         schedule = MultiStepLR(optimizer, list(self.settings.lr_steps), gamma=0.1)
         for _ in range(epochs):
-            for view in self._views():
-                self._loss(view, centred).backward()
+            for view in in_step(self._views()):
+                if view is not None:
+                    self._loss(view, centred).backward()
+                average_gradients(weights, active=view is not None)
                 for weight, mask in zip(weights, masks):
                     weight.grad.mul_(mask)
                 clipped_step(optimizer)

@@ -133,7 +133,8 @@ def thin_out(rows: Tensor, number: int) -> Tensor:
     """Return at most this number of the rows of a tensor (K, ...), evenly spaced."""
     if len(rows) <= number:
         return rows
-    return rows[torch.linspace(0, len(rows) - 1, number, device=rows.device).long()]
+    steps = torch.arange(number, device=rows.device) * (len(rows) - 1)
+    return rows[torch.div(steps, max(number - 1, 1), rounding_mode='floor')]
 
 
 def find_positives(priors: Tensor, batch: Batch, threshold: float = 0.5,
