@@ -89,8 +89,9 @@ def _measure(model: nn.Module, attention: InsertedAttention, batches: Iterable[B
     """Run the model with its attention on all images.
 
     Returns sums (4, C) over the images of all ranks and runs of each block that ran, and the shape
-    (C, H, W) of the images. With the inputs x and outputs y of the attention, they are the sums of 1, of
-    the channel scales, and, over the positions as well, of x * y and x * x, in double precision.
+    (C, H, W) of the images. With the inputs x and outputs y of the attention, they are the sums of
+    1, of the channel scales, and, over the positions as well, of x * y and x * x, in double
+    precision.
     """
     measured: Dict[str, Tensor] = {}
     scales: Dict[str, Tensor] = {}

@@ -62,8 +62,10 @@ def score_units(model: nn.Module, units: Sequence[ChannelUnit], criterion: Crite
     owners = assign_groups(model, [name for names in members.values() for name in names], groups)
     scored = []
     for unit in units:
-        scores = {layer: _without_ties(share_scores(found.detach().cpu().double(), unit), unit, generator)
-                  for layer, found in criterion(model, unit).items()}
+        found = {layer: share_scores(values.detach().cpu().double(), unit)
+                 for layer, values in criterion(model, unit).items()}
+        scores = {layer: _without_ties(values, unit, generator)
+                  for layer, values in found.items()}
         if not scores:
             reason = f'{type(criterion).__name__} has no scores for it'
             skipped.update(dict.fromkeys(members[unit.name], reason))

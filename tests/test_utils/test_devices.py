@@ -69,7 +69,8 @@ def test_arguments():
     add_device_arguments(parser)
     args = parser.parse_args([])
     assert (args.device, args.launcher) == (None, 'none')
-    args = parser.parse_args('--device cuda:1 --launcher slurm --local-rank 3'.split())
+    args = parser.parse_args(
+        ['--device', 'cuda:1', '--launcher', 'slurm', '--local-rank', '3'])
     assert (args.device, args.launcher, args.local_rank) == ('cuda:1', 'slurm', 3)
     with pytest.raises(SystemExit):
         parser.parse_args(['--launcher', 'ssh'])

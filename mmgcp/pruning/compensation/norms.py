@@ -37,8 +37,9 @@ def adapt_norms(model: nn.Module, reference: nn.Module, images: Iterable[Tensor]
     Both models run side by side on batches (N, C, H, W), of which each rank has its own. In the
     changed one, each BatchNorm is adapted in place to the batch before it computes, so that later
     ones see the inputs that they will have in the end. Afterwards the statistics of all batches of
-    all ranks determine its running statistics, scale and shift. BatchNorms without running statistics, or that run several times
-    for an image, are left alone; without a scale only the running statistics change.
+    all ranks determine its running statistics, scale and shift. BatchNorms without running
+    statistics, or that run several times for an image, are left alone; without a scale only the
+    running statistics change.
     """
     originals = _find_norms(reference)
     pairs = {name: _Pair(norm, originals[name]) for name, norm in _find_norms(model).items()}

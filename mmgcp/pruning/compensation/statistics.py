@@ -91,7 +91,8 @@ def measure_inputs(model: nn.Module, channels: Dict[str, Tensor],
     # By name of the layer and names of BatchNorms, which other ranks have as well
     measured: Dict[Tuple[str, Tuple[str, ...]], ChannelStatistics] = {}
     with recording_calls(model, notes, runs.seen) as calls, eval_mode(model):
-        for number, batch in enumerate(images, 1):
+        for batch in images:
+            number += 1
             runs(batch.to(like))
             for name, found in calls.items():
                 for call in found:
