@@ -102,7 +102,7 @@ def fold_constants(layer: nn.Module, channels: Tensor, entries: Dict[Norms, Tens
     for norms, values in entries.items():
         inputs = values.new_zeros(num_channels(layer, 'in'))
         inputs[channels.to(values.device)] = values.nan_to_num(nan=0.)
-        outputs = _outputs(layer, inputs)
+        outputs = constant_outputs(layer, inputs)
         offset = outputs.mean(1)
         complete &= not bool(values.isnan().any())
         if exactly:
@@ -117,7 +117,7 @@ def fold_constants(layer: nn.Module, channels: Tensor, entries: Dict[Norms, Tens
     return complete
 
 
-def _outputs(layer: nn.Module, inputs: Tensor) -> Tensor:
+def constant_outputs(layer: nn.Module, inputs: Tensor) -> Tensor:
     """Compute the output (O, P) of a layer for constant inputs (I, ), without its bias.
 
     Far from the border there are P values for each channel: one, or for a transposed convolution
