@@ -1,25 +1,19 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """How single layers are fitted to what they computed before channels were removed."""
 import math
-from typing import Callable, Dict, Hashable, NamedTuple, Tuple
+from typing import Callable, Dict, Hashable, Tuple
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
+
+from mmgcp.nn.sampling import Places, as_maps, read_patches
 
 from .folding import constant_outputs
 from .least_squares import LeastSquares
 
 # Unknowns of an output, beyond which a system of equations takes too much time and memory
 MAX_UNKNOWNS = 2304
-
-
-class Places(NamedTuple):
-    """Places in feature maps."""
-    image: Tensor  # (S, )
-    row: Tensor  # (S, )
-    column: Tensor  # (S, )
 
 
 # Chooses places in feature maps (N, H, W, C)
@@ -112,7 +106,7 @@ class KernelFit(LayerFit):
     def add(self, inputs: Tensor, places: Places, targets: Tensor, key: Hashable) -> None:
         """Add samples; see the base class."""
         maps = as_maps(self.layer, inputs)[..., self.inputs.channels.flatten()]
-        patches = _patches(self.layer, maps, places)  # (S, T, C)
+        patches = read_patches(self.layer, maps, places)  # (S, T, C)
         patches = patches.unflatten(2, self.inputs.channels.shape).permute(0, 2, 3, 1).flatten(2)
         self.solver.add(patches, targets, key)
 
@@ -180,27 +174,6 @@ def make_fit(layer: nn.Module, original: nn.Module, inputs: Tensor, outputs: Ten
     if len(inputs) // groups > MAX_UNKNOWNS:
         ridge = math.inf
     return MixingFit(layer, original, inputs, outputs, ridge)
-
-
-def as_maps(layer: nn.Module, values: Tensor) -> Tensor:
-    """View inputs or outputs of a layer as feature maps (N, H, W, C)."""
-    if isinstance(layer, nn.Linear):
-        return values.reshape(len(values), 1, -1, values.shape[-1])
-    return values.permute(0, 2, 3, 1)
-
-
-def _patches(layer: nn.Module, maps: Tensor, places: Places) -> Tensor:
-    """Return what T taps of a layer read of maps (N, H, W, C) for outputs at places: (S, T, C)."""
-    if isinstance(layer, nn.Linear):
-        return maps[places][:, None]
-    left, right, top, bottom = layer._reversed_padding_repeated_twice
-    maps = F.pad(maps, (0, 0, left, right, top, bottom))
-    (height, width), (stride, step) = layer.kernel_size, layer.stride
-    row_taps = torch.arange(height, device=maps.device) * layer.dilation[0]
-    column_taps = torch.arange(width, device=maps.device) * layer.dilation[1]
-    rows = (places.row * stride)[:, None, None] + row_taps[:, None]
-    columns = (places.column * step)[:, None, None] + column_taps
-    return maps[places.image[:, None, None], rows, columns].flatten(1, 2)
 
 
 def _spread(values: Tensor, kept: Kept, layer: nn.Module, all_of_group: bool = False) -> Tensor:

@@ -23,11 +23,12 @@ from mmgcp.nn.distributed import from_first_rank, numbered, total_over_ranks
 from mmgcp.nn.forward import random_image, run_as_tensors
 from mmgcp.nn.hooks import on_inputs
 from mmgcp.nn.layers import WEIGHT_TYPES, is_depthwise, num_channels
+from mmgcp.nn.sampling import Places, draw_places
 from mmgcp.nn.temporarily import eval_mode
 from mmgcp.pruning.surgery import Channels, channels_off, gather_channels
 from mmgcp.pruning.units import ChannelUnit
 
-from .layer_fits import LayerFit, Places, make_fit
+from .layer_fits import LayerFit, make_fit
 
 # Places of an image that each layer is fitted at
 PLACES = 256
@@ -143,18 +144,9 @@ class _Reconstruction:
 
     def _choose(self, maps: Tensor) -> Places:
         """Choose places of feature maps (N, H, W, C), by the number of the image."""
-        number_of_maps, height, width = size = tuple(maps.shape[:3])
+        size = tuple(maps.shape[:3])
         if size not in self.places:
-            each = max(1, number_of_maps // max(1, len(self.numbers)))  # maps for one image
-            chosen = []
-            for index in range(number_of_maps):
-                number = self.numbers[index // each] if index // each < len(self.numbers) else 0
-                generator = torch.Generator().manual_seed(number * each + index % each)
-                chosen.append(torch.randperm(height * width, generator=generator)[:PLACES])
-            inside = torch.stack(chosen)
-            image = torch.arange(number_of_maps)[:, None].expand_as(inside)
-            self.places[size] = Places(*(values.flatten().to(maps.device) for values in (
-                image, inside.div(width, rounding_mode='floor'), inside % width)))
+            self.places[size] = draw_places(maps, self.numbers, PLACES)
         return self.places[size]
 
 
