@@ -95,3 +95,14 @@ def unit_scores(unit: ChannelUnit, item: ChannelSlice, values: Tensor) -> Tensor
     scores = torch.full((unit.size, ), float('nan'))
     scores[item.unit_index] = values.detach().cpu().float()[item.channels]
     return scores
+
+
+def relative_roots(importances: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """Turn importances (C, ) by name of the unit, NaN where there are none, into scores.
+
+    A budget is spent by the squares of scores. So the score is the square root of the
+    importance, divided by the mean of all roots, so that 1 is an average channel of the model.
+    """
+    roots = {name: values.sqrt() for name, values in importances.items()}
+    mean = torch.cat([torch.zeros(0), *roots.values()]).nanmean()
+    return {name: values / mean if mean > 0 else values for name, values in roots.items()}

@@ -15,7 +15,7 @@ from mmgcp.nn.training_loss import Batch, loss_mode, seed_batch
 from mmgcp.pruning.units import ChannelUnit
 from mmgcp.registry import TASK_UTILS
 
-from .base import Criterion, Progress
+from .base import Criterion, Progress, relative_roots
 from .channel_gates import ChannelGates, scoring_batches
 
 SAVINGS = (None, 'memory', 'flops')
@@ -52,7 +52,7 @@ class Taylor(Criterion):
                 batches: Optional[Iterable[Batch]], progress: Progress) -> None:
         """Run all batches once forwards and backwards; see the base."""
         sums, images = squared_gradients(model, units, batches, progress)
-        self._scores = _relative_roots({name: values / images for name, values in sums.items()})
+        self._scores = relative_roots({name: values / images for name, values in sums.items()})
 
     def __call__(self, model: nn.Module, unit: ChannelUnit) -> Dict[str, Tensor]:
         """Return scores (C, ) by the name of a unit; none if no loss depends on it."""
@@ -113,7 +113,7 @@ class GroupFisher(Taylor):
                     savings.index_add_(0, item.unit_index,
                                        savings.new_full(item.unit_index.shape, share))
                 importances[unit.name] /= savings / images
-        self._scores = _relative_roots(importances)
+        self._scores = relative_roots(importances)
 
 
 def _count_macs(layer: nn.Module, inputs: Tensor, output: Tensor) -> int:
@@ -143,14 +143,3 @@ def squared_gradients(model: nn.Module, units: Sequence[ChannelUnit], batches: I
     sums, read = sum_by_name(sums), sum_by_name(gates.read)
     return {name: values.masked_fill(~read[name], float('nan'))
             for name, values in sums.items()}, total_over_ranks(images)
-
-
-def _relative_roots(importances: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """Turn importances (C, ) by name of the unit, NaN where there are none, into scores.
-
-    A budget is spent by the squares of scores. So the score is the square root of the
-    importance, divided by the mean of all roots, so that 1 is an average channel of the model.
-    """
-    roots = {name: values.sqrt() for name, values in importances.items()}
-    mean = torch.cat([torch.zeros(0), *roots.values()]).nanmean()
-    return {name: values / mean if mean > 0 else values for name, values in roots.items()}
