@@ -161,9 +161,10 @@ def main() -> None:
     package = type(model).__module__.split('.')[0]
     if args.calib_batches > 0:
         options['batches'] = CalibrationBatches(cfg, model, args.calib_batches)
-    if not args.dry_run or args.sensitivity:  # which is measured with compensation
-        options['calibration'] = find_calibration(options.get('batches'),
-                                                  options.get('compensate', True))
+    options['calibration'] = find_calibration(options.get('batches'),
+                                              options.get('compensate', True))
+    if options['calibration'] is None and options.get('criterion') is None:
+        options.pop('batches', None)  # of which there are none
     if args.sensitivity:
         options['evaluate'] = lambda model: evaluate(model, cfg, args.metric, args.val_images)[1]
     name = osp.splitext(osp.basename(args.config))[0]

@@ -5,6 +5,7 @@ import copy
 import io
 import logging
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmgcp.errors import UserError
-from mmgcp.nn.distributed import rank_share
+from mmgcp.nn.distributed import numbered, rank_share
 from mmgcp.nn.temporarily import eval_mode
 from mmgcp.nn.training_loss import Batch
 from mmgcp.utils.config import drop_collate_scope, nested_dicts
@@ -120,6 +121,23 @@ class ImagesOf:
 
     def __iter__(self) -> Iterator[Tensor]:
         return (batch.images for batch in self.batches)
+
+
+class FirstImages:
+    """The first batches (N, C, H, W) of images, to iterate over.
+
+    Args:
+        images (Iterable[Tensor]): The batches; of several processes, each has its own.
+        number (int): Number of batches of all processes.
+    """
+
+    def __init__(self, images: Iterable[Tensor], number: int):
+        self.images = images
+        self.number = number
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (batch for _, batch in takewhile(lambda item: item[0] < self.number,
+                                                numbered(self.images)))
 
 
 @torch.no_grad()

@@ -30,14 +30,17 @@ class Budget:
 
 def find_thresholds(selection: Selection, groups: Sequence[LayerGroup], cost: CostModel,
                     fixed: Thresholds, budget: Budget,
-                    sensitivities: Optional[Dict[str, float]] = None) -> Thresholds:
+                    sensitivities: Optional[Dict[str, float]] = None,
+                    exponent: float = 0.5) -> Thresholds:
     """Find the thresholds of groups that meet a budget; those that are fixed stay.
 
     Removing a channel costs about its squared score in accuracy, times the sensitivity of its
     group (1 if unknown), and saves its parameters and MACs. The thresholds minimise the sum of
     the costs for what is saved: in group g it is f * r_g with r_g = sqrt(gain_g / sensitivity_g),
     the mean gain of the group's channels, and one factor f for all groups. Where both shares are
-    asked for, gain_g is params_g**(1 + t) * macs_g**(-t), and t is found by bisection.
+    asked for, gain_g is params_g**(1 + t) * macs_g**(-t), and t is found by bisection. The
+    exponent of gain_g / sensitivity_g is 0.5, as costs grow with the third power of a threshold
+    where scores are spread evenly; it is 1 where they grow with its square.
 
     Each channel goes from one factor on (see :class:`mmgcp.pruning.select.MergeRule`). So these
     factors are sorted once, and the position among them is found by bisection. Raises a
@@ -54,7 +57,8 @@ def find_thresholds(selection: Selection, groups: Sequence[LayerGroup], cost: Co
         selection=selection,
         cost=cost,
         targets=(budget.params, budget.flops),
-        tolerance=budget.tolerance)
+        tolerance=budget.tolerance,
+        exponent=exponent)
     if budget.params is not None and budget.flops is not None:
         return search.meet_both()
     index = 0 if budget.flops is None else 1
@@ -80,10 +84,11 @@ class _Search:
     cost: CostModel
     targets: Tuple[Optional[float], Optional[float]]
     tolerance: float
+    exponent: float = 0.5
 
     def slopes(self, mix: float) -> Dict[str, float]:
         """Return the thresholds for a factor of 1, which is that of the median group."""
-        relative = {name: (params**(1 + mix) * macs**-mix / self.sensitivities[name])**0.5
+        relative = {name: (params**(1 + mix) * macs**-mix / self.sensitivities[name])**self.exponent
                     for name, (params, macs) in self.gains.items()}
         middle = sorted(relative.values())[len(relative) // 2]
         return {name: value / middle for name, value in relative.items()}

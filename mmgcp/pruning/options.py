@@ -26,6 +26,7 @@ from .select import MERGES
 AMOUNT, CHANNELS, OTHER = 'how much', 'which channels', 'other'
 
 KEEP_SHARE = number_in(0, 1, 'is the share to keep, in (0, 1]', open_low=True)
+ALLOCATIONS = ('global', 'uniform', 'measured')
 BUDGETS = ('ratio', 'target_params', 'target_flops')
 
 
@@ -58,18 +59,21 @@ class PruneOptions:
         0.01, in_config=True, recorded=True, check=number_in(0, 1, 'must be in [0, 1]'),
         cli=dict(group=AMOUNT, type=float, metavar='SHARE'),
         help='share of the channels of a layer that stays at least')
-    criterion: dict = option(
-        factory=lambda: dict(type='mmgcp.BNScale'), in_config=True, recorded=True,
-        cli=dict(group=CHANNELS, choices=criterion_names, metavar='NAME'), default_help='BNScale',
+    criterion: Optional[dict] = option(
+        None, in_config=True, recorded=True,
+        cli=dict(group=CHANNELS, choices=criterion_names, metavar='NAME'),
+        default_help='OBS where there are training data, else BNScale',
         help='how channels are scored: the config of a criterion, of which the command line '
         'takes the name')
     allocation: Optional[str] = option(
-        None, in_config=True, recorded=True, check=one_of(None, 'global', 'uniform'),
-        cli=dict(group=CHANNELS, choices=('global', 'uniform')),
+        None, in_config=True, recorded=True, check=one_of(None, *ALLOCATIONS),
+        cli=dict(group=CHANNELS, choices=ALLOCATIONS),
         default_help='as in the paper of the criterion',
         help="how many channels a unit loses: as many as are below the one threshold of their "
         "group ('global'), or the same share of each unit, those with the lowest scores "
-        "('uniform': ratios and thresholds of groups are this share)")
+        "('uniform': ratios and thresholds of groups are this share); or a share of each unit "
+        'that is the smaller, the more the average precision on the batches suffers without '
+        "channels of its group ('measured')")
     merge: str = option(
         'or', in_config=True, recorded=True, check=one_of(*sorted(MERGES)),
         cli=dict(group=CHANNELS, choices=tuple(MERGES)),
@@ -109,6 +113,8 @@ class PruneOptions:
 
     def __post_init__(self):
         check_options(self, PruningError)
+        if self.criterion is None:
+            self.criterion = dict(type='mmgcp.BNScale' if self.batches is None else 'mmgcp.OBS')
         for name in ('calibration', 'batches'):  # they are gone through several times
             if isinstance(getattr(self, name), Iterator):
                 setattr(self, name, list(getattr(self, name)))

@@ -1,18 +1,20 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """What is to be pruned, and how that is decided: in one go, or as other strategies do."""
 from dataclasses import asdict, dataclass, field, replace
-from functools import singledispatch
+from functools import partial, singledispatch
 from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch.nn as nn
 from torch import Tensor
 
 from mmgcp.analysis import record_convs
+from mmgcp.datasets.batch_accuracy import average_precision
+from mmgcp.datasets.calibration import FirstImages
 from mmgcp.errors import PruningError
 from mmgcp.nn.distributed import from_first_rank
 from mmgcp.nn.forward import working_shape
 
-from .allocate import allocate, by_position, measure_sensitivity
+from .allocate import allocate, by_position
 from .budget import Budget
 from .compensation import Compensator
 from .cost import CostModel
@@ -23,7 +25,11 @@ from .plan import PruningPlan, make_plan
 from .scored import group_scores, score_units
 from .scores import Criterion
 from .select import Limits, Selection
-from .units import ChannelUnit
+from .sensitivity import Sensitivity, measure_sensitivity
+from .units import ChannelUnit, LayerGroup
+
+# Images that compensation has while sensitivities are measured
+MEASURED_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -78,23 +84,21 @@ def decide(criterion: Criterion, task: PruningTask) -> Decision:
     if options.finetune is not None:
         raise PruningError('finetune is for layer-wise criteria, but '
                            f'{options.criterion["type"]} is none')
-    uniform = (options.allocation or criterion.default_allocation) == 'uniform'
-    return Decision(*plan_by_scores(task, criterion, task.units, uniform, task.compensator()))
+    allocation = options.allocation or criterion.default_allocation
+    return Decision(*plan_by_scores(task, criterion, task.units, allocation))
 
 
 def plan_by_scores(task: PruningTask, criterion: Criterion, units: Sequence[ChannelUnit],
-                   uniform: bool, compensator: Compensator
-                   ) -> Tuple[PruningPlan, Dict[str, Tensor]]:
+                   allocation: str) -> Tuple[PruningPlan, Dict[str, Tensor]]:
     """Score units, find the thresholds of the layer groups and select the channels below them.
 
-    If the allocation is uniform, all units of a group lose the same share, see
-    :mod:`mmgcp.pruning.allocate`. The compensator is for measuring sensitivities. Returns the
-    plan for all units of the task, and the scores (K, ) by layer group, which are empty if
-    positions decide. Raises a PruningError if the request cannot be met.
+    The allocation is explained in :mod:`mmgcp.pruning.allocate`. Returns the plan for all units
+    of the task, and the scores (K, ) by layer group, which are empty if positions decide. Raises
+    a PruningError if the request cannot be met.
     """
-    model, options = task.model, task.options
+    model, options, positions = task.model, task.options, allocation != 'global'
     groups = make_groups(model, options.groups, options.ratio, options.input_shape)
-    if uniform:  # a ratio holds for each unit, as a threshold of positions
+    if positions:  # a ratio holds for each unit, as a threshold of positions
         groups = [group if group.ratio is None else
                   replace(group, ratio=None, threshold=float(group.ratio)) for group in groups]
     task.check_data(criterion)
@@ -104,21 +108,36 @@ def plan_by_scores(task: PruningTask, criterion: Criterion, units: Sequence[Chan
         used = {name for item in scored for name in item.group_names()}
         groups = [group for group in groups if group.name in used]
     merge = options.merge
-    if uniform:
+    if positions:
         # Then all layers of a unit have the same positions, of which a sum is no share
         scored, merge = by_position(scored, merge), 'mean' if merge == 'sum' else merge
     selection = Selection(scored, merge, Limits(options.min_keep_ratio, options.round_to))
-    sensitivity = None
-    if options.evaluate is not None:
-        sensitivity = measure_sensitivity(model, selection, groups, options.evaluate,
-                                          compensator, options.progress)
+    budget = Budget(options.target_params, options.target_flops)
+    sensitivity = measure(task, selection, groups, allocation) if budget else None
     options.progress('choosing channels', 0, 1)
-    thresholds = allocate(selection, groups, task.cost,
-                          Budget(options.target_params, options.target_flops),
-                          sensitivity and sensitivity.costs)
+    thresholds = allocate(selection, groups, task.cost, budget, sensitivity and sensitivity.costs,
+                          1. if positions and sensitivity else 0.5)
     options.progress('choosing channels', 1, 1)
     plan = make_plan(task.units, selection.removed(thresholds), scored)
     record = dict(options.record(), sensitivity=sensitivity and asdict(sensitivity))
     plan = replace(plan, thresholds=dict(thresholds), skipped=task.skipped, options=record)
-    scores = {} if uniform else {group.name: group_scores(scored, group) for group in groups}
+    scores = {} if positions else {group.name: group_scores(scored, group) for group in groups}
     return from_first_rank(plan), scores  # whatever others have decided by their rounding errors
+
+
+def measure(task: PruningTask, selection: Selection, groups: Sequence[LayerGroup],
+            allocation: str) -> Optional[Sensitivity]:
+    """Measure how much depends on layer groups that leave it to a budget, if that is wanted.
+
+    The metric is the one that is given, or for the allocation 'measured' the average precision
+    on the batches. Compensation for it has to do with a few of the images.
+    """
+    options, evaluate = task.options, task.options.evaluate
+    groups = [group for group in groups if group.ratio is None and group.threshold is None]
+    if evaluate is None and allocation == 'measured' and options.batches is not None:
+        evaluate = partial(average_precision, batches=options.batches)
+    if evaluate is None or len(groups) < 2:
+        return None
+    images = options.calibration and FirstImages(options.calibration, MEASURED_BATCHES)
+    return measure_sensitivity(task.model, selection, groups, allocation != 'global', evaluate,
+                               task.compensator(images), options.progress)

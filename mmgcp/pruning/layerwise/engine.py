@@ -46,8 +46,8 @@ def prune_layer_by_layer(criterion: LayerwiseCriterion, task: PruningTask) -> De
         images = ImagesOf(options.batches)
     compensator = task.compensator(images)
     units = [unit for unit in task.units if reasons[unit.name] is None]
-    plan, _ = plan_by_scores(task, allocator, units, criterion.allocation_criterion is None,
-                             compensator)
+    plan, _ = plan_by_scores(
+        task, allocator, units, 'uniform' if criterion.allocation_criterion is None else 'global')
     finetune = options.finetune and getattr(options.finetune, 'settings', True)
     plan.options.update(finetune=finetune, only_counts=options.dry_run)
     if options.dry_run:

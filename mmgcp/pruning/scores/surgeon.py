@@ -54,7 +54,7 @@ class OBS(Criterion):
             to 0.01.
     """
     needs = 'losses'
-    default_allocation = 'uniform'
+    default_allocation = 'measured'
 
     def __init__(self, ridge: float = 1e-2):
         if not ridge > 0:
