@@ -39,9 +39,10 @@ class SpatialAttentionDistiller(StudentProxy):
     included, are checkpoints of the student, and paramwise settings of the optimizer are those
     of the student. The teacher is not part of it (see :class:`mmgcp.distillation.FrozenTeacher`).
 
-    Losses that compare channel with channel have adapters where student and teacher have
-    different numbers of them. The adapters are trained below the name ``distill_adapters``,
-    but are not in the ``state_dict()``. To keep them when training is resumed, add
+    Losses that compare channel with channel, and the one that lets the teacher's head read the
+    student's features, have adapters where student and teacher have different numbers of channels.
+    The adapters are trained below the name ``distill_adapters``, but are not in the
+    ``state_dict()``. To keep them when training is resumed, add
     :class:`mmgcp.distillation.DistillAdapterHook` to the ``custom_hooks``.
 
     .. code-block:: python

@@ -65,8 +65,13 @@ def build_head_losses(configs: Union[dict, Sequence[dict], None]) -> List[HeadLo
     """Build losses from the config of one or those of several, which must differ in their types."""
     if configs is None:
         return []
-    losses = [MODELS.build(config) for config in (
-        [configs] if isinstance(configs, dict) else configs)]
+    if isinstance(configs, dict):
+        configs = [configs]
+    if not (isinstance(configs, (list, tuple)) and all(
+            isinstance(config, dict) for config in configs)):
+        raise UserError('response must be the config of a loss or a list of them, but is '
+                        f'{configs!r}')
+    losses = [MODELS.build(config) for config in configs]
     for loss in losses:
         if not isinstance(loss, HeadLoss):
             raise UserError('response must be a loss between the predictions of heads, but is a '

@@ -154,7 +154,8 @@ def _read_gfl(head: GFLHead, scores: Sequence[Tensor],
     anchors = head.prior_generator.grid_priors(
         sizes, dtype=torch.float32, device=scores[0].device)
     strides = _strides(anchors, [stride for stride, _ in head.prior_generator.strides])
-    edges = _flatten(distributions, 4 * count_distances(head)).unflatten(-1, (4, -1))
+    edges = _flatten(distributions, 4 * count_distances(head))
+    edges = edges.reshape(*edges.shape[:2], 4, -1)
     distances = (edges.softmax(-1) * torch.arange(edges.shape[-1]).to(edges)).sum(-1)
     centers = head.anchor_center(torch.cat(anchors)).expand(len(distances), -1, -1)
     boxes = head.bbox_coder.decode(centers, distances * strides[:, None])

@@ -10,6 +10,7 @@ from mmgcp.utils.config import build_detector, load_config
 
 MMYOLO = {
     'yolov6-v3-m': 'yolov6/yolov6_v3_m_syncbn_fast_8xb32-300e_coco.py',
+    'yolov7-w-p6': 'yolov7/yolov7_w-p6_syncbn_fast_8x16b-300e_coco.py',
     'yolov8': 'yolov8/yolov8_n_syncbn_fast_8xb16-500e_coco.py',
     'ppyoloe': 'ppyoloe/ppyoloe_plus_s_fast_8xb8-80e_coco.py',
     'rtmdet': 'rtmdet/rtmdet_tiny_syncbn_fast_8xb32-300e_coco.py',

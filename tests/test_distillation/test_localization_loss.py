@@ -15,6 +15,7 @@ from small_heads import (
     trained_detector,
 )
 from small_models import build
+from tiers import slow_except
 from torch.distributions import Categorical, kl_divergence
 from yolov4_samples import yolov4
 
@@ -114,7 +115,7 @@ def test_wrong_settings(settings, message):
 # ------------------------------- the heads -------------------------------
 
 
-@pytest.fixture(params=WITH_EDGES)
+@pytest.fixture(params=slow_except(['yolov8', 'gfl'], WITH_EDGES))
 def teacher(request):
     """The config of a detector and the detector."""
     config = config_of(request.param)
@@ -247,6 +248,7 @@ def test_several_losses_of_the_response(tmp_path):
 @pytest.mark.parametrize('response, message', [
     ([dict(type='mmgcp.ResponseLoss')] * 2,
      r"of different types, but are \['ResponseLoss', 'ResponseLoss'\]"),
+    ('mmgcp.ResponseLoss', "config of a loss or a list of them, but is 'mmgcp.ResponseLoss'"),
     (dict(type='mmgcp.PearsonLoss'), 'predictions of heads, but is a PearsonLoss'),
 ])
 def test_wrong_responses(distiller_config, response, message):
