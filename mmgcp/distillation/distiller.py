@@ -114,8 +114,8 @@ class SpatialAttentionDistiller(StudentProxy):
         check_layers(groups, student, 0, 'student')
         self._teacher = FrozenTeacher(**teacher)
         check_layers(groups, self.teacher, 1, 'teacher')
-        for loss in responses:
-            loss.connect(student, self.teacher)
+        for response_loss in responses:
+            response_loss.connect(student, self.teacher)
         self.groups = connect_groups(groups, student, self.teacher)
         self.responses: List[HeadLoss] = responses
         self.set_adapters(nn.ModuleList(
