@@ -312,7 +312,7 @@ def test_failure_restores_everything(when, monkeypatch, tmp_path):
                 raise KeyboardInterrupt
         options['finetune'] = options_finetune
     elif when == 'save':
-        monkeypatch.setattr('mmgcp.pruning.layerwise.resume.torch.save', fail)
+        monkeypatch.setattr('mmgcp.pruning.resume.torch.save', fail)
     else:
         monkeypatch.setattr('mmgcp.pruning.surgery.check_same_predictions', fail)
     with pytest.raises(RuntimeError if when == 'update' else KeyboardInterrupt):
