@@ -196,7 +196,7 @@ def main() -> None:
 
     meta = dict(dataset_meta=meta.get('dataset_meta', {}), mmgcp_version=mmgcp.__version__)
     names = write_outputs(result, plain_config(cfg), package, meta, folder)
-    if ({'only_counts', 'finetune'} & set(result.plan.options)) and unfinished.exists():
+    if 'finetune' in result.plan.options and unfinished.exists():
         unfinished.unlink()
     print(f'written to {folder}: {", ".join(names)}')
 

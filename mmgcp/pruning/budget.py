@@ -25,12 +25,12 @@ class Budget:
     tolerance: float = 0.01  # accepted relative deviation
     strict: bool = True  # whether a larger deviation is an error, or the nearest shares will do
 
-    def on_the_way(self, progress: float) -> 'Budget':
-        """Return the shares at a point of the way, in (0, 1), to these: for them, nearest will do.
+    def on_the_way(self, portion: float) -> 'Budget':
+        """Return the budget after a portion, in (0, 1), of the way: the nearest shares will do.
 
-        Equal parts of the way keep equal shares of what is left.
+        Equal portions of the way keep the same share of what is left.
         """
-        params, flops = (share and share**progress for share in (self.params, self.flops))
+        params, flops = (share and share**portion for share in (self.params, self.flops))
         return replace(self, params=params, flops=flops, strict=False)
 
     def exceeded(self, params: float, flops: float) -> bool:

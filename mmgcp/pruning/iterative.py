@@ -71,9 +71,9 @@ def _step(task: PruningTask, number: int) -> PruningTask:
     to remove.
     """
     options = task.options
-    progress = number / options.steps
-    decision = _decide(replace(task, options=_on_the_way(options, progress),
-                               budget=task.budget.on_the_way(progress)))
+    portion = number / options.steps
+    decision = _decide(replace(task, options=_on_the_way(options, portion),
+                               budget=task.budget.on_the_way(portion)))
     removed = decision.plan.removed()
     if task.budget.exceeded(*task.cost.shares(removed)) or _same(removed, task.gone):
         return task
@@ -100,23 +100,24 @@ def _decide(task: PruningTask) -> Decision:
     return decide(criterion, replace(task, skipped=dict(task.skipped)))
 
 
-def _on_the_way(options: PruneOptions, progress: float) -> PruneOptions:
+def _on_the_way(options: PruneOptions, portion: float) -> PruneOptions:
     """Return the options whose ratios are those at a point of the way, in (0, 1)."""
     groups = options.groups
     if not isinstance(groups, str):
-        groups = [_with_ratio(group, progress) for group in groups]
-    return replace(options, groups=groups, ratio=_ratio_at(options.ratio, progress))
+        groups = [_with_ratio(group, portion) for group in groups]
+    return replace(options, groups=groups, ratio=_ratio_at(options.ratio, portion))
 
 
-def _with_ratio(group: Any, progress: float) -> Any:
+def _with_ratio(group: Any, portion: float) -> Any:
     """Return a layer group, or the config of one, with its ratio at a point of the way."""
     if isinstance(group, dict):
-        return dict(group, ratio=_ratio_at(group['ratio'], progress)) if 'ratio' in group else group
-    return replace(group, ratio=_ratio_at(group.ratio, progress))
+        return dict(group, ratio=_ratio_at(group['ratio'], portion)) if 'ratio' in group else group
+    return replace(group, ratio=_ratio_at(group.ratio, portion))
 
 
-def _ratio_at(ratio: Any, progress: float) -> Any:
-    return ratio and 1 - (1 - ratio)**progress
+def _ratio_at(ratio: Any, portion: float) -> Any:
+    """Return the ratio, if there is one, of which each equal portion keeps the same share."""
+    return ratio and 1 - (1 - ratio)**portion
 
 
 def _same(removed: Dict[str, Tensor], gone: Dict[str, Tensor]) -> bool:
