@@ -126,7 +126,7 @@ def find_calibration(batches: Optional[CalibrationBatches], compensate) -> Optio
 def make_finetuning(cfg: Config, options: dict, progress) -> Optional[IntermediateFinetuning]:
     """The training between units or steps that prune_cfg asks for; between steps by default."""
     settings = options.get('finetune')
-    if settings is None and options.get('steps', 1) > 1 and options.get('plan') is None:
+    if settings is None and options.get('steps', 1) != 1 and options.get('plan') is None:
         settings = {}
     if settings is None or settings is False:
         return None

@@ -26,7 +26,8 @@ def prune(model: nn.Module, groups: Groups = 'auto', ratio: Optional[float] = No
     <https://arxiv.org/abs/2306.01526>`_. The model is traced to find its channel units;
     their channels are scored; the layer groups are allocated thresholds; the channels below
     these are selected, as far as limits allow; the layers that stay are compensated; and the
-    channels are removed, which is verified.
+    channels are removed, which is verified. With ``steps`` above 1 this happens once a step; see
+    :mod:`mmgcp.pruning.iterative`.
 
     Args:
         model (nn.Module): A detector that understands ``model(x, mode='tensor')``, or a

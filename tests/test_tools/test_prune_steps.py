@@ -140,6 +140,8 @@ def test_plan_is_applied_in_one_go(files, tmp_path, numbers):
 
 @pytest.mark.parametrize('arguments, message', [
     (['--steps', 0], 'steps must be a positive integer, but is 0'),
+    (['--cfg-options', 'prune_cfg.steps=some', 'prune_cfg.finetune=None'],
+     "steps must be a positive integer, but is 'some'"),
     (['--criterion', 'ThiNet'], 'ThiNet cannot prune in 3 steps: it goes layer by layer'),
     (['--criterion', 'CPSCA'], 'CPSCA cannot prune in 3 steps: the attention'),
     (['--steps', 1], 'finetune is for layer-wise criteria, but mmgcp.Taylor is none'),
