@@ -365,9 +365,9 @@ def test_interruption_restores_the_original(when, model, monkeypatch, tmp_path):
     assert file.exists() == (when not in ('first training', 'first removal', 'file'))
 
 
-@pytest.mark.parametrize('criterion', ['BNScale', 'L1Norm', 'Taylor'])
-@pytest.mark.parametrize('done', [0, 1, 3])
-def test_resumed_is_as_uninterrupted(done, criterion, model, batches, tmp_path):
+@pytest.mark.parametrize('criterion, done', [
+    ('BNScale', 0), ('BNScale', 3), ('L1Norm', 1), ('Taylor', 2)])
+def test_resumed_is_as_uninterrupted(criterion, done, model, batches, tmp_path):
     """And no finished step is repeated."""
     expected, original, steps = copy.deepcopy(model), copy.deepcopy(model), []
     options = dict(groups=GROUPS, target_params=0.4, steps=5, input_shape=SHAPE, batches=batches,
