@@ -117,6 +117,23 @@ def some_of_each(units, seed):
     return removed
 
 
+def first_part(units, removed):
+    """About half of the channels to remove: whole units, equally many of each block."""
+    part = {}
+    for unit in units:
+        chosen = removed.get(unit.name, torch.zeros(0, dtype=torch.long))
+        if unit.norm_groups is not None:
+            groups = unit.norm_groups[chosen]
+            chosen = chosen[torch.isin(groups, groups.unique()[::2])]
+        else:
+            blocks = torch.zeros(unit.size) if unit.conv_groups is None else unit.conv_groups
+            members = [chosen[blocks[chosen] == block] for block in blocks.unique()]
+            chosen = torch.cat([channels[::2] for channels in members]).sort().values
+        if len(chosen):
+            part[unit.name] = chosen
+    return part
+
+
 def _some(count, generator):
     """A random number from one to count - 1."""
     return 1 + int(torch.randint(count - 1, (1, ), generator=generator))

@@ -17,7 +17,7 @@ import mmgcp
 from mmgcp.attention import attention_aside, plain_config
 from mmgcp.datasets.calibration import CalibrationBatches, ImagesOf, evaluate
 from mmgcp.errors import PruningError, UserError
-from mmgcp.pipeline.finetuning import LayerFinetuning
+from mmgcp.pipeline.finetuning import IntermediateFinetuning
 from mmgcp.pruning import prune
 from mmgcp.pruning.detector import make_pruned_config
 from mmgcp.pruning.options import BUDGETS, PruneOptions, options_of_config
@@ -26,6 +26,8 @@ from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.cli import CfgOptions, run_tool
 from mmgcp.utils.config import build_detector, image_size, load_config
 from mmgcp.utils.options import add_arguments, given_options
+
+RESUMED = {'resuming': 'channel units have been pruned', 'resuming steps': 'steps have been taken'}
 
 
 def parse_args(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -91,9 +93,8 @@ def progress_bar():
         stages = {}
 
         def show(stage: str, done: int, steps: int) -> None:
-            if stage == 'resuming':
-                bar.console.print(f'resuming: {done} of {steps} channel units have been pruned '
-                                  'before')
+            if stage in RESUMED:
+                bar.console.print(f'resuming: {done} of {steps} {RESUMED[stage]} before')
                 return
             if stage not in stages:
                 stages[stage] = bar.add_task(stage, total=steps)
@@ -122,12 +123,20 @@ def find_calibration(batches: Optional[CalibrationBatches], compensate) -> Optio
     return ImagesOf(batches)
 
 
-def make_finetuning(cfg: Config, settings: dict, progress) -> LayerFinetuning:
-    """The training between units that prune_cfg asks for."""
+def make_finetuning(cfg: Config, options: dict, progress) -> Optional[IntermediateFinetuning]:
+    """The training between units or steps that prune_cfg asks for; between steps by default."""
+    settings = options.get('finetune')
+    if settings is None and options.get('steps', 1) != 1 and options.get('plan') is None:
+        settings = {}
+    if settings is None or settings is False:
+        return None
+    if not isinstance(settings, dict):
+        raise PruningError('finetune of prune_cfg must have the settings epochs, lr and every, or '
+                           f'be False, but is {settings!r}')
     unknown = set(settings) - {'epochs', 'lr', 'every'}
     if unknown:
         raise PruningError(f'finetune of prune_cfg has unknown settings: {sorted(unknown)}')
-    return LayerFinetuning(cfg, **settings, progress=progress)
+    return IntermediateFinetuning(cfg, **settings, progress=progress)
 
 
 def write_outputs(result, cfg: Config, package: str, meta: dict, folder: Path) -> List[str]:
@@ -171,22 +180,24 @@ def main() -> None:
     folder = Path(args.work_dir or osp.join('work_dirs', f'{name}-pruned'))
     if folder.exists() and not folder.is_dir():
         raise PruningError(f'{folder} is a file, not a folder to write to')
-    unfinished = folder / 'unfinished.pth'  # of a run layer by layer that was interrupted
+    unfinished = folder / 'unfinished.pth'  # of a run by layers or steps that was interrupted
     with progress_bar() as progress, attention_aside(model, put_back=args.dry_run):
-        if options.get('finetune') is not None:
-            options['finetune'] = make_finetuning(cfg, options['finetune'], progress)
+        options['finetune'] = make_finetuning(cfg, options, progress)
         result = prune(model, progress=progress, checkpoint_file=unfinished, **options)
     print(summarize(result))
     if args.dry_run:
         if result.plan.options.get('only_counts'):
             print('the numbers of channels are those of a real run, which then decides layer by '
                   'layer which channels they are')
+        elif options.get('steps', 1) > 1 and options.get('plan') is None:
+            print(f'this is what one step would remove: {options["steps"]} steps lead as far, but '
+                  'score the channels anew in each')
         print('dry run: nothing has been written')
         return
 
     meta = dict(dataset_meta=meta.get('dataset_meta', {}), mmgcp_version=mmgcp.__version__)
     names = write_outputs(result, plain_config(cfg), package, meta, folder)
-    if 'only_counts' in result.plan.options and unfinished.exists():
+    if 'finetune' in result.plan.options and unfinished.exists():
         unfinished.unlink()
     print(f'written to {folder}: {", ".join(names)}')
 

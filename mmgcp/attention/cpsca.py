@@ -44,6 +44,7 @@ class CPSCA(Criterion):
         fold_scales (bool): Whether to fold. Defaults to True.
     """
     needs = 'images'
+    not_in_steps = 'the attention that it looks at is gone after the first one'
 
     def __init__(self, fold_scales: bool = True):
         self.fold_scales = fold_scales

@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Fine-tuning a model between the units that are pruned."""
+"""Fine-tuning a model between the channel units, or the steps, in which it is pruned."""
 import copy
 import itertools
 import os
@@ -21,20 +21,20 @@ UNWANTED_HOOKS = ('EMA', 'Sparsity')
 _numbers = itertools.count()  # MMEngine requires a new name for each training
 
 
-class LayerFinetuning:
-    """Fine-tunes a model between two channel units with the training settings of its config.
+class IntermediateFinetuning:
+    """Fine-tunes a model between two channel units or steps as its config trains it.
 
     Data, losses, optimizer and custom hooks are those of the config. Differences: the learning
     rate is constant; there are no averaged weights and no sparse training; nothing is validated
     or saved; and heads that begin with an assigner for untrained networks are past that stage.
     Random numbers depend on the config's seed (0 if there is none) and the number of finished
-    units alone; the random states of the process are restored.
+    units or steps alone; the random states of the process are restored.
 
     Args:
         cfg (Config): A complete config that trains by epochs.
-        epochs (int): Epochs after each unit. Defaults to 1.
+        epochs (int): Epochs after each unit or step. Defaults to 1.
         lr (float, optional): Learning rate. Defaults to a tenth of the config's.
-        every (int): Train only after every so many units. Defaults to 1.
+        every (int): Train only after every so many units or steps. Defaults to 1.
         progress (Callable): Called with the name of the stage, the number of finished
             iterations, and the number of all iterations. Defaults to nothing.
 
@@ -50,10 +50,12 @@ class LayerFinetuning:
         loop = cfg.get('train_cfg') or {}
         optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
         if not (cfg.get('train_dataloader') and 'lr' in optimizer):
-            raise PruningError('fine-tuning between layers needs a config with a train_dataloader '
-                               'and an optim_wrapper that has a learning rate')
+            raise PruningError('fine-tuning between layers or steps needs a config with a '
+                               'train_dataloader and an optim_wrapper that has a learning rate; '
+                               'prune_cfg.finetune=False does without')
         if not loop.get('by_epoch', 'IterBased' not in loop.get('type', '')):
-            raise PruningError('fine-tuning between layers needs a config that trains by epochs')
+            raise PruningError('fine-tuning between layers or steps needs a config that trains by '
+                               'epochs; prune_cfg.finetune=False does without')
         lr = 0.1 * optimizer['lr'] if lr is None else lr
         self.settings = dict(epochs=epochs, lr=lr, every=every)
         for name, value in self.settings.items():
@@ -68,7 +70,7 @@ class LayerFinetuning:
         Args:
             model (nn.Module): The model. Hooks that switch channels off stay in effect. It may
                 be on another device and in training mode afterwards.
-            number (int): Number of units that have been pruned.
+            number (int): Number of units or steps that have been pruned.
         """
         if number % self.settings['every']:
             return
@@ -95,7 +97,7 @@ class LayerFinetuning:
             log_level='WARNING',
             default_scope=cfg.get('default_scope', 'mmyolo'),
             randomness=randomness,
-            experiment_name=f'layer-finetuning-{os.getpid()}-{next(_numbers)}',
+            experiment_name=f'intermediate-finetuning-{os.getpid()}-{next(_numbers)}',
             cfg=cfg)
 
 

@@ -1,25 +1,22 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The one path from a model to a pruned model."""
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Optional
 
 import torch.nn as nn
-from torch import Tensor
 
 from mmgcp.errors import PruningError
-from mmgcp.nn.layers import find_layer, is_depthwise
 from mmgcp.nn.precision import full_precision
 from mmgcp.nn.temporarily import restored_on_error
 from mmgcp.registry import build_task_util
 from mmgcp.utils.options import check_names
 
-from .detector import ChannelTable, count_channels
+from .iterative import decide_in_steps
 from .layer_groups import Groups
 from .options import PruneOptions
 from .plan import PruningPlan, PruningResult, validate_plan
 from .scores import Criterion
 from .strategy import Decision, PruningTask, decide, trace
-from .surgery import gather_channels, remove_and_verify
 
 
 @full_precision()
@@ -31,7 +28,8 @@ def prune(model: nn.Module, groups: Groups = 'auto', ratio: Optional[float] = No
     <https://arxiv.org/abs/2306.01526>`_. The model is traced to find its channel units;
     their channels are scored; the layer groups are allocated thresholds; the channels below
     these are selected, as far as limits allow; the layers that stay are compensated; and the
-    channels are removed, which is verified. All of this runs on the device of the model, in the
+    channels are removed, which is verified. With ``steps`` above 1 this happens once a step; see
+    :mod:`mmgcp.pruning.iterative`. All of this runs on the device of the model, in the
     precision of its parameters, whatever autocast and TF32 are set to. Of several processes of a
     torch.distributed group, each calls this with the same model and options, but with batches of
     its own; all get the same plan and weights.
@@ -61,41 +59,31 @@ def prune(model: nn.Module, groups: Groups = 'auto', ratio: Optional[float] = No
         criterion = build_task_util(options.criterion, Criterion, PruningError)
     else:
         validate_plan(plan, task.units)
-    trains = criterion is not None and criterion.trains and not options.dry_run
+    trains = (criterion is not None and (criterion.trains or options.steps > 1)
+              and not options.dry_run)
     with restored_on_error(model, weights=trains):
-        decision = Decision(plan) if plan is not None else decide(criterion, task)
+        if plan is not None:
+            decision = Decision(plan)
+        elif options.steps > 1:
+            task, decision = decide_in_steps(criterion, task)
+        else:
+            decision = decide(criterion, task)
         return _apply(task, decision)
 
 
 def _apply(task: PruningTask, decision: Decision) -> PruningResult:
     """Compensate and remove what has been decided on, unless it is a dry run; give the result."""
-    removed, progress = decision.plan.removed(), task.options.progress
+    removed = decision.plan.removed()
     params, macs = task.cost(removed)
     result = PruningResult(
         model=task.model,
         plan=decision.plan,
-        channels_before=count_channels(task.model),
-        channels_after=_channels_left(task, removed),
+        channels_before=task.cost.channels,
+        channels_after=task.cost.channels_left(removed),
         params=[task.cost.params, params],
         macs=[task.cost.macs, macs],
         scores=decision.scores,
         uncompensated=decision.uncompensated or [])
-    if task.options.dry_run:
-        return result
-    if decision.uncompensated is None:
-        progress('compensating', 0, 1)
-        result.uncompensated = task.compensator()(removed)
-        progress('compensating', 1, 1)
-    remove_and_verify(task.model, task.units, removed, task.shape, progress)
+    if not task.options.dry_run:
+        result.uncompensated = task.carry_out(removed, decision.uncompensated)
     return result
-
-
-def _channels_left(task: PruningTask, removed: Dict[str, Tensor]) -> ChannelTable:
-    """Return the channels of all layers after pruning."""
-    left = count_channels(task.model)
-    for (name, side), channels in gather_channels(task.units, removed).items():
-        counts = left[name]
-        counts[0 if side == 'in' else -1] -= len(channels)
-        if is_depthwise(find_layer(task.model, name)):
-            counts[0] = counts[-1]
-    return left

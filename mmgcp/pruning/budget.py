@@ -23,6 +23,19 @@ class Budget:
     params: Optional[float] = None
     flops: Optional[float] = None
     tolerance: float = 0.01  # accepted relative deviation
+    strict: bool = True  # whether a larger deviation is an error, or the nearest shares will do
+
+    def on_the_way(self, portion: float) -> 'Budget':
+        """Return the budget after a portion, in (0, 1), of the way: the nearest shares will do.
+
+        Equal portions of the way keep the same share of what is left.
+        """
+        params, flops = (share and share**portion for share in (self.params, self.flops))
+        return replace(self, params=params, flops=flops, strict=False)
+
+    def exceeded(self, params: float, flops: float) -> bool:
+        """Whether less is left of the parameters or MACs than it asks for."""
+        return params < (self.params or 0) or flops < (self.flops or 0)
 
     def __bool__(self) -> bool:
         return self.params is not None or self.flops is not None
@@ -58,13 +71,15 @@ def find_thresholds(selection: Selection, groups: Sequence[LayerGroup], cost: Co
         cost=cost,
         targets=(budget.params, budget.flops),
         tolerance=budget.tolerance,
-        exponent=exponent)
+        exponent=exponent,
+        strict=budget.strict)
     if budget.params is not None and budget.flops is not None:
         return search.meet_both()
     index = 0 if budget.flops is None else 1
     share, thresholds = search.approach(index, -float(index))
     target = search.targets[index]
-    if share < target * (1 - budget.tolerance) and selection.limits.round_to == 1:
+    if (share < target * (1 - budget.tolerance) and selection.limits.round_to == 1
+            and budget.strict):
         raise PruningError(f'{target:.1%} of the {QUANTITIES[index]} cannot be met within '
                            f'{budget.tolerance:.0%}: the nearest share below is {share:.1%}')
     return thresholds
@@ -84,7 +99,8 @@ class _Search:
     cost: CostModel
     targets: Tuple[Optional[float], Optional[float]]
     tolerance: float
-    exponent: float = 0.5
+    exponent: float
+    strict: bool
 
     def slopes(self, mix: float) -> Dict[str, float]:
         """Return the thresholds for a factor of 1, which is that of the median group."""
@@ -183,7 +199,8 @@ class _Search:
         rounding = self.selection.limits.round_to > 1
         deviation, shares, thresholds = min(
             tried, key=lambda item: (rounding and item[1][1] > macs, item[0]))
-        if (shares[1] > macs) if rounding else (deviation > self.tolerance):
+        missed = shares[1] > macs if rounding else deviation > self.tolerance
+        if missed and self.strict:
             raise PruningError(f'with {params:.1%} of the parameters, {macs:.1%} of the MACs '
                                f'cannot be reached; the nearest are {shares[0]:.1%} and '
                                f'{shares[1]:.1%}')

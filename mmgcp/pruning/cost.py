@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""What channels cost: parameters and multiply-accumulate operations (MACs)."""
+"""What channels cost, and what is left without them: parameters, MACs, channels of layers."""
 from typing import Dict, Sequence, Tuple
 
 import torch.nn as nn
@@ -8,16 +8,20 @@ from torch import Tensor
 from mmgcp.analysis import ConvStatistics
 from mmgcp.nn.layers import find_layer
 
+from .detector import ChannelTable, count_channels
 from .surgery import gather_channels
 from .units import ChannelUnit
 
 
 class CostModel:
-    """Computes the parameters and MACs of a pruned model from the channels that are removed.
+    """Computes what is left of a model from the channels that are removed.
+
+    The model is as it was when this was made, whatever has become of it since.
 
     Attributes:
         params (int): Parameters of the model before pruning.
         macs (int): Its MACs for one image, from the statistics of :func:`record_convs`.
+        channels (ChannelTable): The channels of its layers.
     """
 
     def __init__(self, model: nn.Module, convs: Dict[str, ConvStatistics],
@@ -26,6 +30,7 @@ class CostModel:
         self.units = units
         self.params = sum(param.numel() for param in model.parameters())
         self.macs = sum(conv.macs for conv in convs.values())
+        self.channels = count_channels(model)
         # What a channel costs beside the weights of convolutions and linear layers
         self.per_channel: Dict[str, int] = {}
         for unit in units:
@@ -37,8 +42,7 @@ class CostModel:
 
     def __call__(self, removed: Dict[str, Tensor]) -> Tuple[int, int]:
         """Return the parameters and MACs that remain without channels (K, ) of units."""
-        counts = {key: len(channels)
-                  for key, channels in gather_channels(self.units, removed).items()}
+        counts = self._count(removed)
         params, macs = self.params, self.macs
         for name in {name for name, _ in counts}:
             fewer_in, fewer_out = counts.get((name, 'in'), 0), counts.get((name, 'out'), 0)
@@ -49,6 +53,22 @@ class CostModel:
                 params -= fewer
                 macs -= fewer * conv.positions
         return params, macs
+
+    def channels_left(self, removed: Dict[str, Tensor]) -> ChannelTable:
+        """Return the channels of all layers that remain without channels (K, ) of units."""
+        counts, left = self._count(removed), {}
+        for name, before in self.channels.items():
+            fewer_in, fewer_out = counts.get((name, 'in'), 0), counts.get((name, 'out'), 0)
+            if name in self.convs:
+                conv = self.convs[name].pruned(fewer_in, fewer_out)
+                left[name] = [conv.in_channels, conv.out_channels]
+            else:
+                left[name] = [before[0] - fewer_out]
+        return left
+
+    def _count(self, removed: Dict[str, Tensor]) -> Dict[Tuple[str, str], int]:
+        return {key: len(channels)
+                for key, channels in gather_channels(self.units, removed).items()}
 
     def shares(self, removed: Dict[str, Tensor]) -> Tuple[float, float]:
         """Return the shares of the parameters and of the MACs that remain."""

@@ -50,6 +50,12 @@ class PruneOptions:
     target_flops: Optional[float] = option(
         None, in_config=True, recorded=True, check=KEEP_SHARE,
         cli=dict(group=AMOUNT, type=float), help='share of the MACs to keep')
+    steps: int = option(
+        1, in_config=True, recorded=True,
+        check=number_in(1, math.inf, 'must be a positive integer', integer=True),
+        cli=dict(group=AMOUNT, type=int, metavar='N'),
+        help='get there in so many steps, each of which removes the same share of what is left '
+        'and scores channels anew, with training in between')
     round_to: int = option(
         1, in_config=True, recorded=True,
         check=number_in(1, math.inf, 'must be a positive integer', integer=True),
@@ -89,9 +95,10 @@ class PruneOptions:
         help='make up for what removed channels emit: fold its mean into the layers that read '
         'them, or adapt their BatchNorms, too')
     finetune: Optional[Callable[[nn.Module, int], None]] = option(
-        None, in_config=True,
-        help='training between channel units, only with a layer-wise criterion: called with the '
-        'model and the number of finished units; prune_cfg has its settings (epochs, lr, every)')
+        None, in_config=True, check=(callable, 'must be a function'),
+        help='training between channel units, with a layer-wise criterion, or between steps: '
+        'called with the model and the number of finished units or steps; prune_cfg has its '
+        'settings (epochs, lr, every), or False for none')
     input_shape: Sequence[int] = option(
         IMAGE_SHAPE, recorded=True,
         help='shape (C, H, W) of an image in pixels, which MACs are counted for')
@@ -104,8 +111,8 @@ class PruneOptions:
         None, help='gives a metric of a model, higher is better; the budget is spent where this '
         'metric suffers least')
     checkpoint_file: Union[str, Path, None] = option(
-        None, help='file for what is done after each unit, only with a layer-wise criterion: the '
-        'same request for the same weights goes on from there')
+        None, help='file for what is done after each unit, with a layer-wise criterion, or after '
+        'each step: the same request for the same weights goes on from there')
     dry_run: bool = option(False, help='make the plan and leave the model alone')
     progress: Progress = option(
         factory=lambda: lambda stage, done, steps: None, default_help='nothing',
@@ -118,6 +125,11 @@ class PruneOptions:
         for name in ('calibration', 'batches'):  # they are gone through several times
             if isinstance(getattr(self, name), Iterator):
                 setattr(self, name, list(getattr(self, name)))
+
+    @property
+    def finetune_settings(self) -> Any:
+        """What a plan records of the training in between: its settings if it tells them."""
+        return self.finetune and getattr(self.finetune, 'settings', True)
 
     def record(self) -> Dict[str, Any]:
         """Return the options that a plan records."""

@@ -5,7 +5,7 @@ Each layer votes on a channel by comparing its score with a threshold. A :class:
 the votes into one margin a channel, which stays if that is above zero or limits ask for it.
 """
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Callable, Dict, NamedTuple, Optional, Sequence
 
 import torch
@@ -108,10 +108,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Selection:
-    """Chooses the channels that thresholds remove."""
+    """Chooses the channels that thresholds remove, beside those (K, ) that are gone already."""
     scored: Sequence[ScoredUnit]
     merge: str = 'or'
     limits: Limits = Limits()
+    gone: Dict[str, Tensor] = field(default_factory=dict)  # by name of the unit
 
     def removed(self, thresholds: Thresholds) -> Dict[str, Tensor]:
         """Return the channels (K, ) to remove, ascending, by name of the unit if there are any.
@@ -120,10 +121,12 @@ class Selection:
         layers of a unit belong to different groups; a layer without a threshold keeps all of
         its channels. The votes are merged.
         """
-        removed = {}
+        removed = dict(self.gone)
         for item in self.scored:
             margins = MERGES[self.merge].margins(
                 item.all_scores, item.per_layer(thresholds, -math.inf))
+            if item.unit.name in self.gone:
+                margins[self.gone[item.unit.name]] = -math.inf
             channels = select(item.unit, margins, self.limits)
             if len(channels):
                 removed[item.unit.name] = channels

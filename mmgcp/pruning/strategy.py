@@ -1,7 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """What is to be pruned, and how that is decided: in one go, or as other strategies do."""
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial, singledispatch
+from functools import cached_property, partial, singledispatch
 from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch.nn as nn
@@ -22,10 +22,12 @@ from .graph import find_units
 from .layer_groups import make_groups
 from .options import PruneOptions
 from .plan import PruningPlan, make_plan
-from .scored import group_scores, score_units
+from .remaining import remaining_channels, remaining_units, with_gone_channels
+from .scored import ScoredUnit, group_scores, score_units
 from .scores import Criterion
 from .select import Limits, Selection
 from .sensitivity import Sensitivity, measure_sensitivity
+from .surgery import remove_and_verify
 from .units import ChannelUnit, LayerGroup
 
 # Images that compensation has while sensitivities are measured
@@ -34,18 +36,45 @@ MEASURED_BATCHES = 4
 
 @dataclass(frozen=True)
 class PruningTask:
-    """A detector that has been traced, and what is wanted."""
+    """A detector that has been traced, and what is wanted.
+
+    Units, costs and all plans are those of the detector as it was traced. Since then it may have
+    lost channels, which are among the channels that plans remove.
+    """
     model: nn.Module
     options: PruneOptions
     units: List[ChannelUnit]
     skipped: Dict[str, str]  # layers that are left alone, with the reason; strategies add some
     cost: CostModel
     shape: Sequence[int]  # (C, H, W) of a small image that the detector runs on
+    budget: Budget
+    gone: Dict[str, Tensor] = field(default_factory=dict)  # (K, ) channels it has lost, by unit
+    uncompensated: Sequence[str] = ()  # layers that could not absorb all that these emitted
+
+    @cached_property
+    def left(self) -> List[ChannelUnit]:
+        """The units of the detector as it is now."""
+        return remaining_units(self.units, self.gone)
 
     def compensator(self, images: Optional[Iterable[Tensor]] = None) -> Compensator:
         """Make the compensator for batches (N, C, H, W), else for the calibration images."""
         images = self.options.calibration if images is None else images
-        return Compensator(self.model, self.units, self.options.compensate, images, self.shape)
+        return Compensator(self.model, self.left, self.options.compensate, images, self.shape)
+
+    def carry_out(self, removed: Dict[str, Tensor],
+                  uncompensated: Optional[List[str]]) -> List[str]:
+        """Remove channels (K, ) by name of the unit, with a check, and compensate before.
+
+        Layers that could not absorb everything are given where compensation has been done.
+        Returns all of them.
+        """
+        progress, removed = self.options.progress, remaining_channels(removed, self.gone)
+        if uncompensated is None:
+            progress('compensating', 0, 1)
+            uncompensated = self.compensator()(removed)
+            progress('compensating', 1, 1)
+        remove_and_verify(self.model, self.left, removed, self.shape, progress)
+        return list(dict.fromkeys([*self.uncompensated, *uncompensated]))
 
     def check_data(self, criterion: Criterion) -> None:
         """Raise a PruningError if a criterion needs training data and there are none."""
@@ -71,7 +100,8 @@ def trace(model: nn.Module, options: PruneOptions) -> PruningTask:
     options.progress('tracing', 1, 2)
     cost = CostModel(model, record_convs(model, options.input_shape), units)
     options.progress('tracing', 2, 2)
-    return PruningTask(model, options, units, skipped, cost, shape)
+    budget = Budget(options.target_params, options.target_flops)
+    return PruningTask(model, options, units, skipped, cost, shape, budget)
 
 
 @singledispatch
@@ -81,11 +111,14 @@ def decide(criterion: Criterion, task: PruningTask) -> Decision:
     ``@decide.register(Kind)`` registers another strategy for criteria of a kind.
     """
     options = task.options
-    if options.finetune is not None:
+    if options.finetune is not None and options.steps == 1:
         raise PruningError('finetune is for layer-wise criteria, but '
-                           f'{options.criterion["type"]} is none')
+                           f'{options.criterion["type"]} is none, or for several steps')
     allocation = options.allocation or criterion.default_allocation
-    return Decision(*plan_by_scores(task, criterion, task.units, allocation))
+    plan, scores = plan_by_scores(task, criterion, task.units, allocation)
+    if options.steps > 1:
+        plan.options.update(finetune=options.finetune_settings)
+    return Decision(plan, scores)
 
 
 def plan_by_scores(task: PruningTask, criterion: Criterion, units: Sequence[ChannelUnit],
@@ -102,20 +135,19 @@ def plan_by_scores(task: PruningTask, criterion: Criterion, units: Sequence[Chan
         groups = [group if group.ratio is None else
                   replace(group, ratio=None, threshold=float(group.ratio)) for group in groups]
     task.check_data(criterion)
-    criterion.prepare(model, units, options.batches, options.progress)
-    scored = score_units(model, units, criterion, groups, task.skipped)
+    names = {unit.name for unit in units}
+    left = [unit for unit in task.left if unit.name in names]
+    criterion.prepare(model, left, options.batches, options.progress)
+    scored = score_units(model, left, criterion, groups, task.skipped)
     if options.groups == 'auto':
         used = {name for item in scored for name in item.group_names()}
         groups = [group for group in groups if group.name in used]
-    merge = options.merge
-    if positions:
-        # Then all layers of a unit have the same positions, of which a sum is no share
-        scored, merge = by_position(scored, merge), 'mean' if merge == 'sum' else merge
-    selection = Selection(scored, merge, Limits(options.min_keep_ratio, options.round_to))
-    budget = Budget(options.target_params, options.target_flops)
-    sensitivity = measure(task, selection, groups, allocation) if budget else None
+    sensitivity = _measure(task, _selection(options, scored, positions), groups, allocation)
     options.progress('choosing channels', 0, 1)
-    thresholds = allocate(selection, groups, task.cost, budget, sensitivity and sensitivity.costs,
+    selection = _selection(options, with_gone_channels(scored, units, task.gone), positions,
+                           task.gone)
+    thresholds = allocate(selection, groups, task.cost, task.budget,
+                          sensitivity and sensitivity.costs,
                           1. if positions and sensitivity else 0.5)
     options.progress('choosing channels', 1, 1)
     plan = make_plan(task.units, selection.removed(thresholds), scored)
@@ -125,8 +157,8 @@ def plan_by_scores(task: PruningTask, criterion: Criterion, units: Sequence[Chan
     return from_first_rank(plan), scores  # whatever others have decided by their rounding errors
 
 
-def measure(task: PruningTask, selection: Selection, groups: Sequence[LayerGroup],
-            allocation: str) -> Optional[Sensitivity]:
+def _measure(task: PruningTask, selection: Selection, groups: Sequence[LayerGroup],
+             allocation: str) -> Optional[Sensitivity]:
     """Measure how much depends on layer groups that leave it to a budget, if that is wanted.
 
     The metric is the one that is given, or for the allocation 'measured' the average precision
@@ -136,8 +168,18 @@ def measure(task: PruningTask, selection: Selection, groups: Sequence[LayerGroup
     groups = [group for group in groups if group.ratio is None and group.threshold is None]
     if evaluate is None and allocation == 'measured' and options.batches is not None:
         evaluate = partial(average_precision, batches=options.batches)
-    if evaluate is None or len(groups) < 2:
+    if evaluate is None or not task.budget or len(groups) < 2:
         return None
     images = options.calibration and FirstImages(options.calibration, MEASURED_BATCHES)
     return measure_sensitivity(task.model, selection, groups, allocation != 'global', evaluate,
                                task.compensator(images), options.progress)
+
+
+def _selection(options: PruneOptions, scored: Sequence[ScoredUnit], positions: bool,
+               gone: Optional[Dict[str, Tensor]] = None) -> Selection:
+    """Make the selection among scored units, by positions or by scores."""
+    merge = options.merge
+    if positions:
+        # Then all layers of a unit have the same positions, of which a sum is no share
+        scored, merge = by_position(scored, merge), 'mean' if merge == 'sum' else merge
+    return Selection(scored, merge, Limits(options.min_keep_ratio, options.round_to), gone or {})

@@ -31,6 +31,8 @@ def remove_channels(model: nn.Module, units: Iterable[ChannelUnit],
     ``requires_grad``, modules their mode.
     """
     for (name, side), channels in gather_channels(units, removed).items():
+        if not len(channels):
+            continue
         keep = torch.ones(num_channels(find_layer(model, name), side), dtype=torch.bool)
         keep[channels] = False
         keep_channels(model, name, side, keep.nonzero().flatten())

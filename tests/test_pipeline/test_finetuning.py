@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmgcp.errors import PruningError
-from mmgcp.pipeline.finetuning import LayerFinetuning
+from mmgcp.pipeline.finetuning import IntermediateFinetuning
 from mmgcp.utils.config import build_detector, load_config
 
 HOOKS = """
@@ -40,7 +40,8 @@ def test_training_leaves_removed_channels_off(cfg, tmp_path):
         model.backbone.stem.bn.register_forward_pre_hook(
             lambda _, args: seen.append(args[0].detach().abs().sum((0, 2, 3)) > 0))]
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    training = LayerFinetuning(cfg, epochs=2, every=3, progress=lambda *step: steps.append(step))
+    training = IntermediateFinetuning(cfg, epochs=2, every=3,
+                                      progress=lambda *step: steps.append(step))
     assert training.settings == dict(epochs=2, lr=pytest.approx(0.1 * cfg.base_lr), every=3)
     training(model, 4)
     assert seen == [] and steps == []
@@ -75,6 +76,6 @@ def test_training_leaves_removed_channels_off(cfg, tmp_path):
 
 def test_settings_of_the_class(cfg):
     with pytest.raises(PruningError, match='lr of the fine-tuning must be positive'):
-        LayerFinetuning(cfg, lr=-1.)
+        IntermediateFinetuning(cfg, lr=-1.)
     with pytest.raises(PruningError, match='every of the fine-tuning must be positive'):
-        LayerFinetuning(cfg, every=0)
+        IntermediateFinetuning(cfg, every=0)

@@ -118,7 +118,7 @@ def test_options_are_part_of_the_plan(model):
     assert 0.69 < result.macs[1] / result.macs[0] <= 0.7
     assert result.plan.options == dict(
         criterion=dict(type='mmgcp.BNScale'), allocation=None, merge='majority',
-        min_keep_ratio=0.1, round_to=2, compensate=True, ratio=None, target_params=None,
+        min_keep_ratio=0.1, round_to=2, compensate=True, ratio=None, target_params=None, steps=1,
         target_flops=0.7, input_shape=[3, 64, 96], sensitivity=None)
     assert all((item.size - len(item.removed)) % 2 == 0 and
                item.size - len(item.removed) >= 0.1 * item.size for item in result.plan.units)

@@ -512,6 +512,29 @@ def test_tolerance():
                 Search(model, units, groups, shape=(3, 8, 8), budget=budget)
 
 
+def test_budget_that_is_not_strict(pyramid):
+    """The nearest will do where a strict one is refused."""
+    groups, total = STEPPING_GROUPS[1:], 3 * 128 + 128**2 + 4 * 128 + 256 * 129 + 512 + 514
+    model, units = stepping_toy(0.5)
+    found = Search(model, units, groups, shape=(3, 8, 8), budget=Budget(params=0.9, strict=False))
+    assert found.params == pytest.approx(1 - 128 * 133 / total) and found.params < 0.8
+    # two that exclude each other: that of the parameters is met
+    found = Search(*pyramid, budget=Budget(0.1, 0.95, strict=False))
+    assert found.params == pytest.approx(0.1, rel=0.01) and found.macs < 0.9
+
+
+def test_way_to_a_budget():
+    budget = Budget(0.25, 0.36, tolerance=0.02)
+    half = budget.on_the_way(0.5)
+    assert half == Budget(pytest.approx(0.5), pytest.approx(0.6), 0.02, strict=False)
+    assert Budget(flops=0.5).on_the_way(1 / 3) == Budget(
+        flops=pytest.approx(0.5**(1 / 3)), strict=False)
+    assert not Budget().on_the_way(0.5)
+    assert [budget.exceeded(*shares) for shares in ((.25, .36), (.24, .4), (.3, .3), (1., 1.))] == [
+        False, True, True, False]
+    assert not Budget().exceeded(0., 0.) and Budget(flops=0.5).exceeded(1., 0.4)
+
+
 def test_least_share_may_be_above_the_target_within_the_tolerance():
     groups, total = STEPPING_GROUPS[1:], 3 * 128 + 128**2 + 4 * 128 + 256 * 129 + 512 + 514
     least = 1 - 128 * 133 / total

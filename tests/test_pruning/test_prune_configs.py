@@ -10,7 +10,7 @@ from mmengine.config import Config
 from scripts import ROOT, load_script
 
 from mmgcp.attention import attention_aside
-from mmgcp.pipeline.finetuning import LayerFinetuning
+from mmgcp.pipeline.finetuning import IntermediateFinetuning
 from mmgcp.pruning import LayerGroup
 from mmgcp.pruning.layer_groups import assign_groups
 from mmgcp.pruning.options import options_of_config
@@ -144,7 +144,7 @@ def test_thinet_of_ssd():
     (THINET, None, 1), (YOLOV4, dict(epochs=1, lr=None, every=5), 0.1)])
 def test_training_between_layers(path, settings, factor):
     cfg = load(path)
-    training = LayerFinetuning(cfg, **(settings or cfg.prune_cfg.finetune))
+    training = IntermediateFinetuning(cfg, **(settings or cfg.prune_cfg.finetune))
     assert training.settings['lr'] == pytest.approx(cfg.base_lr * factor)
 
 

@@ -1,5 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Random networks, compared with a record of all their channels."""
+import copy
 import random
 
 import pytest
@@ -8,12 +9,14 @@ import torch.nn as nn
 import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from layer_kinds import first_part
 from pruning_samples import difference, randomise, run
 from zeroing import zero
 
 from mmgcp.nn.layers import find_layer
 from mmgcp.pruning import apply_channel_table, attributes, register_attribute_rule
 from mmgcp.pruning.graph import find_units
+from mmgcp.pruning.remaining import remaining_channels, remaining_units
 from mmgcp.pruning.surgery import channels_off, remove_channels
 
 SIZE = (3, 8, 8)
@@ -386,6 +389,7 @@ def check_network(ops, seed):
     exact = 1e-9 * max(1., *(float(output.abs().max()) for output in expected))
     with channels_off(net, units, removed):
         assert difference(run(net, 8), expected) < exact
+    check_two_goes(net, units, removed)
     remove_channels(net, units, removed)
     assert difference(run(net, 8), expected) < exact
     check_rebuilt(net, make(ops, seed), gone)
@@ -393,6 +397,15 @@ def check_network(ops, seed):
         output.square().sum().backward(retain_graph=True)
     for name, param in net.named_parameters():
         assert param.grad.isfinite().all() and param.grad.abs().sum() > 0, name
+
+
+def check_two_goes(net, units, removed):
+    """Some channels first, and then the others, which leads to the same network."""
+    first, second, gone = copy.deepcopy(net), copy.deepcopy(net), first_part(units, removed)
+    remove_channels(first, units, removed)
+    remove_channels(second, units, gone)
+    remove_channels(second, remaining_units(units, gone), remaining_channels(removed, gone))
+    assert difference(run(first, 8), run(second, 8)) == 0. and repr(first) == repr(second)
 
 
 def check_rebuilt(net, rebuilt, gone):

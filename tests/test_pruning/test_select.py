@@ -428,3 +428,21 @@ def test_ratio_where_all_scores_are_equal(ratio, merge):
     assert len(removed['0']) + len(removed['1']) == 800 * ratio
     assert len(removed['2']) == 400 * ratio
     assert abs(len(removed['0']) - 300 * ratio) < 40  # from each layer its share
+
+
+@pytest.mark.parametrize('merge', ['or', 'mean', 'majority', 'sum'])
+def test_channels_that_are_gone(merge):
+    """They go on being removed, whatever the layers say, and count for the limits."""
+    gone = {'set': torch.tensor([1, 4]), 'unscored': torch.tensor([0])}
+    item = scored_unit(dict(a=[.5, 9., .7, .1, NAN, .9]), dict(a=A))
+
+    def removed(threshold, **limits):
+        found = Selection([item], merge, Limits(**limits), gone).removed(dict(A=threshold))
+        assert found['unscored'].tolist() == [0]
+        return found['set'].tolist()
+
+    assert removed(None) == removed(.05) == [1, 4]
+    assert removed(.5) == [0, 1, 3, 4]
+    assert removed(9.) == [0, 1, 2, 3, 4]
+    assert removed(9., min_keep_ratio=.5) == [1, 3, 4]
+    assert removed(.3, round_to=2) == [1, 4]

@@ -38,6 +38,8 @@ class LayerwiseCriterion(Criterion):
     """
     needs = 'images'
     trains = True
+    not_in_steps = ('it goes layer by layer, and prune_cfg.finetune trains the model after each '
+                    'channel unit')
     folded = False
 
     def __init__(self, allocation_criterion: Optional[dict] = None):

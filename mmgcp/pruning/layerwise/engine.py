@@ -2,7 +2,7 @@
 """Pruning one channel unit after the other, in the order in which the model computes them."""
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Dict, List, Optional, Sequence
 
 import torch.nn as nn
@@ -17,6 +17,7 @@ from mmgcp.nn.temporarily import only_values_change
 from mmgcp.pruning.allocate import EqualShares
 from mmgcp.pruning.compensation import Compensator
 from mmgcp.pruning.compensation.folding import Values
+from mmgcp.pruning.resume import Unfinished, digest_request
 from mmgcp.pruning.scores import Criterion
 from mmgcp.pruning.select import Limits, select_lowest
 from mmgcp.pruning.strategy import Decision, PruningTask, decide, plan_by_scores
@@ -25,7 +26,6 @@ from mmgcp.pruning.units import ChannelUnit
 from mmgcp.registry import build_task_util
 
 from .base import LayerwiseCriterion
-from .resume import Unfinished, digest_request
 
 
 @decide.register(LayerwiseCriterion)
@@ -48,14 +48,13 @@ def prune_layer_by_layer(criterion: LayerwiseCriterion, task: PruningTask) -> De
     units = [unit for unit in task.units if reasons[unit.name] is None]
     plan, _ = plan_by_scores(
         task, allocator, units, 'uniform' if criterion.allocation_criterion is None else 'global')
-    finetune = options.finetune and getattr(options.finetune, 'settings', True)
-    plan.options.update(finetune=finetune, only_counts=options.dry_run)
+    plan.options.update(finetune=options.finetune_settings, only_counts=options.dry_run)
     if options.dry_run:
         return Decision(plan)
     criterion.expect_folding(bool(options.compensate))
     allocated = plan.removed()
     unfinished = Unfinished(options.checkpoint_file,
-                            digest_request(plan, options.batches, task.model))
+                            digest_request(asdict(plan), options.batches, task.model))
     run = LayerByLayer(task, criterion, compensator)
     run([unit for unit in order_units(task.model, task.units, task.shape)
          if unit.name in allocated], allocated, unfinished)

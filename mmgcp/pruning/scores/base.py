@@ -26,10 +26,13 @@ class Criterion:
         trains (bool): Whether weights are trained before the channels are removed.
         default_allocation (str): How many channels each unit loses unless the user says so:
             'global' or 'uniform', see :func:`mmgcp.pruning.prune`.
+        not_in_steps (str, optional): Why it cannot be used in several steps, on a model that
+            has been pruned and trained since; None if it can.
     """
     needs: Optional[str] = None
     trains = False
     default_allocation = 'global'
+    not_in_steps: Optional[str] = None
 
     def prepare(self, model: nn.Module, units: Sequence[ChannelUnit],
                 batches: Optional[Iterable[Batch]], progress: Progress) -> None:

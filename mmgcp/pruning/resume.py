@@ -1,11 +1,10 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Resuming pruning layer by layer after an interruption."""
+"""Resuming pruning layer by layer, or in several steps, after an interruption."""
 import collections.abc
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import Iterable, Optional, Union
+from typing import Any, Iterable, Optional, Union
 
 import torch
 import torch.nn as nn
@@ -14,21 +13,21 @@ from torch import Tensor
 
 from mmgcp.nn.distributed import from_first_rank, total_over_ranks
 from mmgcp.nn.training_loss import Batch
-from mmgcp.pruning.plan import PruningPlan
 from mmgcp.utils.checkpoint import read_checkpoint
 from mmgcp.utils.cli import replacing
 
 
-def digest_request(plan: PruningPlan, batches: Iterable[Batch], model: nn.Module) -> str:
-    """Return a digest of a plan's allocation and options, the number of batches and the weights.
+def digest_request(request: Any, batches: Optional[Iterable[Batch]], model: nn.Module) -> str:
+    """Return a digest of a request, the number of batches and the weights of the model.
 
+    The request is anything that JSON can express; of other things in it, their ``repr`` counts.
     The number is that of all ranks, so that pruning can be resumed with another number of ranks.
     """
     number = None
     if isinstance(batches, collections.abc.Sized):
         number = total_over_ranks(len(batches))
     digest = hashlib.sha256(
-        json.dumps([asdict(plan), number], sort_keys=True, default=repr).encode())
+        json.dumps([request, number], sort_keys=True, default=repr).encode())
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor):
             digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
