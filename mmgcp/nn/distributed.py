@@ -7,7 +7,7 @@ but :func:`rank_share` and :func:`numbered` has to be called by all ranks, in th
 gives all of them the same. Without a process group of torch.distributed there is one rank, and
 nothing is sent.
 """
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, TypeVar
 
 import torch
@@ -32,6 +32,11 @@ def numbered(items: Iterable[Item]) -> Iterator[Tuple[int, Item]]:
     """Yield the items that this rank has, each with its number among those of all ranks."""
     rank, ranks = get_rank(), get_world_size()
     return ((number * ranks + rank, item) for number, item in enumerate(items))
+
+
+def first_items(items: Iterable[Item], number: int) -> List[Item]:
+    """Return those of this rank among the first so many items of all ranks."""
+    return [item for _, item in takewhile(lambda found: found[0] < number, numbered(items))]
 
 
 def in_step(items: Iterable[Item]) -> Iterator[Optional[Item]]:

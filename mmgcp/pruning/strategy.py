@@ -9,9 +9,8 @@ from torch import Tensor
 
 from mmgcp.analysis import record_convs
 from mmgcp.datasets.batch_accuracy import average_precision
-from mmgcp.datasets.calibration import FirstImages
 from mmgcp.errors import PruningError
-from mmgcp.nn.distributed import from_first_rank
+from mmgcp.nn.distributed import first_items, from_first_rank
 from mmgcp.nn.forward import working_shape
 
 from .allocate import allocate, by_position
@@ -170,7 +169,7 @@ def _measure(task: PruningTask, selection: Selection, groups: Sequence[LayerGrou
         evaluate = partial(average_precision, batches=options.batches)
     if evaluate is None or not task.budget or len(groups) < 2:
         return None
-    images = options.calibration and FirstImages(options.calibration, MEASURED_BATCHES)
+    images = options.calibration and first_items(options.calibration, MEASURED_BATCHES)
     return measure_sensitivity(task.model, selection, groups, allocation != 'global', evaluate,
                                task.compensator(images), options.progress)
 
