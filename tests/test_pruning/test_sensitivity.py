@@ -6,21 +6,23 @@ import torch
 from pruning_samples import residual_toy
 
 from mmgcp.pruning import BNScale, LayerGroup
-from mmgcp.pruning.allocate import MAX_FACTOR, SHARES, measure_sensitivity
+from mmgcp.pruning.allocate import by_position
 from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.scored import score_units
 from mmgcp.pruning.select import Selection
+from mmgcp.pruning.sensitivity import MAX_FACTOR, POSITION, SHARES, measure_sensitivity
 
 GROUPS = [LayerGroup('stem', ('stem', 'b[12]')), LayerGroup('one', ('a1', )),
           LayerGroup('two', ('a2', ))]
 
 
-def measure(drop):
+def measure(drop, positions=False):
     """Measure with a metric of 0.8 that a function of the channels that are off lowers."""
     model = residual_toy().eval()
     state = copy.deepcopy(model.state_dict())
     units, _ = find_units(model, (3, 16, 16))
-    selection = Selection(score_units(model, units, BNScale(), GROUPS, {}))
+    scored = score_units(model, units, BNScale(), GROUPS, {})
+    selection = Selection(by_position(scored, 'or') if positions else scored)
     compensated, steps, off = [], [], {}
 
     def count(name):
@@ -40,7 +42,7 @@ def measure(drop):
         compensated.append({name: len(channels) for name, channels in removed.items()})
         model.pred.bias.data += 1  # has to be taken back
 
-    found = measure_sensitivity(model, selection, GROUPS, evaluate, compensate,
+    found = measure_sensitivity(model, selection, GROUPS, positions, evaluate, compensate,
                                 lambda *step: steps.append(step))
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     return found, compensated, steps
@@ -79,3 +81,14 @@ def test_gain_counts_as_noise():
     nothing, _, _ = measure(lambda off: 0.)
     assert gain.costs == nothing.costs
     assert gain.metrics['one'][SHARES[1]] > 0.8
+
+
+def test_positions_by_hand():
+    """A drop is for channels, of which each unit of a group loses the same share."""
+    found, compensated, steps = measure(lambda off: 0.1 * off['a1'] + 0.3 * off['a2'], True)
+    number = round(6 * POSITION)
+    assert compensated == [{'stem.conv': round(8 * POSITION)}, {'a1.conv': number},
+                           {'a2.conv': number}]
+    assert found.metrics['two'] == {POSITION: pytest.approx(0.8 - 0.3 * number)}
+    assert found.costs['two'] / found.costs['one'] == pytest.approx(3)
+    assert [step[1:] for step in steps] == [(number, 4) for number in range(5)]

@@ -35,9 +35,8 @@ class Reader:
         self.first_input, self.first_output = index * width, index * height
         self.size = num_channels(layer, 'in')
         outputs = slice(self.first_output, self.first_output + height)
-        weight = weight_by_output(layer).detach()[outputs].flatten(2).double()
-        if weight.dim() == 2:
-            weight = weight[..., None]
+        weight = weight_by_output(layer).detach()[outputs].double().clone()
+        weight = weight.reshape(height, width, -1)
         self.whole = (not isinstance(layer, nn.ConvTranspose2d)
                       and width * weight.shape[2] <= MAX_COLUMNS)
         self.taps = weight.shape[2] if self.whole else 1

@@ -17,7 +17,8 @@ from mmgcp.pruning import LayerGroup, prune
 from mmgcp.pruning.scores import criterion_names
 from mmgcp.registry import TASK_UTILS
 
-CRITERIA = ('APoZ', 'BNScale', 'FPGM', 'GroupFisher', 'L1Norm', 'L2Norm', 'Random', 'Taylor')
+CRITERIA = ('APoZ', 'BNScale', 'FPGM', 'GroupFisher', 'L1Norm', 'L2Norm', 'OBS', 'Random',
+            'Taylor')
 PLANTED = dict(stem=4, a=3)  # channels of no use; the stem has 12 in all, a has 8
 
 
@@ -70,7 +71,7 @@ def plant_median(model, planted):
 
 
 PLANTINGS = dict(L1Norm=plant_zero_filters, L2Norm=plant_zero_filters, FPGM=plant_median,
-                 APoZ=plant_dead, Taylor=plant_unread, GroupFisher=plant_unread)
+                 APoZ=plant_dead, Taylor=plant_unread, GroupFisher=plant_unread, OBS=plant_unread)
 GROUPS_OF_TOY = [LayerGroup('outside', ('stem', 'b'), ratio=PLANTED['stem'] / 12),
                  LayerGroup('inside', ('a', ), ratio=PLANTED['a'] / 8)]
 
@@ -93,7 +94,7 @@ def planted_model(plant, planted):
     ('L1Norm', {}), ('L1Norm', dict(normalize='max')), ('L1Norm', dict(fold_norm=True)),
     ('L2Norm', {}), ('L2Norm', dict(normalize='none')), ('FPGM', {}), ('APoZ', {}),
     ('APoZ', dict(zero='magnitude')), ('Taylor', {}), ('GroupFisher', {}),
-    ('GroupFisher', dict(normalize=None)), ('GroupFisher', dict(normalize='flops'))])
+    ('GroupFisher', dict(normalize=None)), ('GroupFisher', dict(normalize='flops')), ('OBS', {})])
 def test_planted_channels_go(name, options, seed):
     """These, all of these, and nothing else."""
     planted = choose_planted(seed)
@@ -103,7 +104,7 @@ def test_planted_channels_go(name, options, seed):
     assert found == {key: value.tolist() for key, value in planted.items()}
     assert model.stem.conv.out_channels == model.b.conv.out_channels == 8
     assert model.a.conv.out_channels == 5
-    if name in ('Taylor', 'GroupFisher', 'APoZ'):  # what went had no influence at all
+    if name in ('Taylor', 'GroupFisher', 'APoZ', 'OBS'):  # what went had no influence at all
         assert difference(before, run(model, 8)) < 1e-9
 
 
@@ -158,7 +159,7 @@ def test_kinds_of_layers(kind, name):
     assert all(tensor.isfinite().all() for tensor in run(model, 20))
 
 
-@pytest.mark.parametrize('name', ['APoZ', 'Taylor', 'GroupFisher'])
+@pytest.mark.parametrize('name', ['APoZ', 'Taylor', 'GroupFisher', 'OBS'])
 def test_data_are_needed(name):
     model = toy()
     before = snapshot(model)
