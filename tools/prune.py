@@ -41,7 +41,7 @@ def parse_args(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
                         'without the removed channels')
     add_arguments(parser, PruneOptions)
     data = parser.add_argument_group('data')
-    data.add_argument('--calib-batches', type=int, default=4, metavar='N',
+    data.add_argument('--calib-batches', type=int, default=16, metavar='N',
                       help='batches of training images to compensate with, and for criteria that '
                       'need some; 0: use none; default: %(default)s')
     data.add_argument('--input-size', type=int, nargs=2, metavar=('WIDTH', 'HEIGHT'),
@@ -114,7 +114,7 @@ def find_calibration(batches: Optional[CalibrationBatches], compensate) -> Optio
         next(iter(batches))
     except (UserError, StopIteration) as error:
         reason = str(error) or 'there are no training images'
-        if compensate == 'adapt-norms':
+        if compensate in ('adapt-norms', 'reconstruct'):
             raise PruningError(reason) from error
         print(f'warning: {reason}; channels that do not emit a constant are compensated by what '
               'their shifts alone emit')

@@ -61,8 +61,9 @@ def prune(model: nn.Module, groups: Groups = 'auto', ratio: Optional[float] = No
         criterion = build_task_util(options.criterion, Criterion, PruningError)
     else:
         validate_plan(plan, task.units)
-    trains = criterion is not None and criterion.trains and not options.dry_run
-    with restored_on_error(model, weights=trains):
+    in_place = not options.dry_run and (task.compensator().fits_weights
+                                        or criterion is not None and criterion.trains)
+    with restored_on_error(model, weights=in_place):
         decision = Decision(plan) if plan is not None else decide(criterion, task)
         return _apply(task, decision)
 
@@ -78,14 +79,15 @@ def _apply(task: PruningTask, decision: Decision) -> PruningResult:
         channels_after=_channels_left(task, removed),
         params=[task.cost.params, params],
         macs=[task.cost.macs, macs],
-        scores=decision.scores,
-        uncompensated=decision.uncompensated or [])
+        scores=decision.scores)
     if task.options.dry_run:
         return result
-    if decision.uncompensated is None:
+    done = decision.compensated
+    if done is None:
         progress('compensating', 0, 1)
-        result.uncompensated = task.compensator()(removed)
+        done = task.compensator()(removed)
         progress('compensating', 1, 1)
+    result.uncompensated, result.fits = done.incomplete, done.fits
     remove_and_verify(task.model, task.units, removed, task.shape, progress)
     return result
 

@@ -14,7 +14,7 @@ from mmgcp.nn.forward import working_shape
 
 from .allocate import allocate, by_position, measure_sensitivity
 from .budget import Budget
-from .compensation import Compensator
+from .compensation import Compensated, Compensator
 from .cost import CostModel
 from .graph import find_units
 from .layer_groups import make_groups
@@ -53,8 +53,7 @@ class Decision:
     """What a strategy has decided."""
     plan: PruningPlan
     scores: Dict[str, Tensor] = field(default_factory=dict)  # (K, ) by layer group, for a report
-    # Layers that could not absorb everything, None if compensation has yet to be done
-    uncompensated: Optional[List[str]] = None
+    compensated: Optional[Compensated] = None  # None if compensation has yet to be done
 
 
 def trace(model: nn.Module, options: PruneOptions) -> PruningTask:

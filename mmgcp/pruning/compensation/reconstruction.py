@@ -8,6 +8,7 @@ its original outputs from its new inputs best (asymmetric reconstruction, `arXiv
 for. The offset goes to the running mean of the BatchNorms that follow, or to the bias.
 """
 from collections import Counter
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Dict, Hashable, Iterable, Iterator, List, Sequence, Set, Tuple
 
@@ -31,10 +32,22 @@ from .rounds import Round, make_rounds
 RIDGE = 1e-2
 
 
+@dataclass(frozen=True)
+class Compensated:
+    """What compensation has done: by default, nothing to tell of.
+
+    Attributes:
+        incomplete (List[str]): Layers that could not absorb all that removed channels emitted.
+        fits (Dict[str, str]): How layers were fitted, in the order of execution.
+    """
+    incomplete: List[str] = field(default_factory=list)
+    fits: Dict[str, str] = field(default_factory=dict)
+
+
 @torch.no_grad()
 def reconstruct(model: nn.Module, units: Sequence[ChannelUnit], removed: Dict[str, Tensor],
                 images: Iterable[Tensor], shape: Sequence[int], reference: nn.Module,
-                ridge: float = RIDGE) -> Dict[str, str]:
+                ridge: float = RIDGE) -> Compensated:
     """Fit a model that is about to lose channels to a copy of the original, in place.
 
     Images come in batches (N, C, H, W), which are joined to rounds. In each, a layer is fitted to
@@ -52,7 +65,8 @@ def reconstruct(model: nn.Module, units: Sequence[ChannelUnit], removed: Dict[st
         ridge (float): See :class:`LeastSquares`. Defaults to 0.01.
 
     Returns:
-        Dict[str, str]: How each layer was fitted, in the order of execution.
+        Compensated: How layers were fitted; incomplete are those that read removed channels, but
+        have neither BatchNorms of their own nor a bias for an offset.
 
     Raises:
         PruningError: There are no images.
@@ -67,7 +81,7 @@ def reconstruct(model: nn.Module, units: Sequence[ChannelUnit], removed: Dict[st
             empty = False
     if fits.keys and empty:
         raise PruningError('there are no images to calibrate with')
-    return fits.kinds()
+    return fits.done()
 
 
 class _Reconstruction:
@@ -76,15 +90,16 @@ class _Reconstruction:
     def __init__(self, model: nn.Module, reference: nn.Module, channels: Channels,
                  shape: Sequence[int], ridge: float):
         self.model, self.reference, self.channels, self.ridge = model, reference, channels, ridge
+        self.readers = {name for name, side in channels if side == 'in'}
         self.fits: Dict[str, LayerFit] = {}
         # What absorbs the offset of each run of the layers to fit, in the order of execution
-        self.keys: Dict[str, List[Hashable]] = _find_absorbers(
-            reference, {name for name, side in channels if side == 'in'}, shape)
+        self.keys = _find_absorbers(reference, self.readers, shape)
 
-    def kinds(self) -> Dict[str, str]:
-        """Return how each layer was fitted."""
-        return {name: fit.kind + (', no offset' if None in self.keys[name] else '')
-                for name, fit in self.fits.items()}
+    def done(self) -> Compensated:
+        """Return what was done."""
+        return Compensated([name for name, keys in self.keys.items()
+                            if name in self.readers and None in keys],
+                           {name: fit.kind for name, fit in self.fits.items()})
 
     def round(self, item: Round) -> None:
         """Fit all layers to the images of one more round."""

@@ -14,7 +14,7 @@ from mmgcp.nn.sampling import Places, draw_places
 # Places of an image that each layer is fitted at
 PLACES = 256
 # Images run together, if they have so many pixels in all at most: memory grows with it
-ROUND_IMAGES, ROUND_PIXELS = 32, 32 * 416**2
+ROUND_IMAGES, ROUND_PIXELS = 16, 16 * 416**2
 
 
 @dataclass
