@@ -47,7 +47,7 @@ def parse_args(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
                         'without the removed channels')
     add_arguments(parser, PruneOptions)
     data = parser.add_argument_group('data')
-    data.add_argument('--calib-batches', type=int, default=4, metavar='N',
+    data.add_argument('--calib-batches', type=int, default=16, metavar='N',
                       help='batches of training images to compensate with, and for criteria that '
                       'need some; 0: use none; default: %(default)s')
     data.add_argument('--input-size', type=int, nargs=2, metavar=('WIDTH', 'HEIGHT'),

@@ -79,7 +79,8 @@ class Snapshot:
     """A model's structure and values, to take back what surgery and compensation change.
 
     Large weights are remembered, but not copied, as surgery replaces them instead of changing
-    them in place. With ``weights=True`` they are copied, too, as training changes them in place.
+    them in place. With ``weights=True`` they are copied, too, for what changes them in place:
+    training and reconstruction.
     """
 
     def __init__(self, model: nn.Module, weights: bool = False):

@@ -59,9 +59,10 @@ def prune(model: nn.Module, groups: Groups = 'auto', ratio: Optional[float] = No
         criterion = build_task_util(options.criterion, Criterion, PruningError)
     else:
         validate_plan(plan, task.units)
-    trains = (criterion is not None and (criterion.trains or options.steps > 1)
-              and not options.dry_run)
-    with restored_on_error(model, weights=trains):
+    in_place = not options.dry_run and (
+        task.compensator().fits_weights or options.steps > 1
+        or criterion is not None and criterion.trains)
+    with restored_on_error(model, weights=in_place):
         if plan is not None:
             decision = Decision(plan)
         elif options.steps > 1:
@@ -82,8 +83,8 @@ def _apply(task: PruningTask, decision: Decision) -> PruningResult:
         channels_after=task.cost.channels_left(removed),
         params=[task.cost.params, params],
         macs=[task.cost.macs, macs],
-        scores=decision.scores,
-        uncompensated=decision.uncompensated or [])
+        scores=decision.scores)
     if not task.options.dry_run:
-        result.uncompensated = task.carry_out(removed, decision.uncompensated)
+        done = task.carry_out(removed, decision.compensated)
+        result.uncompensated, result.fits = done.incomplete, done.fits
     return result

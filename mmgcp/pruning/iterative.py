@@ -77,10 +77,10 @@ def _step(task: PruningTask, number: int) -> PruningTask:
     removed = decision.plan.removed()
     if task.budget.exceeded(*task.cost.shares(removed)) or _same(removed, task.gone):
         return task
-    uncompensated = task.carry_out(removed, decision.uncompensated)
+    done = task.carry_out(removed, decision.compensated)
     if options.finetune is not None:
         _train(task.model, options.finetune, number)
-    return replace(task, gone=removed, uncompensated=uncompensated)
+    return replace(task, gone=removed, uncompensated=done.incomplete)
 
 
 def _warn_if_missed(task: PruningTask, decision: Decision) -> None:

@@ -89,11 +89,11 @@ class PruneOptions:
         help='what to remove, perhaps edited by hand; nothing else decides it then')
     compensate: Union[bool, str] = option(
         True, in_config=True, recorded=True,
-        check=one_of(True, False, 'fold-means', 'adapt-norms'),
-        cli=dict(group=OTHER, choices=('fold-means', 'adapt-norms')),
-        default_help='adapt-norms where there are training images, else fold-means',
+        check=one_of(True, False, 'fold-means', 'adapt-norms', 'reconstruct'),
+        cli=dict(group=OTHER, choices=('fold-means', 'adapt-norms', 'reconstruct')),
+        default_help='reconstruct where there are training images, else fold-means',
         help='make up for what removed channels emit: fold its mean into the layers that read '
-        'them, or adapt their BatchNorms, too')
+        'them, adapt their BatchNorms, too, or fit all layers behind to their original outputs')
     finetune: Optional[Callable[[nn.Module, int], None]] = option(
         None, in_config=True, check=(callable, 'must be a function'),
         help='training between channel units, with a layer-wise criterion, or between steps: '

@@ -210,6 +210,7 @@ class PruningResult:
         scores (Dict[str, Tensor]): All scores (K, ) by layer group; empty where they did not
             decide.
         uncompensated (List[str]): Layers that could not absorb what removed channels emitted.
+        fits (Dict[str, str]): How layers were fitted to their original outputs, if they were.
     """
     model: nn.Module
     plan: PruningPlan
@@ -218,7 +219,8 @@ class PruningResult:
     params: List[int]
     macs: List[int]
     scores: Dict[str, Tensor]
-    uncompensated: List[str]
+    uncompensated: List[str] = field(default_factory=list)
+    fits: Dict[str, str] = field(default_factory=dict)
 
     @property
     def changed_channels(self) -> ChannelTable:
@@ -245,4 +247,5 @@ class PruningResult:
             options=self.plan.options,
             layers=[row._asdict() for row in self.layers],
             skipped=self.plan.skipped,
-            uncompensated=self.uncompensated)
+            uncompensated=self.uncompensated,
+            fits=self.fits)

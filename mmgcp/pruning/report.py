@@ -1,7 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """What was pruned, for people and for programs."""
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Dict, List
 
@@ -33,6 +33,10 @@ def summarize(result: PruningResult) -> str:
     if result.uncompensated:
         lines.append(f'{len(result.uncompensated)} layers could not absorb all that removed '
                      'channels emitted')
+    if result.fits:
+        kinds = ', '.join(f'{number} {kind}' for kind, number in Counter(
+            result.fits.values()).most_common())
+        lines.append(f'{len(result.fits)} layers fitted to their original outputs ({kinds})')
     return '\n'.join(lines)
 
 
@@ -58,10 +62,12 @@ def _markdown(result: PruningResult, rows: List[LayerRow]) -> str:
     ]
     if result.scores:
         lines += ['## Scores and thresholds per layer group', '', '![scores](scores.png)', '']
-    lines += ['## Layers', '', '| layer | group | before | after | kept |',
-              '|---|---|--:|--:|--:|']
+    fitted = bool(result.fits)
+    lines += ['## Layers', '', '| layer | group | before | after | kept |' + ' fitted |' * fitted,
+              '|---|---|--:|--:|--:|' + '---|' * fitted]
     lines += [f'| {row.layer} | {row.group} | {row.before} | {row.after} | '
-              f'{row.after / row.before:.0%} |' for row in rows]
+              f'{row.after / row.before:.0%} |' + f' {result.fits.get(row.layer, "")} |' * fitted
+              for row in rows]
     for title, items in (('Left alone', [f'{name}: {reason}'
                                          for name, reason in result.plan.skipped.items()]),
                          ('Could not absorb all that removed channels emitted',

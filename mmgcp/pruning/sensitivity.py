@@ -87,7 +87,7 @@ def _relative(costs: Dict[str, float]) -> Dict[str, float]:
 def _metric_without(model: nn.Module, selection: Selection, removed: Dict[str, Tensor],
                     evaluate: Callable, compensate: Callable) -> float:
     """Evaluate the model without some channels."""
-    snapshot = Snapshot(model)
+    snapshot = Snapshot(model, weights=True)  # reconstruction changes them in place
     try:
         compensate(removed)
         with channels_off(model, [item.unit for item in selection.scored], removed):

@@ -15,7 +15,7 @@ from mmgcp.nn.forward import working_shape
 
 from .allocate import allocate, by_position
 from .budget import Budget
-from .compensation import Compensator
+from .compensation import Compensated, Compensator
 from .cost import CostModel
 from .graph import find_units
 from .layer_groups import make_groups
@@ -61,19 +61,20 @@ class PruningTask:
         return Compensator(self.model, self.left, self.options.compensate, images, self.shape)
 
     def carry_out(self, removed: Dict[str, Tensor],
-                  uncompensated: Optional[List[str]]) -> List[str]:
+                  compensated: Optional[Compensated]) -> Compensated:
         """Remove channels (K, ) by name of the unit, with a check, and compensate before.
 
-        Layers that could not absorb everything are given where compensation has been done.
-        Returns all of them.
+        What compensation has done is given where that was before. Returns it, with what earlier
+        steps left incomplete.
         """
         progress, removed = self.options.progress, remaining_channels(removed, self.gone)
-        if uncompensated is None:
+        if compensated is None:
             progress('compensating', 0, 1)
-            uncompensated = self.compensator()(removed)
+            compensated = self.compensator()(removed)
             progress('compensating', 1, 1)
         remove_and_verify(self.model, self.left, removed, self.shape, progress)
-        return list(dict.fromkeys([*self.uncompensated, *uncompensated]))
+        incomplete = [*self.uncompensated, *compensated.incomplete]
+        return replace(compensated, incomplete=list(dict.fromkeys(incomplete)))
 
     def check_data(self, criterion: Criterion) -> None:
         """Raise a PruningError if a criterion needs training data and there are none."""
@@ -87,8 +88,7 @@ class Decision:
     """What a strategy has decided."""
     plan: PruningPlan
     scores: Dict[str, Tensor] = field(default_factory=dict)  # (K, ) by layer group, for a report
-    # Layers that could not absorb everything, None if compensation has yet to be done
-    uncompensated: Optional[List[str]] = None
+    compensated: Optional[Compensated] = None  # None if compensation has yet to be done
 
 
 def trace(model: nn.Module, options: PruneOptions) -> PruningTask:

@@ -12,6 +12,7 @@ from mmgcp.pruning.units import ChannelUnit
 
 from .folding import Values, compensate
 from .norms import adapt_norms
+from .reconstruction import Compensated, reconstruct
 
 
 @dataclass
@@ -21,7 +22,8 @@ class Compensator:
     The model changes in place. Channels are given as indices (K, ) by name of their unit, images
     in batches (N, C, H, W). The mode is False for nothing; 'fold-means' to fold the means of
     removed channels (folding.py); 'adapt-norms' to adapt the BatchNorms afterwards, too
-    (norms.py); or True for the latter with calibration images and the former without.
+    (norms.py); 'reconstruct' to fit layers to their original outputs (reconstruction.py); or
+    True for the last with calibration images and the first without.
     """
     model: nn.Module
     units: Sequence[ChannelUnit]
@@ -29,12 +31,22 @@ class Compensator:
     images: Optional[Iterable[Tensor]]
     shape: Sequence[int]
 
-    def __call__(self, removed: Dict[str, Tensor]) -> List[str]:
-        """Compensate for channels; return the layers that could not absorb everything."""
+    def __post_init__(self):
+        if self.mode is True:
+            self.mode = 'fold-means' if self.images is None else 'reconstruct'
+
+    def __call__(self, removed: Dict[str, Tensor]) -> Compensated:
+        """Compensate for channels."""
         reference = self.reference() if removed else None
-        uncompensated = self.fold(removed)
-        self.adapt(removed, reference)
-        return uncompensated
+        # Reconstruction does not depend on what was folded before
+        incomplete = [] if self.fits_weights else self.fold(removed)
+        done = self.adapt(removed, reference)
+        return Compensated(incomplete + done.incomplete, done.fits)
+
+    @property
+    def fits_weights(self) -> bool:
+        """Whether weights change in place, and not only biases and BatchNorms."""
+        return self.mode == 'reconstruct'
 
     def fold(self, removed: Dict[str, Tensor], means: Optional[Values] = None) -> List[str]:
         """Fold the means of channels into their consumers, unless the mode is False.
@@ -47,19 +59,23 @@ class Compensator:
         return compensate(self.model, self.units, removed, self.images, self.shape, means)
 
     def reference(self) -> Optional[nn.Module]:
-        """Copy the model as it is, for :meth:`adapt`; None if the mode does not adapt norms.
+        """Copy the model as it is, for :meth:`adapt`; None if the mode needs none.
 
         A mode that needs images raises a PruningError if there are none.
         """
-        if self.mode in (False, 'fold-means') or self.mode is True and self.images is None:
+        if self.mode in (False, 'fold-means'):
             return None
         if self.images is None:
-            raise PruningError("compensate='adapt-norms' needs calibration images, but there "
+            raise PruningError(f'compensate={self.mode!r} needs calibration images, but there '
                                'are none (--calib-batches of tools/prune.py)')
         return copy.deepcopy(self.model)
 
-    def adapt(self, removed: Dict[str, Tensor], reference: Optional[nn.Module]) -> None:
-        """Adapt the BatchNorms of the model without channels to a copy of the original."""
-        if reference is not None:
-            with channels_off(self.model, self.units, removed):
-                adapt_norms(self.model, reference, self.images)
+    def adapt(self, removed: Dict[str, Tensor], reference: Optional[nn.Module]) -> Compensated:
+        """Adapt the model without channels to a copy of the original, if there is one."""
+        if reference is None:
+            return Compensated()
+        if self.fits_weights:
+            return reconstruct(self.model, self.units, removed, self.images, self.shape, reference)
+        with channels_off(self.model, self.units, removed):
+            adapt_norms(self.model, reference, self.images)
+        return Compensated()

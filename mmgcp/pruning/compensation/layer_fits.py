@@ -1,12 +1,13 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """How single layers are fitted to what they computed before channels were removed."""
-import math
 from typing import Callable, Dict, Hashable, Tuple
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
+from mmgcp.nn.layers import WEIGHT_TYPES
+from mmgcp.nn.precision import at_least_single
 from mmgcp.nn.sampling import Places, as_maps, read_patches
 
 from .folding import constant_outputs
@@ -14,7 +15,6 @@ from .least_squares import LeastSquares
 
 # Unknowns of an output, beyond which a system of equations takes too much time and memory
 MAX_UNKNOWNS = 2304
-
 
 # Chooses places in feature maps (N, H, W, C)
 Choice = Callable[[Tensor], Places]
@@ -31,7 +31,7 @@ class Kept:
 
     def __init__(self, mask: Tensor, groups: int):
         mask = mask.view(groups, -1)
-        self.width = mask.shape[1]
+        self.size, self.width = mask.shape
         self.groups = mask.any(1).nonzero().flatten()  # (G, )
         self.inside = mask.nonzero()[:, 1].view(len(self.groups), -1)  # (G, K), of each group
 
@@ -40,6 +40,18 @@ class Kept:
         """Numbers (G, K) of the channels in the layer."""
         return self.groups[:, None] * self.width + self.inside
 
+    def select(self, values: Tensor) -> Tensor:
+        """Select of all channels (S, C) of a layer those that stay: (S, G, K)."""
+        if self.inside.numel() == values.shape[1]:
+            return values.unflatten(1, self.inside.shape)
+        return values[:, self.channels]
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Spread values (G, K) over all channels (C, ), with zeros for others."""
+        spread = values.new_zeros(self.size * self.width)
+        spread[self.channels] = values
+        return spread
+
 
 class LayerFit:
     """Base of the fits of a layer.
@@ -47,26 +59,35 @@ class LayerFit:
     Args:
         layer (nn.Module): The layer, which changes in place.
         original (nn.Module): The same layer of the original model.
-        inputs (Tensor): Mask (I, ) of the input channels that stay.
-        outputs (Tensor): Mask (O, ) of the output channels that stay.
+        inputs (Kept): The input channels that stay.
+        outputs (Kept): The output channels that stay.
+        ridge (float): See :class:`LeastSquares`.
     """
+    kind: str  # for a report
 
-    def __init__(self, layer: nn.Module, original: nn.Module, inputs: Tensor, outputs: Tensor):
-        self.layer = layer
-        self.original = original
-        groups = getattr(layer, 'groups', 1)
-        self.inputs, self.outputs = Kept(inputs, groups), Kept(outputs, groups)
+    def __init__(self, layer: nn.Module, original: nn.Module, inputs: Kept, outputs: Kept,
+                 ridge: float):
+        self.layer, self.original = layer, original
+        self.inputs, self.outputs = inputs, outputs
 
     def targets(self, inputs: Tensor, output: Tensor, choose: Choice) -> Tuple[Places, Tensor]:
-        """Return places, and what is to be estimated there, from a run of the original layer."""
-        raise NotImplementedError
+        """Return places, and what is to be estimated there, from a run of the original layer.
+
+        By default that is its output without the bias, (S, G, K) of the channels that stay.
+        """
+        maps = as_maps(self.original, output)
+        places = choose(maps)
+        values = at_least_single(maps[places])
+        if self.original.bias is not None:
+            values = values - self.original.bias
+        return places, self.outputs.select(values)
 
     def add(self, inputs: Tensor, places: Places, targets: Tensor, key: Hashable) -> None:
         """Add samples: inputs of the changed layer, and targets whose offset has a key."""
         raise NotImplementedError
 
     def apply(self) -> Offsets:
-        """Change the layer to the best estimate from all samples; return what it lacks."""
+        """Change the weight to the best estimate from all samples; return what it lacks."""
         raise NotImplementedError
 
 
@@ -74,65 +95,57 @@ class KernelFit(LayerFit):
     """Estimates the outputs of a layer by a new kernel.
 
     Asymmetric reconstruction of `arXiv 1707.06168 <https://arxiv.org/abs/1707.06168>`_, with a
-    ridge towards the present kernel. For linear layers, and convolutions with zero padding.
+    ridge towards the present kernel. For linear layers and convolutions that are not transposed.
     """
+    kind = 'kernel'
 
-    def __init__(self, layer: nn.Module, original: nn.Module, inputs: Tensor, outputs: Tensor,
-                 ridge: float):
-        super().__init__(layer, original, inputs, outputs)
-        self.solver = LeastSquares(self._kernel().flatten(2), ridge)
-
-    def _where(self) -> Tuple[Tensor, Tensor, Tensor]:
-        """Index what stays of a weight (G, O / G, I / G, T) with T taps."""
-        return (self.outputs.groups[:, None, None], self.outputs.inside[:, :, None],
-                self.inputs.inside[:, None])
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.solver = LeastSquares(self._kernel().transpose(2, 3).flatten(2), args[-1])
 
     def _by_group(self) -> Tensor:
-        weight, groups = self.layer.weight.detach(), getattr(self.layer, 'groups', 1)
-        return weight.view(groups, len(weight) // groups, weight.shape[1], -1)
+        """View the weight as (G, O / G, I / G, T) with T taps."""
+        weight = self.layer.weight.detach()
+        return weight.view(self.inputs.size, -1, weight.shape[1], weight[0, 0].numel())
+
+    def _where(self) -> Tuple[Tensor, Tensor, Tensor]:
+        """Index what stays in :meth:`_by_group`."""
+        return (self.outputs.groups[:, None, None], self.outputs.inside[:, :, None],
+                self.inputs.inside[:, None])
 
     def _kernel(self) -> Tensor:
         return self._by_group()[self._where()]
 
-    def targets(self, inputs: Tensor, output: Tensor, choose: Choice) -> Tuple[Places, Tensor]:
-        """Return places of the output, and its values (S, G, O / G) there without the bias."""
-        maps = as_maps(self.original, output)
-        places = choose(maps)
-        values = maps[places]
-        if self.original.bias is not None:
-            values = values - self.original.bias
-        return places, values[:, self.outputs.channels]
-
     def add(self, inputs: Tensor, places: Places, targets: Tensor, key: Hashable) -> None:
         """Add samples; see the base class."""
-        maps = as_maps(self.layer, inputs)[..., self.inputs.channels.flatten()]
-        patches = read_patches(self.layer, maps, places)  # (S, T, C)
-        patches = patches.unflatten(2, self.inputs.channels.shape).permute(0, 2, 3, 1).flatten(2)
-        self.solver.add(patches, targets, key)
+        patches = read_patches(self.layer, as_maps(self.layer, inputs), places)  # (S, T, I)
+        samples, taps, _ = patches.shape
+        patches = self.inputs.select(patches.flatten(0, 1)).unflatten(0, (samples, taps))
+        self.solver.add(patches.transpose(1, 2).flatten(2), targets, key)
 
     def apply(self) -> Offsets:
         """Set the kernel; see the base class."""
         matrix, offsets = self.solver.solve()
-        kernel = matrix.view(self._kernel().shape)
+        kernel = matrix.unflatten(2, (-1, self.inputs.inside.shape[1])).transpose(2, 3)
         self._by_group()[self._where()] = kernel.to(self.layer.weight)
-        return {key: _spread(values, self.outputs, self.layer) for key, values in offsets.items()}
+        return {key: self.outputs.spread(values) for key, values in offsets.items()}
 
 
 class MixingFit(LayerFit):
     """Estimates the original inputs of a layer by a mixture of the new ones, at single places.
 
-    The mixture is multiplied into the weight. It has as many unknowns as there are channels,
-    however large the kernel, and is right for any layer that is linear; a constant is absorbed as
-    by folding means. With an infinite ridge there is only this constant.
+    The mixture is multiplied into the weight of the original. It has as many unknowns as there
+    are channels, however large the kernel, and is right for any layer that is linear; a constant
+    is absorbed as by folding means.
     """
+    kind = 'mixture of inputs'
 
-    def __init__(self, layer: nn.Module, original: nn.Module, inputs: Tensor, outputs: Tensor,
-                 ridge: float):
-        super().__init__(layer, original, inputs, outputs)
-        count, kept = self.inputs.inside.shape
-        selection = torch.zeros(count, self.inputs.width, kept, device=layer.weight.device)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        groups, kept = self.inputs.inside.shape
+        selection = torch.zeros(groups, self.inputs.width, kept, device=self.layer.weight.device)
         selection.scatter_(1, self.inputs.inside[:, None], 1.)
-        self.solver = LeastSquares(selection, ridge)
+        self.solver = LeastSquares(selection, args[-1])
 
     def targets(self, inputs: Tensor, output: Tensor, choose: Choice) -> Tuple[Places, Tensor]:
         """Return places of the input, and all of its values (S, G, I / G) there."""
@@ -142,45 +155,76 @@ class MixingFit(LayerFit):
 
     def add(self, inputs: Tensor, places: Places, targets: Tensor, key: Hashable) -> None:
         """Add samples; see the base class."""
-        values = as_maps(self.layer, inputs)[places]
-        self.solver.add(values[:, self.inputs.channels], targets, key)
+        self.solver.add(self.inputs.select(as_maps(self.layer, inputs)[places]), targets, key)
 
     def apply(self) -> Offsets:
         """Multiply the mixture into the weight; see the base class."""
         mixture, constants = self.solver.solve()  # (G, I / G, K)
-        weight, groups = self.original.weight.detach().double(), getattr(self.layer, 'groups', 1)
-        weight = weight.unflatten(0, (groups, -1))[self.inputs.groups]
-        changed = self.layer.weight.detach().unflatten(0, (groups, -1))
-        rows, inside = self.inputs.groups[:, None], self.inputs.inside
+        groups, inside = self.inputs.groups, self.inputs.inside
+        weight = self.original.weight.detach().unflatten(0, (self.inputs.size, -1))[groups]
+        changed = self.layer.weight.detach().unflatten(0, (self.inputs.size, -1))
         if isinstance(self.layer, nn.ConvTranspose2d):  # (G, I / G, O / G, ...)
-            mixed = torch.einsum('gfo...,gfk->gko...', weight, mixture)
-            changed[rows, inside] = mixed.to(changed)
+            mixed = torch.einsum('gfo...,gfk->gko...', weight.double(), mixture)
         else:
-            mixed = torch.einsum('gof...,gfk->gko...', weight, mixture)
-            changed.transpose(1, 2)[rows, inside] = mixed.to(changed)
-        return {key: constant_outputs(self.original, _spread(values, self.inputs, self.layer, True)
-                                      ).mean(1) for key, values in constants.items()}
+            mixed = torch.einsum('gof...,gfk->gko...', weight.double(), mixture)
+            changed = changed.transpose(1, 2)
+        changed[groups[:, None], inside] = mixed.to(changed)
+        return {key: self._absorbed(values) for key, values in constants.items()}
+
+    def _absorbed(self, constants: Tensor) -> Tensor:
+        """Return what constant inputs (G, I / G) add to the outputs, (O, )."""
+        inputs = constants.new_zeros(self.inputs.size, self.inputs.width)
+        inputs[self.inputs.groups] = constants
+        return constant_outputs(self.original, inputs.flatten()).mean(1)
 
 
-def make_fit(layer: nn.Module, original: nn.Module, inputs: Tensor, outputs: Tensor,
-             ridge: float) -> LayerFit:
-    """Make the fit of a layer of which channels stay, by masks (I, ) and (O, )."""
+class MeanFit(LayerFit):
+    """Leaves the weight alone: only the means of the outputs become those of the original."""
+    kind = 'mean'
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        groups, kept = self.outputs.inside.shape
+        self.solver = LeastSquares(self.layer.weight.new_zeros(groups, kept, 0), args[-1])
+
+    def add(self, inputs: Tensor, places: Places, targets: Tensor, key: Hashable) -> None:
+        """Add samples; see the base class. The layer runs for its outputs, without hooks."""
+        values = at_least_single(as_maps(self.layer, self.layer.forward(inputs))[places])
+        if self.layer.bias is not None:
+            values = values - self.layer.bias
+        lacking = targets - self.outputs.select(values)
+        self.solver.add(lacking[..., :0], lacking, key)
+
+    def apply(self) -> Offsets:
+        """Return what the weight lacks; see the base class."""
+        return {key: self.outputs.spread(values) for key, values in self.solver.solve()[1].items()}
+
+
+def make_fit(layer: nn.Module, original: nn.Module, kept: Dict[str, Tensor], ridge: float,
+             inputs: Tensor, output: Tensor) -> LayerFit:
+    """Make the fit of a layer, of which the channels of masks (C, ) by side stay.
+
+    The inputs and the output of the original layer tell whether it computes what its class does.
+    """
     groups = getattr(layer, 'groups', 1)
-    kept = int(inputs.sum()) // max(1, int(inputs.view(groups, -1).any(1).sum()))
-    is_simple = isinstance(layer, nn.Linear) or (
-        not isinstance(layer, nn.ConvTranspose2d) and layer.padding_mode == 'zeros')
-    if is_simple and kept * layer.weight[0, 0].numel() <= MAX_UNKNOWNS:
-        return KernelFit(layer, original, inputs, outputs, ridge)
-    if len(inputs) // groups > MAX_UNKNOWNS:
-        ridge = math.inf
-    return MixingFit(layer, original, inputs, outputs, ridge)
-
-
-def _spread(values: Tensor, kept: Kept, layer: nn.Module, all_of_group: bool = False) -> Tensor:
-    """Spread values by group, (G, K) or of all channels, over the channels of a side of a layer."""
-    spread = values.new_zeros(getattr(layer, 'groups', 1), kept.width)
-    if all_of_group:
-        spread[kept.groups] = values
+    sides = [Kept(kept[side], groups) for side in ('in', 'out')]
+    unknowns = sides[0].inside.shape[1] * layer.weight[0, 0].numel()
+    if not _is_plain(original, inputs, output):
+        kind = MeanFit
+    elif unknowns <= MAX_UNKNOWNS and not isinstance(layer, nn.ConvTranspose2d):
+        kind = KernelFit
+    elif sides[0].width <= MAX_UNKNOWNS and torch.equal(layer.weight, original.weight):
+        kind = MixingFit
     else:
-        spread[kept.groups[:, None], kept.inside] = values
-    return spread.flatten()
+        kind = MeanFit  # also where a layer-wise criterion has adapted the weights
+    return kind(layer, original, *sides, ridge)
+
+
+def _is_plain(layer: nn.Module, inputs: Tensor, output: Tensor) -> bool:
+    """Whether a layer has computed what the class of torch that it inherits computes."""
+    plain = next(kind for kind in WEIGHT_TYPES if isinstance(layer, kind))
+    if type(layer).forward is plain.forward:
+        return True
+    expected = plain.forward(layer, inputs[:1])
+    return expected.shape == output[:1].shape and torch.allclose(
+        expected, output[:1], rtol=1e-3, atol=1e-3 * float(expected.abs().max()))

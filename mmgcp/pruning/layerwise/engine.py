@@ -15,7 +15,7 @@ from mmgcp.nn.forward import record_shapes
 from mmgcp.nn.layers import WEIGHT_TYPES, find_layer
 from mmgcp.nn.temporarily import only_values_change
 from mmgcp.pruning.allocate import EqualShares
-from mmgcp.pruning.compensation import Compensator
+from mmgcp.pruning.compensation import Compensated, Compensator
 from mmgcp.pruning.compensation.folding import Values
 from mmgcp.pruning.resume import Unfinished, digest_request
 from mmgcp.pruning.scores import Criterion
@@ -61,7 +61,7 @@ def prune_layer_by_layer(criterion: LayerwiseCriterion, task: PruningTask) -> De
     gone = {name: channels.tolist() for name, channels in run.removed.items()}
     plan = replace(plan, units=[replace(item, removed=gone.get(item.name, []))
                                 for item in plan.units])
-    return Decision(plan, uncompensated=list(dict.fromkeys(run.uncompensated)))
+    return Decision(plan, compensated=Compensated(list(dict.fromkeys(run.uncompensated)), run.fits))
 
 
 def _allocation_criterion(criterion: LayerwiseCriterion, allocation: Optional[str]) -> Criterion:
@@ -100,14 +100,16 @@ def order_units(model: nn.Module, units: Sequence[ChannelUnit],
 class LayerByLayer:
     """Prunes units of a task; the channels are switched off meanwhile, but not removed.
 
-    At the end the BatchNorms are adapted to the model as it was before the first unit, unless
-    there is fine-tuning, which leaves them in a better state.
+    At the end the model is adapted to what it was before the first unit (by default, layers are
+    fitted to their outputs of then), unless there is fine-tuning, which leaves it in a better
+    state.
     """
     task: PruningTask
     criterion: LayerwiseCriterion
     compensator: Compensator
     removed: Dict[str, Tensor] = field(default_factory=dict)  # (K, ) of each finished unit
     uncompensated: List[str] = field(default_factory=list)  # layers that could not absorb all
+    fits: Dict[str, str] = field(default_factory=dict)  # how layers were fitted at the end
 
     def __call__(self, units: Sequence[ChannelUnit], allocated: Dict[str, Tensor],
                  unfinished: Unfinished) -> None:
@@ -129,13 +131,14 @@ class LayerByLayer:
                                 criterion=self.criterion.state_dict(),
                                 reference=reference and reference.state_dict())
             progress('pruning layers', len(units), len(units))
-        self.compensator.adapt(self.removed, reference)
+        done = self.compensator.adapt(self.removed, reference)
+        self.uncompensated, self.fits = self.uncompensated + done.incomplete, done.fits
 
     def _begin(self, units: Sequence[ChannelUnit], unfinished: Unfinished,
                off: ExitStack) -> Optional[nn.Module]:
         """Begin with the first unit, or resume after the last one that was finished.
 
-        Return the copy of the model that the BatchNorms are adapted to, if they are.
+        Return the copy of the model that it is adapted to at the end, if it is.
         """
         model, options, state = self.task.model, self.task.options, unfinished.load()
         if state is None:
