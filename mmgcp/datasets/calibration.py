@@ -130,7 +130,8 @@ def evaluate(model: nn.Module,
             batches and the number of all batches.
 
     Returns:
-        tuple[str, float]: Name and value of the metric.
+        tuple[str, float]: Name and value of the metric; 0 if there is no detection in all the
+        images, for which MMDetection's metrics give no values.
 
     Raises:
         UserError: The config has no validation data or evaluator, the data cannot be loaded,
@@ -151,6 +152,8 @@ def evaluate(model: nn.Module,
                     progress(number + 1, len(loader))
         with _silence():
             values = evaluator.evaluate(len(loader.dataset))
+    if evaluator.metrics and not values:
+        return metric or 'mAP', 0.
     return _choose_metric(values, metric)
 
 

@@ -82,7 +82,7 @@ class LayerFinetuning:
         drop_collate_scope(cfg.train_dataloader)
         randomness = dict(cfg.get('randomness') or {})
         randomness['seed'] = (randomness.get('seed') or 0) + number
-        return _QuietRunner(
+        return QuietRunner(
             model=model,
             work_dir=folder,
             train_dataloader=cfg.train_dataloader,
@@ -104,7 +104,7 @@ def _wanted_hooks(cfg: Config) -> List[dict]:
             if not any(name in str(hook.get('type')) for name in UNWANTED_HOOKS)]
 
 
-class _QuietRunner(Runner):
+class QuietRunner(Runner):
     """A runner for a model that already has its weights, with less to print."""
 
     def _init_model_weights(self) -> None:

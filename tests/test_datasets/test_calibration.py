@@ -410,6 +410,16 @@ def test_images_left_out_do_not_count_as_missed(cfg, detector, tmp_path):
     assert name == 'coco/bbox_mAP' and value == pytest.approx(1.)
 
 
+def test_no_detections(cfg, detector, tmp_path):
+    """COCO's metric gives no values then; the accuracy is 0."""
+    write_coco(detector, tmp_path / 'truth.json')
+    cfg.val_evaluator = dict(
+        type='mmdet.CocoMetric', ann_file=str(tmp_path / 'truth.json'), metric='bbox')
+    detector.answers = {key: truth[:0] for key, truth in detector.answers.items()}
+    assert evaluate(detector, cfg)[1] == 0
+    assert evaluate(detector, cfg, 'coco/bbox_mAP_50') == ('coco/bbox_mAP_50', 0.)
+
+
 def test_other_evaluators(cfg, detector):
     metric = dict(type=CountingMetric, prefix='test')
     for evaluator in (metric, [metric], dict(metrics=[metric]),
