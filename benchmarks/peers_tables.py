@@ -13,6 +13,8 @@ from peers_rows import DENSE, Row
 from peers_runs import PeerRuns
 from prune_speed import _markdown, describe_machine
 
+from mmgcp.errors import UserError
+
 MARKERS = 'os^vD<>pP*Xh'
 # Names of rows begin with these; the others are variants of this project
 FAMILIES = {'dense': 'Greys', 'slimming': 'Greens', 'tp-': 'Oranges', 'mmrazor': 'Purples',
@@ -25,6 +27,9 @@ class Results:
     Args:
         runs (PeerRuns): The runs.
         rows (Sequence[Row]): Those to show.
+
+    Raises:
+        UserError: Nothing has been measured with them.
     """
 
     def __init__(self, runs: PeerRuns, rows: Sequence[Row]):
@@ -34,7 +39,10 @@ class Results:
                       for kind in ('pruned', 'trained', 'failed')}
         self.found['trained'] = [item for item in self.found['trained']
                                  if item['inputs']['lr'] == runs.lr]
-        self.dense = self.of('pruned', DENSE, 0.)[0]
+        dense = self.of('pruned', DENSE, 0.)
+        if not dense:
+            raise UserError(f'nothing in {runs.folder} was measured with these settings')
+        self.dense = dense[0]
 
     @property
     def shares(self) -> List[float]:

@@ -64,6 +64,7 @@ def table(printed):
             for line in printed.splitlines() if line.startswith('|')]
 
 
+@pytest.mark.slow
 def test_comparison(benchmark, detector, annotated, tmp_path, capsys, monkeypatch):
     """A real one, with a peer that is not there; what is finished is not run again."""
     monkeypatch.setitem(sys.modules, 'mmrazor', None)  # as if it were not installed
@@ -171,6 +172,11 @@ def test_faulty_arguments(benchmark, capsys, arguments, message):
     with pytest.raises(SystemExit):
         benchmark('config.py', 'checkpoint.pth', *arguments)
     assert message in capsys.readouterr().err
+
+
+def test_nothing_to_report(benchmark, detector, tmp_path):
+    with pytest.raises(SystemExit, match='was measured with these settings'):
+        benchmark(*detector, '--work-dir', tmp_path, '--report')
 
 
 def test_share_out_of_range(benchmark):
