@@ -23,7 +23,7 @@ from typing import Dict, List, Optional, Tuple
 import torch
 from mmengine.config import Config
 from prune_speed import ROOT, _build, _markdown, _memory, _reset_peak, describe_machine
-from runs import Runs, digest, evaluation
+from runs import Runs, digest, evaluation, takes_seed
 
 from mmgcp.errors import UserError
 from mmgcp.nn.training_loss import Batch
@@ -109,7 +109,7 @@ class CriteriaRuns(Runs):
     def prune(self, criterion: str, share: float, compensate: bool, seed: int) -> Path:
         """Prune with a criterion and test; returns the folder of the pruned network."""
         kind = dict(type=f'mmgcp.{criterion}')
-        if hasattr(TASK_UTILS.build(kind), 'seed'):
+        if takes_seed(kind):
             kind['seed'] = seed
         name = f'{criterion}-{share:g}-{kind.get("seed", 0)}{"" if compensate else "-plain"}'
         config, checkpoint = self.args.config, self.args.checkpoint

@@ -17,6 +17,7 @@ from prune_speed import ROOT
 
 from mmgcp.errors import UserError
 from mmgcp.pipeline.child_config import write_child
+from mmgcp.registry import TASK_UTILS
 from mmgcp.utils.cli import replacing
 
 METRICS = {'mAP50': 'pascal_voc/AP50', 'mAP': 'pascal_voc/mAP'}
@@ -103,6 +104,15 @@ class Runs:
     def checkpoint(self, name: str) -> Path:
         """The last checkpoint of a training."""
         return Path((self.folder / name / 'last_checkpoint').read_text())
+
+
+def takes_seed(criterion: dict) -> bool:
+    """Whether a criterion depends on a seed."""
+    try:
+        TASK_UTILS.build(dict(criterion, seed=0))
+    except (TypeError, UserError):  # of the constructor
+        return False
+    return True
 
 
 def base(config: str) -> str:

@@ -12,7 +12,7 @@ from mmengine.hub import get_config
 from mmyolo.models.utils import make_round
 
 from mmgcp.pruning.detector import make_pruned_config
-from mmgcp.utils.config import build_detector
+from mmgcp.utils.config import build_detector, replace_scale
 
 from .base_network import changed_channels, find_widen_factor
 from .cfg import DarknetError, Section
@@ -225,7 +225,7 @@ def complete_config(sections: Sequence[Section], classes: Sequence[str],
     scale = (sections[0].integer('width', '416'), sections[0].integer('height', '416'))
     base = get_config(BASE_CONFIG)
     config = {key: value for key, value in base.to_dict().items() if key in _KEPT_KEYS}
-    config = _replace_scale(config, tuple(base.img_scale), scale)
+    config = replace_scale(config, tuple(base.img_scale), scale)
     config.update(
         model=_unpruned_model(sections),
         num_classes=len(classes),
@@ -246,21 +246,3 @@ def complete_config(sections: Sequence[Section], classes: Sequence[str],
 def is_pruned(config: Config) -> bool:
     """Whether a config of this module describes a pruned network."""
     return config.model.type == 'mmgcp.PrunedDetector'
-
-
-def _replace_scale(value, old: Tuple[int, int], new: Tuple[int, int]):
-    """Replace a (width, height) and its negative half everywhere in a config.
-
-    Transforms of Albumentations, which is an optional package, are dropped.
-    """
-    if isinstance(value, dict):
-        return {key: _replace_scale(item, old, new) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        if list(value) == [old[0], old[1]]:
-            return new
-        if list(value) == [-old[0] // 2, -old[1] // 2]:
-            return -new[0] // 2, -new[1] // 2
-        return type(value)(
-            _replace_scale(item, old, new) for item in value
-            if not (isinstance(item, dict) and item.get('type') == 'mmdet.Albu'))
-    return value

@@ -88,7 +88,7 @@ class IntermediateFinetuning:
         drop_collate_scope(cfg.train_dataloader)
         randomness = dict(cfg.get('randomness') or {})
         randomness['seed'] = (randomness.get('seed') or 0) + number
-        return _QuietRunner(
+        return QuietRunner(
             model=model,
             work_dir=folder,
             train_dataloader=cfg.train_dataloader,
@@ -118,7 +118,7 @@ def _average_statistics(model: nn.Module) -> None:
             buffer.copy_(sum_over_ranks(buffer) / get_world_size())
 
 
-class _QuietRunner(Runner):
+class QuietRunner(Runner):
     """A runner for a model that already has its weights and its device, with less to print."""
 
     def wrap_model(self, model_wrapper_cfg: Optional[dict], model: nn.Module) -> nn.Module:

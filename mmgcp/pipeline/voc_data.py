@@ -30,9 +30,9 @@ def use_voc_data(cfg: Config, voc: VOCInfo, train_list: Optional[str] = None) ->
     cfg.metainfo = dict(classes=tuple(voc.classes))
     data = dict(type='mmgcp.VOCFormatDataset', data_root=cfg.data_root, metainfo=cfg.metainfo)
     train = dict(data, ann_file=train_list or _image_set(train_splits[0]))
-    cfg.train_dataloader.dataset = _replace_data(cfg.train_dataloader.dataset, train)
+    cfg.train_dataloader.dataset = replace_dataset(cfg.train_dataloader.dataset, train)
     names = [name for name in ('val_dataloader', 'test_dataloader') if cfg.get(name)]
-    pipeline = _innermost(cfg[names[0]].dataset)['pipeline']
+    pipeline = innermost_dataset(cfg[names[0]].dataset)['pipeline']
     test = dict(data, ann_file=_image_set(test_split), test_mode=True, pipeline=pipeline)
     for name in names:
         cfg[name].dataset = copy.deepcopy(test)
@@ -46,17 +46,25 @@ def _image_set(split: str) -> str:
     return f'ImageSets/Main/{split}.txt'
 
 
-def _replace_data(dataset: dict, data: dict) -> dict:
-    """Return the config of a training data set with other data inside its wrappers."""
+def replace_dataset(dataset: dict, data: dict) -> dict:
+    """Return the config of a training data set with other data inside its wrappers.
+
+    Args:
+        dataset (dict): The config, with its pipeline.
+        data (dict): That of the other data, without a pipeline.
+
+    Returns:
+        dict: The new config.
+    """
     if dataset.get('datasets'):  # several that are joined give way to one
-        return _replace_data(dataset['datasets'][0], data)
+        return replace_dataset(dataset['datasets'][0], data)
     if dataset.get('dataset'):
-        return dict(_without_scope(dataset), dataset=_replace_data(dataset['dataset'], data))
+        return dict(_without_scope(dataset), dataset=replace_dataset(dataset['dataset'], data))
     filter_cfg = dataset.get('filter_cfg') or dict(filter_empty_gt=False, min_size=32)
     return dict(data, filter_cfg=_without_scope(filter_cfg), pipeline=dataset['pipeline'])
 
 
-def _innermost(dataset: dict) -> dict:
+def innermost_dataset(dataset: dict) -> dict:
     """Return the config of the data set inside of all wrappers."""
     while dataset.get('datasets') or dataset.get('dataset'):
         dataset = dataset['datasets'][0] if dataset.get('datasets') else dataset['dataset']

@@ -111,6 +111,32 @@ def image_size(cfg: Config) -> Tuple[int, int]:
     return 640, 640
 
 
+def replace_scale(content: Any, old: Tuple[int, int], new: Tuple[int, int]) -> Any:
+    """Replace the size of the images, and its negative half, everywhere in a part of a config.
+
+    Transforms of Albumentations, which is an optional package, are dropped.
+
+    Args:
+        content (Any): A data set, a pipeline or anything else, which is not changed.
+        old (tuple[int, int]): Width and height in pixels.
+        new (tuple[int, int]): Width and height in pixels instead.
+
+    Returns:
+        Any: The new content, of plain dictionaries.
+    """
+    if isinstance(content, dict):
+        return {key: replace_scale(item, old, new) for key, item in content.items()}
+    if isinstance(content, (list, tuple)):
+        if list(content) == [old[0], old[1]]:
+            return new
+        if list(content) == [-old[0] // 2, -old[1] // 2]:
+            return -new[0] // 2, -new[1] // 2
+        return type(content)(
+            replace_scale(item, old, new) for item in content
+            if not (isinstance(item, dict) and item.get('type') == 'mmdet.Albu'))
+    return content
+
+
 def drop_collate_scope(loader: dict) -> None:
     """Remove the scope from the config of a data loader's collate function, in place.
 

@@ -1,4 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+import copy
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from mmengine.registry import DefaultScope
 
 import mmgcp  # noqa: F401
 from mmgcp.errors import UserError
-from mmgcp.utils.config import build_detector, load_config
+from mmgcp.utils.config import build_detector, load_config, replace_scale
 
 COCO_CONFIG = (Path(__file__).parents[2] / 'configs' / 'yolov4' /
                'yolov4_syncbn_fast_8xb16-300e_coco.py')
@@ -154,3 +155,15 @@ def test_scope_is_left_alone():
     with DefaultScope.overwrite_default_scope('mmdet'):
         assert type(build_detector(cfg)).__name__ == 'YOLOv5CSPDarknet'
         assert DefaultScope.get_current_instance().scope_name == 'mmdet'
+
+
+def test_scale():
+    """Sizes and their negative halves change everywhere, other pairs of numbers stay."""
+    pipeline = [
+        dict(type='Mosaic', img_scale=(64, 48), pre_transform=[dict(scale=[64, 48], other=(8, 8))]),
+        dict(type='YOLOv5RandomAffine', border=(-32, -24)), dict(type='mmdet.Albu')]
+    before = copy.deepcopy(pipeline)
+    assert replace_scale(dict(pipeline=pipeline), (64, 48), (32, 16)) == dict(pipeline=[
+        dict(type='Mosaic', img_scale=(32, 16), pre_transform=[dict(scale=(32, 16), other=(8, 8))]),
+        dict(type='YOLOv5RandomAffine', border=(-16, -8))])
+    assert pipeline == before

@@ -1,0 +1,117 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""The data that peers are compared on: what to calibrate, train and test with."""
+import argparse
+import copy
+from pathlib import Path
+from typing import List, NamedTuple, Optional, Sequence
+
+from mmengine.config import Config
+
+from mmgcp.errors import UserError
+from mmgcp.pipeline.voc_data import innermost_dataset, replace_dataset
+from mmgcp.utils.config import drop_collate_scope, image_size, nested_dicts, replace_scale
+
+LOADING = dict(num_workers=0, persistent_workers=False)
+# Of loaders with workers, or such as a loader of batches of one size does not take
+WORKER_KEYS = ('prefetch_factor', 'multiprocessing_context', 'timeout', 'worker_init_fn')
+
+
+class Images(NamedTuple):
+    """Annotations in COCO's format and the folder with the images."""
+    annotations: str
+    folder: str
+
+
+def images(text: str) -> Images:
+    """Read ``ANNOTATIONS:FOLDER`` from a command line."""
+    annotations, colon, folder = text.rpartition(':')
+    if not colon or not Path(annotations).is_file() or not Path(folder).is_dir():
+        raise argparse.ArgumentTypeError(
+            f'expected a file of annotations and a folder of images as ANNOTATIONS:FOLDER, but '
+            f'got {text}')
+    return Images(str(Path(annotations).resolve()), str(Path(folder).resolve()))
+
+
+def with_training_data(cfg: Config, sources: Optional[Sequence[Images]], size: int,
+                       batch_size: int, augmented: bool) -> Config:
+    """Return a config that loads training images of a size.
+
+    Args:
+        cfg (Config): A complete config.
+        sources (Sequence[Images], optional): Where they are; by default, the config's.
+        size (int): Width and height in pixels.
+        batch_size (int): Images in a batch.
+        augmented (bool): Whether to load them with the config's own pipeline; otherwise, they
+            are resized as for a test, and flipped at random.
+    """
+    cfg = copy.deepcopy(cfg)
+    loader = _loader(cfg, 'train_dataloader')
+    dataset = loader['dataset'] if augmented else _plain(cfg, loader['dataset'])
+    dataset = replace_scale(dataset, image_size(cfg), (size, size))
+    if sources:
+        parts = [replace_dataset(dataset, _dataset(cfg, dataset, item)) for item in sources]
+        dataset = parts[0] if len(parts) == 1 else dict(type='ConcatDataset', datasets=parts)
+    cfg.train_dataloader = dict(loader, dataset=dataset, batch_size=batch_size, **LOADING)
+    return cfg
+
+
+def with_test_data(cfg: Config, source: Optional[Images], size: int, batch_size: int) -> Config:
+    """Return a config that is validated on images of a size, padded to squares.
+
+    Args:
+        cfg (Config): A complete config.
+        source (Images, optional): Where they are; by default, the config's.
+        size (int): Width and height in pixels.
+        batch_size (int): Images in a batch.
+    """
+    cfg = copy.deepcopy(cfg)
+    loader = _loader(cfg, 'val_dataloader')
+    dataset = replace_scale(loader['dataset'], image_size(cfg), (size, size))
+    if source:
+        inner = innermost_dataset(dataset)
+        dataset = dict(_dataset(cfg, dataset, source), test_mode=True, pipeline=inner['pipeline'])
+        cfg.val_evaluator = dict(type='mmdet.CocoMetric', ann_file=source.annotations,
+                                 metric='bbox', proposal_nums=(100, 1, 10))
+    elif 'batch_shapes_cfg' in dataset:
+        dataset['batch_shapes_cfg'] = None
+    cfg.val_dataloader = dict(loader, dataset=dataset, batch_size=batch_size, **LOADING)
+    return cfg
+
+
+def _plain(cfg: Config, dataset: dict) -> dict:
+    """The config of a data set without wrappers, whose images are resized and flipped."""
+    steps = innermost_dataset(_loader(cfg, 'val_dataloader')['dataset'])['pipeline']
+    annotations = next((part for part in nested_dicts(dataset) if _is(part, 'LoadAnnotations')),
+                       dict(type='LoadAnnotations', with_bbox=True))
+    resizing = [step for step in steps[1:]
+                if not _is(step, 'LoadAnnotations') and not _is(step, 'PackDetInputs')]
+    pack = next(part for part in nested_dicts(dataset) if _is(part, 'PackDetInputs'))
+    return dict(innermost_dataset(dataset), pipeline=[
+        steps[0], annotations, *resizing, dict(type='mmdet.RandomFlip', prob=0.5), pack])
+
+
+def _is(step: dict, kind: str) -> bool:
+    return str(step.get('type')).split('.')[-1] == kind
+
+
+def describe(sources: Optional[Sequence[Images]]) -> List[str]:
+    """What results depend on: the files."""
+    return [':'.join(item) for item in sources or []]
+
+
+def _loader(cfg: Config, name: str) -> dict:
+    """The settings of a loader, without those of workers."""
+    if not cfg.get(name):
+        raise UserError(f'the config has no {name}')
+    loader = cfg[name].to_dict()
+    drop_collate_scope(loader)
+    return {key: value for key, value in loader.items() if key not in WORKER_KEYS}
+
+
+def _dataset(cfg: Config, dataset: dict, source: Images) -> dict:
+    """The config of a data set in COCO's format, with the classes of another one."""
+    kind = 'YOLOv5CocoDataset' if cfg.get('default_scope') == 'mmyolo' else 'mmdet.CocoDataset'
+    found = dict(type=kind, data_root='', ann_file=source.annotations,
+                 data_prefix=dict(img=f'{source.folder}/'))
+    classes = innermost_dataset(dataset).get('metainfo')
+    return dict(found, metainfo=classes) if classes else found
