@@ -170,6 +170,8 @@ class _Pipeline:
         if all(amount is None for amount in amounts) and 'prune_cfg' not in self.cfg:
             raise UserError(f'the config {self.options.config} has no prune_cfg: say how much to '
                             'prune with --target-params or --target-flops')
+        if not (parsed.criterion or parsed.plan or self.cfg.get('prune_cfg', {}).get('criterion')):
+            arguments += ['--criterion', 'BNScale']  # which sparse training is made for
         return arguments
 
     def _given_checkpoint(self) -> Optional[str]:
