@@ -20,7 +20,7 @@ from .units import LayerGroup
 # its channels would not do: after sparse training most carry nothing, and are not missed.
 SHARES = (0.05, 0.2)
 # Where positions decide, it is measured without this share of the channels
-POSITION = 0.3
+POSITION = 0.5
 # Smaller drops, as shares of the metric, cannot be told from noise
 LEAST_DROPS = {False: 0.002, True: 0.01}  # by whether positions decide
 # Groups differ at most so much from the median
