@@ -12,7 +12,7 @@ from yolov4_samples import batch
 from mmgcp.analysis import count_complexity
 from mmgcp.errors import PruningError, UserError
 from mmgcp.pruning import LayerGroup, PruningPlan, auto_groups, count_channels, prune
-from mmgcp.pruning.allocate import MAX_FACTOR
+from mmgcp.pruning.sensitivity import MAX_FACTOR
 from mmgcp.pruning.surgery import remove_channels
 
 SHAPE = (3, 64, 96)
