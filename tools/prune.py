@@ -10,6 +10,8 @@ from typing import List, Optional, Sequence
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.runner.checkpoint import weights_to_cpu
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -17,6 +19,7 @@ import mmgcp
 from mmgcp.attention import attention_aside, plain_config
 from mmgcp.datasets.calibration import CalibrationBatches, ImagesOf, evaluate
 from mmgcp.errors import PruningError, UserError
+from mmgcp.nn.distributed import gather_over_ranks
 from mmgcp.pipeline.finetuning import LayerFinetuning
 from mmgcp.pruning import prune
 from mmgcp.pruning.detector import make_pruned_config
@@ -25,6 +28,7 @@ from mmgcp.pruning.report import summarize, write_report
 from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.cli import CfgOptions, run_tool
 from mmgcp.utils.config import build_detector, image_size, load_config
+from mmgcp.utils.devices import add_device_arguments, started
 from mmgcp.utils.options import add_arguments, given_options
 
 
@@ -55,6 +59,7 @@ def parse_args(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
                       help='validate --sensitivity on the first N images')
     data.add_argument('--cfg-options', nargs='+', action=CfgOptions,
                       help='settings of the config to override, as key=value')
+    add_device_arguments(parser)
     args = parser.parse_args(arguments)
     if args.compensate and args.no_compensate:
         parser.error('--compensate and --no-compensate exclude each other')
@@ -84,10 +89,14 @@ def pruning_options(cfg: Config, args: argparse.Namespace) -> dict:
 
 @contextmanager
 def progress_bar():
-    """Yield a function that shows a stage, the steps done in it, and all its steps."""
+    """Yield a function that shows a stage, the steps done in it, and all its steps.
+
+    Of several processes, only the first one shows anything.
+    """
     columns = (TextColumn('{task.description:<20}'), BarColumn(), MofNCompleteColumn(),
                TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    console = Console(stderr=True, quiet=not is_main_process())
+    with Progress(*columns, console=console) as bar:
         stages = {}
 
         def show(stage: str, done: int, steps: int) -> None:
@@ -105,21 +114,27 @@ def progress_bar():
 def find_calibration(batches: Optional[CalibrationBatches], compensate) -> Optional[ImagesOf]:
     """Training images for compensation; None, with a warning, where there are none.
 
+    Several processes decide together. Not all of them need have images.
+
     Raises:
         PruningError: There are none, but the kind of compensation needs some.
     """
     if not compensate or batches is None:
         return None
+    found, error = False, None
     try:
-        next(iter(batches))
-    except (UserError, StopIteration) as error:
-        reason = str(error) or 'there are no training images'
-        if compensate in ('adapt-norms', 'reconstruct'):
-            raise PruningError(reason) from error
-        print(f'warning: {reason}; channels that do not emit a constant are compensated by what '
-              'their shifts alone emit')
-        return None
-    return ImagesOf(batches)
+        found = next(iter(batches), None) is not None
+    except UserError as caught:
+        error = caught
+    found, reasons = zip(*gather_over_ranks((found, str(error or ''))))
+    reason = max(reasons) or ('' if any(found) else 'there are no training images')
+    if not reason:
+        return ImagesOf(batches)
+    if compensate in ('adapt-norms', 'reconstruct'):
+        raise PruningError(reason) from error
+    print(f'warning: {reason}; channels that do not emit a constant are compensated by what '
+          'their shifts alone emit')
+    return None
 
 
 def make_finetuning(cfg: Config, settings: dict, progress) -> LayerFinetuning:
@@ -136,7 +151,8 @@ def write_outputs(result, cfg: Config, package: str, meta: dict, folder: Path) -
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}-') as temporary:
         temporary = Path(temporary)
         make_pruned_config(cfg, package, result.changed_channels).dump(temporary / 'pruned.py')
-        torch.save(dict(meta=meta, state_dict=result.model.state_dict()), temporary / 'pruned.pth')
+        state = weights_to_cpu(result.model.state_dict())
+        torch.save(dict(meta=meta, state_dict=state), temporary / 'pruned.pth')
         result.plan.save(temporary / 'plan.json')
         write_report(result, temporary)
         folder.mkdir(exist_ok=True)
@@ -151,6 +167,12 @@ def write_outputs(result, cfg: Config, package: str, meta: dict, folder: Path) -
 def main() -> None:
     """Run the tool."""
     args = parse_args()
+    with started(args.device, args.launcher, args.local_rank) as device:
+        run(args, device)
+
+
+def run(args: argparse.Namespace, device: torch.device) -> None:
+    """Prune on a device, perhaps as one of several processes, of which the first one writes."""
     cfg = load_config(args.config, args.cfg_options)
     options = pruning_options(cfg, args)
     checkpoint = args.checkpoint or cfg.get('load_from')
@@ -158,6 +180,7 @@ def main() -> None:
         raise PruningError('there is no checkpoint: give one behind the config')
     model = build_detector(cfg)
     meta = load_strictly(model, checkpoint, args.config)
+    model.to(device)
     package = type(model).__module__.split('.')[0]
     if args.calib_batches > 0:
         options['batches'] = CalibrationBatches(cfg, model, args.calib_batches)
@@ -181,6 +204,8 @@ def main() -> None:
             print('the numbers of channels are those of a real run, which then decides layer by '
                   'layer which channels they are')
         print('dry run: nothing has been written')
+        return
+    if not is_main_process():
         return
 
     meta = dict(dataset_meta=meta.get('dataset_meta', {}), mmgcp_version=mmgcp.__version__)

@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
-from mmengine.dist import get_rank, get_world_size
+from mmengine.dist import get_rank, get_world_size, is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.registry import EVALUATOR, DefaultScope
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmgcp.errors import UserError
-from mmgcp.nn.distributed import rank_share
+from mmgcp.nn.distributed import from_first_rank, gather_over_ranks, numbered, rank_share
 from mmgcp.nn.temporarily import eval_mode
 from mmgcp.nn.training_loss import Batch
 from mmgcp.utils.config import drop_collate_scope, nested_dicts
@@ -69,8 +69,7 @@ def calibration_batches(cfg: Config, model: nn.Module, num_batches: int,
             if indices is None:
                 return
             if is_ours or all_needed:
-                images = [loader.dataset[index] for index in indices]
-                data = preprocessor(loader.collate_fn(images), training=True)
+                data = preprocessor(_load(loader, indices), training=True)
         if is_ours:
             yield Batch(data['inputs'].to(next(model.parameters())), data['data_samples'])
 
@@ -130,7 +129,7 @@ def evaluate(model: nn.Module,
              progress: Optional[Callable[[int, int], None]] = None) -> Tuple[str, float]:
     """Measure the accuracy of a detector on the config's validation data.
 
-    Several processes share the data, as in MMEngine's tests, and all get the metric.
+    Several processes share the batches, and all get the metric that one process measures.
 
     Args:
         model (nn.Module): The detector. The modes of its modules are restored.
@@ -139,8 +138,8 @@ def evaluate(model: nn.Module,
             None: the first one whose name contains mAP, or otherwise the first one.
         num_images (int, optional): Number of images, the first ones of the data set.
             Defaults to None: all.
-        progress (Callable, optional): Called after each batch with the number of finished
-            batches and the number of all batches.
+        progress (Callable, optional): Called after each batch of this process with the number
+            of finished batches and the number of all batches.
 
     Returns:
         tuple[str, float]: Name and value of the metric.
@@ -152,19 +151,41 @@ def evaluate(model: nn.Module,
     if num_images is not None and num_images < 1:
         raise UserError(f'num_images must be at least 1, but is {num_images}')
     with DefaultScope.overwrite_default_scope(_scope(cfg)):
-        with _one_sentence('validation data'), _silence():
+        with _one_sentence('validation data'), _silence(), alone():
             loader, evaluator = _build_validation(cfg, num_images)
-            batches = iter(loader)
+            batches = list(loader.batch_sampler)
         with eval_mode(model):
-            for number in range(len(loader)):
+            results = {}  # of each metric, by number of the batch
+            for number, indices in numbered(rank_share(batches)):
                 with _one_sentence('validation data'):
-                    batch = next(batches)
+                    batch = _load(loader, indices)
                 evaluator.process(data_samples=model.val_step(batch), data_batch=batch)
+                results[number] = [item.results for item in evaluator.metrics]
+                for item in evaluator.metrics:
+                    item.results = []
                 if progress is not None:
-                    progress(number + 1, len(loader))
-        with _silence():
-            values = evaluator.evaluate(len(loader.dataset))
+                    progress(number + 1, len(batches))
+        values = _evaluate_results(evaluator, results, len(loader.dataset))
     return _choose_metric(values, metric)
+
+
+def _evaluate_results(evaluator: Evaluator, results: Dict[int, List[list]],
+                      num_images: int) -> Dict[str, float]:
+    """Evaluate the results of the metrics for the batches of all ranks, in their order."""
+    for part in gather_over_ranks(results):
+        results = {**results, **part}
+    for number, metric in enumerate(evaluator.metrics):
+        metric.results = [item for batch in sorted(results) for item in results[batch][number]]
+    values = None
+    if is_main_process():
+        with _silence(), alone():
+            values = evaluator.evaluate(num_images)
+    return from_first_rank(values)
+
+
+def _load(loader: DataLoader, indices: Iterable[int]) -> dict:
+    """Load a batch in this process, given the indices of its images."""
+    return loader.collate_fn([loader.dataset[index] for index in indices])
 
 
 def _loader_options(cfg: Config, name: str) -> dict:

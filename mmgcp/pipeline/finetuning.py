@@ -6,14 +6,16 @@ import os
 import tempfile
 from typing import Callable, List, Optional
 
-import torch
 import torch.nn as nn
 from mmengine.config import Config
+from mmengine.dist import get_world_size, is_distributed
 from mmengine.hooks import Hook
+from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
 
 from mmgcp.errors import PruningError
-from mmgcp.nn.training_loss import LATE_EPOCH
+from mmgcp.nn.distributed import sum_over_ranks
+from mmgcp.nn.training_loss import LATE_EPOCH, cuda_devices
 from mmgcp.utils.config import drop_collate_scope
 from mmgcp.utils.process_state import random_states_kept
 
@@ -28,7 +30,9 @@ class LayerFinetuning:
     rate is constant; there are no averaged weights and no sparse training; nothing is validated
     or saved; and heads that begin with an assigner for untrained networks are past that stage.
     Random numbers depend on the config's seed (0 if there is none) and the number of finished
-    units alone; the random states of the process are restored.
+    units alone; the random states of the process are restored. It trains on the device of the
+    model. Several processes train together, as with tools/dist_train.sh, and all have the same
+    weights and statistics in the end.
 
     Args:
         cfg (Config): A complete config that trains by epochs.
@@ -67,14 +71,14 @@ class LayerFinetuning:
 
         Args:
             model (nn.Module): The model. Hooks that switch channels off stay in effect. It may
-                be on another device and in training mode afterwards.
+                be in training mode afterwards.
             number (int): Number of units that have been pruned.
         """
         if number % self.settings['every']:
             return
-        devices = range(torch.cuda.device_count())
-        with tempfile.TemporaryDirectory() as folder, random_states_kept(devices):
+        with tempfile.TemporaryDirectory() as folder, random_states_kept(cuda_devices(model)):
             self._make_runner(model, number, folder).train()
+        _average_statistics(model)
 
     def _make_runner(self, model: nn.Module, number: int, folder: str) -> Runner:
         cfg = copy.deepcopy(self._cfg)
@@ -91,6 +95,7 @@ class LayerFinetuning:
             default_hooks=dict(checkpoint=None, logger=None, param_scheduler=None),
             custom_hooks=[*_wanted_hooks(cfg), _ProgressHook(self._progress)],
             env_cfg=cfg.get('env_cfg') or dict(dist_cfg=dict(backend='nccl')),
+            launcher='pytorch' if is_distributed() else 'none',  # which has started us already
             visualizer=dict(type='Visualizer', vis_backends=[]),
             log_level='WARNING',
             default_scope=cfg.get('default_scope', 'mmyolo'),
@@ -104,8 +109,25 @@ def _wanted_hooks(cfg: Config) -> List[dict]:
             if not any(name in str(hook.get('type')) for name in UNWANTED_HOOKS)]
 
 
+def _average_statistics(model: nn.Module) -> None:
+    """Replace running statistics, which each rank has of its own images, by their mean."""
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.copy_(sum_over_ranks(buffer) / get_world_size())
+
+
 class _QuietRunner(Runner):
-    """A runner for a model that already has its weights, with less to print."""
+    """A runner for a model that already has its weights and its device, with less to print."""
+
+    def wrap_model(self, model_wrapper_cfg: Optional[dict], model: nn.Module) -> nn.Module:
+        """Wrap the model for several processes, if any, on whatever device it is."""
+        if not self.distributed:
+            return model
+        settings = dict(broadcast_buffers=False, find_unused_parameters=self.cfg.get(
+            'find_unused_parameters', False))
+        settings.update(model_wrapper_cfg or {}, device_ids=cuda_devices(model) or None)
+        settings.pop('type', None)
+        return MMDistributedDataParallel(model, **settings)
 
     def _init_model_weights(self) -> None:
         """Keep the weights."""

@@ -12,6 +12,8 @@ from mmengine.registry import MODELS, DefaultScope
 from mmgcp.compatibility import mend_openmmlab
 from mmgcp.errors import UserError
 
+from .process_state import alone
+
 
 def load_config(path: str, cfg_options: Optional[dict] = None) -> Config:
     """Read a config.
@@ -67,6 +69,8 @@ def _override(cfg: Config, cfg_options: dict, path: str) -> None:
 def build_detector(cfg: Config) -> nn.Module:
     """Build the detector of a config, with BatchNorm in place of SyncBatchNorm.
 
+    It is the same in each process of a distributed run, and the same as without one.
+
     Args:
         cfg (Config): A complete config with ``model`` and ``default_scope``.
 
@@ -78,7 +82,7 @@ def build_detector(cfg: Config) -> nn.Module:
     """
     mend_openmmlab()
     try:
-        with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmyolo')):
+        with alone(), DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmyolo')):
             return revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
     except Exception as error:  # the constructors of a detector's parts can raise anything
         raise UserError('the model of the config cannot be built: '

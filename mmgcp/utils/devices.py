@@ -1,12 +1,14 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Choosing a device, and starting as one of several processes with a device each."""
 import argparse
+import io
 import os
-from contextlib import contextmanager
+import warnings
+from contextlib import contextmanager, redirect_stdout
 from typing import Iterator, Optional
 
 import torch
-from mmengine.dist import init_dist
+from mmengine.dist import init_dist, is_main_process
 
 from mmgcp.errors import UserError
 
@@ -69,7 +71,8 @@ def started(device: Optional[str], launcher: str = 'none',
             local_rank: int = 0) -> Iterator[torch.device]:
     """Join the other processes of a launcher, if any, and yield the device of this one.
 
-    On GPUs, each process gets the one with its local rank.
+    On GPUs, each process gets the one with its local rank. Only the first process prints, and
+    shows warnings; errors of each end it.
 
     Args:
         device (str, optional): See :func:`find_device`.
@@ -82,17 +85,30 @@ def started(device: Optional[str], launcher: str = 'none',
         torch.device: The device.
 
     Raises:
-        UserError: There is no such device, or the launcher has not started this process.
+        UserError: There is no such device, the launcher has not started this process, or the
+            GPU has too little memory for what the block does.
     """
     found = find_device(device)
     if launcher == 'none':
-        if found.type == 'cuda' and found.index is not None:
+        if found.index is not None and found.type == 'cuda':
             torch.cuda.set_device(found)
-        yield found
-        return
+    else:
+        found = _join(found, launcher, local_rank)
+    with _quiet_unless_first():
+        try:
+            yield found
+        except torch.cuda.OutOfMemoryError as error:
+            raise UserError(f'the memory of {found} is too small, try --device cpu: '
+                            f'{str(error).splitlines()[0]}') from error
+    if launcher != 'none':  # not after errors, when others may be waiting
+        torch.distributed.destroy_process_group()
+
+
+def _join(found: torch.device, launcher: str, local_rank: int) -> torch.device:
+    """Join the other processes of a launcher; return the device of this one."""
     if found.index is not None:
         raise UserError(f'--launcher {launcher} gives each process a device of its own: give '
-                        f'--device {found.type} instead of {device}')
+                        f'--device {found.type} instead of {found}')
     if found.type != 'cuda' and launcher != 'pytorch':
         raise UserError(f'several processes on the {found} need --launcher pytorch')
     os.environ.setdefault('LOCAL_RANK', str(local_rank))
@@ -106,5 +122,15 @@ def started(device: Optional[str], launcher: str = 'none',
         reason = ' '.join(str(error).split())
         raise UserError(f'--launcher {launcher} needs processes that torchrun, srun or mpirun has '
                         f'started, each with a GPU of its own or --device cpu: {reason}') from error
-    yield found
-    torch.distributed.destroy_process_group()  # not after errors, when others may be waiting
+    return found
+
+
+@contextmanager
+def _quiet_unless_first() -> Iterator[None]:
+    """Let only the first of several processes print to stdout and show warnings."""
+    if is_main_process():
+        yield
+        return
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield

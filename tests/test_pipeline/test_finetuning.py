@@ -5,6 +5,9 @@ import random
 import numpy as np
 import pytest
 import torch
+from mmengine.dist import get_rank
+from mmyolo.utils import register_all_modules
+from ranks import on_ranks
 
 from mmgcp.errors import PruningError
 from mmgcp.pipeline.finetuning import LayerFinetuning
@@ -19,11 +22,16 @@ custom_hooks = [
 
 
 @pytest.fixture(scope='module')
-def cfg(tmp_path_factory, write_config):
-    """The config of a tiny detector, with hooks that are of no use between units."""
+def folder(tmp_path_factory, write_config):
+    """A folder with the config of a tiny detector, with hooks that are of no use between units."""
     path = write_config(tmp_path_factory.mktemp('finetuning') / 'tiny.py')
     path.write_text(path.read_text() + HOOKS)
-    return load_config(str(path))
+    return path.parent
+
+
+@pytest.fixture(scope='module')
+def cfg(folder):
+    return load_config(str(folder / 'tiny.py'))
 
 
 def test_training_leaves_removed_channels_off(cfg, tmp_path):
@@ -78,3 +86,24 @@ def test_settings_of_the_class(cfg):
         LayerFinetuning(cfg, lr=-1.)
     with pytest.raises(PruningError, match='every of the fine-tuning must be positive'):
         LayerFinetuning(cfg, every=0)
+
+
+def trained(folder):
+    """The state of a detector before and after training in one of several processes."""
+    register_all_modules()
+    torch.manual_seed(0)
+    cfg = load_config(str(folder / 'tiny.py'))
+    model = build_detector(cfg)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(get_rank())
+    LayerFinetuning(cfg)(model, 1)
+    return before, model.state_dict()
+
+
+def test_several_processes(folder):
+    """All have the weights of the mean gradient, and the mean of their statistics."""
+    (before, first), (_, second) = on_ranks(__file__, 'trained', folder)
+    assert first.keys() == before.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    for name in ('backbone.stem.conv.weight', 'backbone.stem.bn.running_mean'):
+        assert not torch.equal(first[name], before[name])

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn as nn
 from auxiliary_toys import BOXES, SIZE, TinyDetector, make_batches, mmyolo_samples
 from mmdet.utils import reduce_mean
 from mmengine.dist import get_rank, get_world_size
@@ -15,6 +16,7 @@ from mmgcp.errors import PruningError
 from mmgcp.nn.distributed import rank_share
 from mmgcp.nn.training_loss import Batch
 from mmgcp.pruning import prune
+from mmgcp.pruning.layerwise.auxiliary.attached import average_statistics
 
 SHARED = dict(Taylor={}, GroupFisher=dict(normalize='flops'), APoZ={}, CPSCA={}, BNScale={},
               ThiNet=dict(positions=20))
@@ -85,6 +87,15 @@ def pruned(batches, kind, number, compensate=True, **settings):
                 state=model.state_dict())
 
 
+def normalised(batches):
+    """A BatchNorm with the statistics of some batches, and one that has seen none."""
+    norms = nn.Sequential(*(nn.BatchNorm2d(3, momentum=None).double() for _ in range(2)))
+    for number, batch in enumerate(batches):
+        norms[0](batch.images * (1 + number))
+    average_statistics(norms)
+    return norms
+
+
 def on_a_rank(folder):
     """What a rank has at the end of each job, and the errors of a request without batches."""
     found = {}
@@ -92,6 +103,7 @@ def on_a_rank(folder):
         batches = all_batches(job['number'])
         shared = name != 'training of networks'
         found[name] = pruned(list(rank_share(batches)) if shared else batches, **job)
+    found['statistics'] = normalised(rank_share(all_batches(3))).state_dict()
     for kind in ('Taylor', 'APoZ', 'ThiNet', 'DCP'):
         with pytest.raises(PruningError) as error:
             pruned([], kind, 0)
@@ -122,6 +134,17 @@ def test_ranks_do_what_one_process_does(name, ranks):
 def test_ranks_are_equal(name, ranks):
     first, second = (rank[name]['state'] for rank in ranks)
     assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_statistics_of_all_ranks(ranks):
+    norm = nn.BatchNorm2d(3, momentum=None).double()
+    for batch, factor in zip(all_batches(3), (1, 1, 2)):  # rank 0, 1, 0
+        norm(batch.images * factor)
+    expected = nn.Sequential(norm, nn.BatchNorm2d(3, momentum=None).double()).state_dict()
+    for rank in ranks:
+        assert rank['statistics'].keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(rank['statistics'][key], value)
 
 
 def test_no_batches_at_all(ranks):

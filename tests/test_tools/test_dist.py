@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""dist_train.sh and dist_test.sh, with two processes on the CPU."""
+"""dist_train.sh, dist_test.sh and dist_prune.sh, with two processes on the CPU."""
 import os
 import re
 import socket
@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts import TOOLS, run_command
+from mmengine.config import Config
+from scripts import TOOLS, run_command, run_here
 
-SCRIPTS = ('dist_train.sh', 'dist_test.sh')
+from mmgcp.utils.config import build_detector
+
+SCRIPTS = ('dist_train.sh', 'dist_test.sh', 'dist_prune.sh')
 
 # MMEngine chooses a GPU for each process, and gives it to the model's wrapper
 CPU_ALONE = """
@@ -50,7 +53,8 @@ def test_syntax(script):
 
 @pytest.mark.parametrize('script, arguments', [
     ('dist_train.sh', []), ('dist_train.sh', ['config.py']),
-    ('dist_test.sh', []), ('dist_test.sh', ['config.py', 'epoch_1.pth'])])
+    ('dist_test.sh', []), ('dist_test.sh', ['config.py', 'epoch_1.pth']),
+    ('dist_prune.sh', []), ('dist_prune.sh', ['config.py', 'epoch_1.pth'])])
 def test_usage(script, arguments, tmp_path):
     status, output = run_script(script, *arguments, cwd=tmp_path)
     assert status == 2
@@ -59,7 +63,8 @@ def test_usage(script, arguments, tmp_path):
 
 @pytest.mark.parametrize('script, arguments', [
     ('dist_train.sh', ['a b.py', '3', '--work-dir', 'x y']),
-    ('dist_test.sh', ['a b.py', 'c d.pth', '3', '--work-dir', 'x y'])])
+    ('dist_test.sh', ['a b.py', 'c d.pth', '3', '--work-dir', 'x y']),
+    ('dist_prune.sh', ['a b.py', 'c d.pth', '3', '--work-dir', 'x y'])])
 def test_command(script, arguments, tmp_path):
     """What is run, and the environment's settings; blanks stay in the arguments."""
     python = tmp_path / 'python'
@@ -98,3 +103,44 @@ def test_two_processes(write_config, distributed_env, tmp_path):
                                 tmp_path / 'test', *GLOO, cwd=tmp_path, **distributed_env)
     assert status == 0, output[-9000:]
     assert re.search(r'Epoch\(test\) \[1/1\].*pascal_voc/AP50: ', output)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason='torch without distributed')
+def test_pruning_by_two_processes(write_config, distributed_env, blank_pictures, tmp_path):
+    """The files of one process, of which the second process writes and prints nothing."""
+    config, checkpoint = write_config(tmp_path / 'tiny.py'), tmp_path / 'tiny.pth'
+    torch.manual_seed(0)
+    model = build_detector(Config.fromfile(config))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+    torch.save(dict(state_dict=model.state_dict(), meta={}), checkpoint)
+    options = ['--target-params', 0.5, '--criterion', 'Taylor', '--calib-batches', 2, '--device',
+               'cpu', '--sensitivity', '--val-images', 2]
+    result = run_here('prune.py', config, checkpoint, '--work-dir', tmp_path / 'one', *options)
+    assert result.returncode == 0, result.stderr
+    status, output = run_script('dist_prune.sh', config, checkpoint, 2, '--work-dir',
+                                tmp_path / 'two', *options, cwd=tmp_path, **distributed_env)
+    assert status == 0, output[-9000:]
+    assert output.count('written to') == output.count('parameters  ') == 1
+    assert {path.name for path in tmp_path.iterdir()} == {
+        'tiny.py', 'tiny.pth', 'cpu_alone.py', 'one', 'two'} | {
+            path.name for path in tmp_path.glob('__pycache__')}
+    for name in ('plan.json', 'report.json', 'report.md'):
+        assert (tmp_path / 'one' / name).read_text() == (tmp_path / 'two' / name).read_text()
+    one, two = (torch.load(str(tmp_path / name / 'pruned.pth'), weights_only=False)['state_dict']
+                for name in ('one', 'two'))
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason='torch without distributed')
+def test_pruning_without_a_gpu_for_each_process(distributed_env, tmp_path):
+    """An error of all processes ends them with a sentence each."""
+    status, output = run_script('dist_prune.sh', 'absent.py', 'absent.pth', 2, '--device', 'cuda',
+                                cwd=tmp_path, **distributed_env)
+    assert status == 1
+    assert 'prune.py: there is no device cuda: PyTorch finds no GPU' in output
+    assert 'absent.py' not in output
