@@ -4,7 +4,8 @@
 Measured are, on the same detector with random weights:
 
 - mmgcp: ``mmgcp.pruning.prune`` without compensation, and again with it: trace, score, plan,
-  remove, check. The layer groups are the config's, otherwise the automatic ones.
+  remove, check. The layer groups are the config's, otherwise the automatic ones. Compensation
+  folds constants, or with ``--images`` reconstructs layers on so many images of noise.
 - Torch-Pruning: constructor and ``step()`` of its ``BasePruner`` with ``BNScaleImportance``, or
   with ``MagnitudeImportance`` where that crashes; the prediction layers are ignored, gradients
   are on in all layers, and the example image has the size that mmgcp traces with.
@@ -90,6 +91,8 @@ def parse_args():
     parser.add_argument('--repeats', type=int, default=3, help='runs of each variant')
     parser.add_argument('--threads', type=int, default=_num_cores(),
                         help='threads of PyTorch; default: one for each core')
+    parser.add_argument('--images', type=int, default=0, metavar='N',
+                        help='images to compensate with; default: none')
     parser.add_argument('--out', type=Path, help='JSON file for all figures')
     parser.add_argument('--child', type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -102,6 +105,8 @@ def main():
         return
     if args.repeats < 1 or args.threads < 1:
         raise UserError('--repeats and --threads must be at least 1')
+    if args.images < 0:
+        raise UserError(f'--images must not be negative, but is {args.images}')
     if args.out and (args.out.is_dir() or not args.out.resolve().parent.is_dir()):
         raise UserError(f'--out {args.out} is a folder, or in a folder that does not exist')
     models = [measure_model(name, path, args) for name, path in find_configs(args.models)]
@@ -135,7 +140,7 @@ def measure_model(name: str, config: str, args: argparse.Namespace) -> dict:
     Args:
         name (str): Name of the model.
         config (str): Its config.
-        args (argparse.Namespace): Has ``repeats`` and ``threads``.
+        args (argparse.Namespace): Has ``repeats``, ``threads`` and ``images``.
 
     Returns:
         dict: What :func:`summarize_model` makes of the runs.
@@ -148,7 +153,8 @@ def measure_model(name: str, config: str, args: argparse.Namespace) -> dict:
                 continue  # it would fail again
             print(f'{name}: {VARIANTS[variant]}, run {repeat + 1} of {args.repeats}',
                   file=sys.stderr, flush=True)
-            request = dict(config=config, variant=variant, threads=args.threads)
+            request = dict(config=config, variant=variant, threads=args.threads,
+                           images=args.images)
             if variant == 'torch_pruning':
                 run = _run_torch_pruning(request, runs['ours'][0], rejected)
             else:
@@ -248,8 +254,8 @@ def run_child(request: dict) -> None:
     """Measure one variant on one model once, and print the figures as a line of JSON.
 
     Args:
-        request (dict): ``config``, ``variant`` and ``threads``; for Torch-Pruning also the
-            name of its ``importance``, the names of the layers that are ``ignored``, and
+        request (dict): ``config``, ``variant``, ``threads`` and ``images``; for Torch-Pruning
+            also the name of its ``importance``, the names of the layers that are ``ignored``, and
             the ``traced_shape``.
     """
     with contextlib.redirect_stdout(sys.stderr):
@@ -356,11 +362,29 @@ def _prune_with_ours(model: nn.Module, cfg: Config, request: dict, clock: PhaseC
     def progress(stage: str, done: int, steps: int) -> None:
         clock.enter(PHASES.get((stage, done == steps), stage))
 
+    shape = (3, *reversed(image_size(cfg)))
     clock.enter('trace')
-    result = prune(model, groups=groups, ratio=RATIO, input_shape=(3, *reversed(image_size(cfg))),
-                   compensate=request['variant'] == 'compensated', progress=progress)
+    result = prune(model, groups=groups, ratio=RATIO, input_shape=shape,
+                   compensate=request['variant'] == 'compensated',
+                   calibration=_Noise(request['images'], shape) if request['images'] else None,
+                   progress=progress)
     return dict(predictions=[name for name, reason in result.plan.skipped.items()
                              if reason == PREDICTIONS])
+
+
+class _Noise:
+    """Batches of at most eight images of noise, with larger and smaller structures."""
+
+    def __init__(self, number: int, shape: Sequence[int]):
+        self.number, self.shape = number, shape
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(0)
+        for first in range(0, self.number, 8):
+            count = min(8, self.number - first)
+            coarse = torch.rand(count, self.shape[0], 20, 20, generator=generator)
+            fine = torch.rand(count, *self.shape, generator=generator)
+            yield (nn.functional.interpolate(coarse, self.shape[1:]) + fine) / 2
 
 
 def _prune_with_torch_pruning(model: nn.Module, cfg: Config, request: dict,

@@ -15,6 +15,7 @@ from mmgcp.pruning.options import KEEP_SHARE
 from mmgcp.utils.checkpoint import load_strictly, read_checkpoint
 from mmgcp.utils.cli import CfgOptions
 from mmgcp.utils.config import build_detector, load_config
+from mmgcp.utils.devices import find_device
 from mmgcp.utils.options import check_options, number_in, option
 
 from .child_config import write_child
@@ -164,8 +165,9 @@ class _Pipeline:
             if value is not None:
                 arguments += [f'--{name.replace("_", "-")}', str(value)]
         parsed = self.tools.parse('prune.py', self.options.config, 'checkpoint', *arguments)
-        if parsed.dry_run or parsed.work_dir:
-            raise UserError('--prune-options must not have --dry-run or --work-dir')
+        if parsed.dry_run or parsed.work_dir or parsed.launcher != 'none':
+            raise UserError('--prune-options must not have --dry-run, --work-dir or --launcher')
+        find_device(parsed.device)
         amounts = (parsed.target_params, parsed.target_flops, parsed.ratio, parsed.plan)
         if all(amount is None for amount in amounts) and 'prune_cfg' not in self.cfg:
             raise UserError(f'the config {self.options.config} has no prune_cfg: say how much to '

@@ -104,9 +104,10 @@ class PruneOptions:
         help='shape (C, H, W) of an image in pixels, which MACs are counted for')
     calibration: Optional[Iterable[Tensor]] = option(
         None, help='batches (N, C, H, W) of preprocessed images to measure on what is made up '
-        'for; without them only constants are')
+        'for; without them only constants are; each process has its own')
     batches: Optional[Iterable[Batch]] = option(
-        None, help='batches of training data for criteria that need them')
+        None, help='batches of training data, on the device of the model, for criteria that need '
+        'them; each process has its own')
     evaluate: Optional[Callable[[nn.Module], float]] = option(
         None, help='gives a metric of a model, higher is better; the budget is spent where this '
         'metric suffers least')

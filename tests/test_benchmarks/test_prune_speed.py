@@ -24,7 +24,8 @@ def cells(line):
 
 @pytest.mark.slow
 def test_figures_of_a_config(benchmark, tmp_path, capsys):
-    benchmark('--models', CONFIG, '--repeats', 1, '--threads', 1, '--out', tmp_path / 'out.json')
+    benchmark('--models', CONFIG, '--repeats', 1, '--threads', 1, '--images', 2,
+              '--out', tmp_path / 'out.json')
 
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 120 + len(CONFIG.stem)
@@ -84,6 +85,7 @@ def test_failures_are_results(benchmark, monkeypatch, capsys, tmp_path):
 
     def run(request):
         requests.append((request['variant'], request.get('importance')))
+        assert request['images'] == 0
         if request['variant'] == 'compensated':
             return failed('process', 'status -9')
         if request.get('importance') == 'BNScaleImportance':
@@ -152,6 +154,7 @@ def test_child_reports_an_exception(benchmark, capsys):
     (['--models', 'yolov9'], 'there is no model or config file yolov9; the models are yolov4, '),
     (['--models', 'mmyolo::no.py'], 'mmyolo::no.py'),
     (['--repeats', '0'], '--repeats and --threads must be at least 1'),
+    (['--images', '-1'], '--images must not be negative, but is -1'),
     (['--out', 'no/folder.json'], '--out no/folder.json is a folder, or in a folder that does not'),
 ])
 def test_wrong_arguments_end_in_one_sentence(benchmark, arguments, message):

@@ -15,7 +15,7 @@ from mmengine.logging import MessageHub
 from mmengine.structures import InstanceData
 from yolov4_samples import batch
 
-from mmgcp.nn.training_loss import Batch, detection_loss, loss_mode
+from mmgcp.nn.training_loss import Batch, detection_loss, loss_mode, seed_batch
 from mmgcp.utils.config import build_detector
 
 
@@ -158,3 +158,21 @@ def test_all_is_restored_after_an_error(hub):
     assert_as_before(model, before)
     assert hub.get_info('epoch') == 5 and torch.equal(state, torch.get_rng_state())
     assert torch.is_grad_enabled()
+
+
+def test_random_choices_of_a_batch_depend_on_its_number():
+    model = nn.Linear(1, 1)
+    before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    draws = []
+    with loss_mode(model):
+        draws.append(draw())
+        for number in (1, 0, 1):
+            seed_batch(model, number)
+            draws.append(draw())
+    assert draws[0] == draws[2] != draws[1] == draws[3]
+    assert random.getstate() == before[0] and (np.random.get_state()[1] == before[1]).all()
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+def draw():
+    return random.random(), np.random.random(), float(torch.rand(()))

@@ -199,6 +199,8 @@ def test_prune_options(start):
     (dict(prune_options='--rounded 8'), 'prune.py does not take .*--rounded 8.*unrecognized'),
     (dict(prune_options='--round-to x'), 'prune.py does not take .*invalid int'),
     (dict(prune_options='--dry-run'), 'must not have --dry-run'),
+    (dict(prune_options='--launcher pytorch'), 'must not have --dry-run, --work-dir or --launcher'),
+    (dict(prune_options='--device nowhere'), "'nowhere' is not the name of a device"),
     (dict(config='mmyolo::yolov8/yolov8_n_syncbn_fast_8xb16-500e_coco.py', target_params=None),
      'has no prune_cfg: say how much to prune'),
     (dict(checkpoint='none.pth'), 'there is no checkpoint none.pth'),

@@ -69,7 +69,7 @@ def test_command(path, monkeypatch):
     assert args.config == f'configs/{path}'
     assert args.checkpoint or load(path).load_from
     needs = TASK_UTILS.build(load(path).prune_cfg.criterion.to_dict()).needs
-    assert args.calib_batches >= 16 if needs else args.calib_batches == 4
+    assert args.calib_batches >= 16 if needs else args.calib_batches == 16
 
 
 @pytest.mark.parametrize('path, params, flops', [(YOLOV4, 0.353, 0.651), (CPSCA, 0.353, 0.651),

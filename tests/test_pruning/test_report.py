@@ -77,6 +77,19 @@ def test_report_files(result, tmp_path):
         assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'
 
 
+def test_report_of_fitted_layers(model, tmp_path):
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    result = prune(model, GROUPS, input_shape=(3, 16, 16), calibration=[images])
+    assert result.fits == dict.fromkeys(('c.conv', 'raw', 'pred'), 'kernel')
+    assert result.report['fits'] == result.fits
+    assert summarize(result).splitlines()[-1] == '3 layers fitted to their original outputs ' \
+        '(3 kernel)'
+    write_report(result, tmp_path)
+    text = (tmp_path / 'report.md').read_text()
+    assert '| c.conv | two | 10 | 6 | 60% | kernel |' in text
+    assert '| a.conv | one | 4 | 3 | 75% |  |' in text
+
+
 def test_no_scores_where_a_plan_was_given(model, result, tmp_path):
     model = randomise(Toy(model.run, a=Block(3, 4), b=Block(3, 4), c=Block(4, 10),
                           raw=nn.Conv2d(10, 6, 1, bias=False), pred=nn.Conv2d(6, 2, 1)))

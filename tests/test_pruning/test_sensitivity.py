@@ -41,6 +41,7 @@ def measure(drop, positions=False):
     def compensate(removed):
         compensated.append({name: len(channels) for name, channels in removed.items()})
         model.pred.bias.data += 1  # has to be taken back
+        model.b1.conv.weight.data *= 2
 
     found = measure_sensitivity(model, selection, GROUPS, positions, evaluate, compensate,
                                 lambda *step: steps.append(step))

@@ -318,7 +318,8 @@ def test_compensation(write_config, tmp_path):
     """By default the best that the data allow; what needs data is refused without."""
     config = write_config(tmp_path / 'tiny.py')
     save(config, tmp_path / 'tiny.pth')
-    options = dict(default=(), squares=('--compensate', 'adapt-norms'),
+    options = dict(default=(), fitted=('--compensate', 'reconstruct'),
+                   squares=('--compensate', 'adapt-norms'),
                    mean=('--compensate', 'fold-means'), none=('--no-compensate', ))
     found = {}
     for name, option in options.items():
@@ -326,18 +327,20 @@ def test_compensation(write_config, tmp_path):
                              '--calib-batches', 1, '--work-dir', tmp_path / name, *option)
         assert code == 0, printed
         found[name] = weights(tmp_path / name)
-    assert same(found['default'], found['squares'])
-    for first, second in itertools.combinations(('squares', 'mean', 'none'), 2):
+    assert same(found['default'], found['fitted'])
+    for first, second in itertools.combinations(('fitted', 'squares', 'mean', 'none'), 2):
         assert not same(found[first], found[second])
-    code, printed = tool(config, tmp_path / 'tiny.pth', '--target-params', 0.5, '--work-dir',
-                         tmp_path / 'out', '--calib-batches', 0, *options['squares'])
-    assert code == 1 and 'adapt-norms' in printed.splitlines()[-1]
-    assert not (tmp_path / 'out').exists()
+    for name, mode in (('squares', 'adapt-norms'), ('fitted', 'reconstruct')):
+        code, printed = tool(config, tmp_path / 'tiny.pth', '--target-params', 0.5, '--work-dir',
+                             tmp_path / 'out', '--calib-batches', 0, *options[name])
+        assert code == 1 and mode in printed.splitlines()[-1]
+        assert not (tmp_path / 'out').exists()
 
 
-def test_compensation_with_data_that_are_missing(files, tmp_path):
+@pytest.mark.parametrize('mode', ['adapt-norms', 'reconstruct'])
+def test_compensation_with_data_that_are_missing(mode, files, tmp_path):
     code, printed = tool(files / 'tiny.py', files / 'tiny.pth', '--target-params', 0.5,
-                         '--compensate', 'adapt-norms', '--work-dir', tmp_path / 'out')
+                         '--compensate', mode, '--work-dir', tmp_path / 'out')
     assert code == 1 and 'calibration images cannot be loaded' in printed.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 

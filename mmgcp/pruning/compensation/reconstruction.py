@@ -122,7 +122,9 @@ class _Reconstruction:
     def _see_changed(self, item: Round, name: str, runs: Iterator[Tuple[Hashable, Call]],
                      inputs: Tensor) -> None:
         """Fit a layer to all samples so far, with those of the run that begins."""
-        key, call = next(runs)
+        key, call = next(runs, (None, None))
+        if call is None:  # it runs more often than on noise
+            return
         if item.numbers:
             self.fits[name].add(inputs, *call.note, key)
         call.note = None  # frees memory

@@ -1,6 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The least squares compensation, against numpy and against what must come back exactly."""
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -135,10 +136,11 @@ def test_errors_do_not_add_up():
     model, data, unseen = deep_chain(), images(4, 16), images(2, 16, seed=9)
     groups = [dict(name='all', modules=['body'], ratio=0.3)]
     before, errors = outputs_of(model, 'pred', unseen), {}
-    for mode in ('fold-means', 'adapt-norms'):
+    for mode in ('fold-means', 'adapt-norms', 'reconstruct'):
         after = outputs_of(pruned(model, data, mode, groups)[0], 'pred', unseen)
         errors[mode] = float((after - before).square().mean())
     assert errors['adapt-norms'] < 0.8 * errors['fold-means']
+    assert errors['reconstruct'] < 0.9 * errors['adapt-norms']
 
 
 class Shared(nn.Module):
@@ -205,10 +207,10 @@ def test_modes():
     """True stands for the best that is possible; the plan says what was asked for."""
     model, data = chain(), images()
     results = {mode: run(pruned(model, data, mode)[0], 16)
-               for mode in (True, 'adapt-norms', 'fold-means', False)}
-    assert difference(results[True], results['adapt-norms']) == 0
-    assert difference(results[True], results['fold-means']) > 1e-6
-    assert difference(results[False], results['fold-means']) > 1e-6
+               for mode in (True, 'reconstruct', 'adapt-norms', 'fold-means', False)}
+    assert difference(results[True], results['reconstruct']) == 0
+    for first, second in itertools.combinations(list(results)[1:], 2):
+        assert difference(results[first], results[second]) > 1e-6
     without = [run(pruned(model, None, mode)[0], 16) for mode in (True, 'fold-means')]
     assert difference(*without) == 0
     assert pruned(model, data, 'fold-means')[1].plan.options['compensate'] == 'fold-means'
@@ -216,7 +218,8 @@ def test_modes():
 
 @pytest.mark.parametrize('mode, message', [
     ('squares', 'compensate must be one of .* but is .squares'),
-    ('adapt-norms', 'needs calibration images, but there are none .--calib-batches')])
+    *((mode, f'{mode}. needs calibration images, but there are none .--calib-batches')
+      for mode in ('adapt-norms', 'reconstruct'))])
 def test_impossible_modes(mode, message):
     model = chain()
     state = copy.deepcopy(model.state_dict())

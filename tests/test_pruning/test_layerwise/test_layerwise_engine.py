@@ -10,7 +10,7 @@ from zeroing import zero
 from mmgcp.errors import PruningError
 from mmgcp.nn.training_loss import Batch
 from mmgcp.pruning import PruningPlan, prune
-from mmgcp.pruning.compensation import compensator
+from mmgcp.pruning.compensation import Compensated, compensator
 from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.layerwise import LayerwiseCriterion
 from mmgcp.pruning.layerwise.engine import order_units
@@ -387,13 +387,34 @@ def test_norms_are_adapted_at_the_end(monkeypatch):
     monkeypatch.setattr(compensator, 'adapt_norms', adapt)
     model = two_branches().eval()
     original = copy.deepcopy(model.state_dict())
-    run_prune(copy.deepcopy(model))
+    run_prune(copy.deepcopy(model), compensate='adapt-norms')
     assert len(adapted) == 1
     assert all(torch.equal(value, original[name]) for name, value in adapted[0].items())
-    for options in (dict(finetune=lambda *_: None), dict(compensate='fold-means'),
-                    dict(compensate=False)):
+    for options in (dict(compensate='adapt-norms', finetune=lambda *_: None),
+                    dict(compensate='fold-means'), dict(compensate=False), {}):
         run_prune(copy.deepcopy(model), **options)
         assert len(adapted) == 1
+
+
+def test_layers_are_fitted_at_the_end(monkeypatch):
+    """To what the first unit is begun with; what criteria have made of the weights is the prior."""
+    fitted = []
+
+    def fit(model, units, removed, data, shape, reference):
+        assert_same(model.state_dict(), Recorder.adapted)
+        assert_same(reference.state_dict(), original)
+        fitted.append({name: channels.tolist() for name, channels in removed.items()})
+        return Compensated(['b.conv'], {'pred': 'kernel'})
+
+    def assert_same(state, other):
+        assert all(torch.equal(value, other[name]) for name, value in state.items())
+
+    monkeypatch.setattr(compensator, 'reconstruct', fit)
+    model = two_branches().eval()
+    original = copy.deepcopy(model.state_dict())
+    result = run_prune(model)
+    assert fitted == [{item.name: item.removed for item in result.plan.units if item.removed}]
+    assert result.uncompensated == ['b.conv'] and result.fits == {'pred': 'kernel'}
 
 
 def interrupt(model, file):
