@@ -121,4 +121,4 @@ def plan_by_scores(task: PruningTask, criterion: Criterion, units: Sequence[Chan
     record = dict(options.record(), sensitivity=sensitivity and asdict(sensitivity))
     plan = replace(plan, thresholds=dict(thresholds), skipped=task.skipped, options=record)
     scores = {} if uniform else {group.name: group_scores(scored, group) for group in groups}
-    return from_first_rank(plan), scores  # whatever others have decided by their rounding errors
+    return from_first_rank(plan), scores  # whatever metrics others have measured
