@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mmgcp.compatibility import mend_openmmlab
 from mmgcp.errors import UserError
 from mmgcp.nn.distributed import from_first_rank, gather_over_ranks, numbered, rank_share
 from mmgcp.nn.temporarily import eval_mode
@@ -129,7 +130,8 @@ def evaluate(model: nn.Module,
              progress: Optional[Callable[[int, int], None]] = None) -> Tuple[str, float]:
     """Measure the accuracy of a detector on the config's validation data.
 
-    Several processes share the batches, and all get the metric that one process measures.
+    A detector that finds nothing has an accuracy, too: a mAP of 0. Several processes share the
+    batches, and all get the metric that one process measures.
 
     Args:
         model (nn.Module): The detector. The modes of its modules are restored.
@@ -146,10 +148,11 @@ def evaluate(model: nn.Module,
 
     Raises:
         UserError: The config has no validation data or evaluator, the data cannot be loaded,
-            or there is no such metric.
+            or there is no such metric or none at all.
     """
     if num_images is not None and num_images < 1:
         raise UserError(f'num_images must be at least 1, but is {num_images}')
+    mend_openmmlab()  # COCO's metric, if nothing is found
     with DefaultScope.overwrite_default_scope(_scope(cfg)):
         with _one_sentence('validation data'), _silence(), alone():
             loader, evaluator = _build_validation(cfg, num_images)
@@ -237,8 +240,10 @@ def _limit_images(evaluator: Evaluator, dataset: BaseDataset) -> None:
 
 
 def _choose_metric(values: Dict[str, float], metric: Optional[str]) -> Tuple[str, float]:
+    if not values:
+        raise UserError('the val_evaluator of the config reports no metrics')
     if metric is None:
-        metric = next((name for name in values if 'mAP' in name), next(iter(values), None))
+        metric = next((name for name in values if 'mAP' in name), next(iter(values)))
     if metric not in values:
         raise UserError(f'there is no metric {metric!r}; there are {", ".join(values)}')
     return metric, float(values[metric])

@@ -1,6 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import warnings
-from typing import Dict, Optional, Sequence, Union
+from contextlib import nullcontext
+from typing import ContextManager, Dict, List, Optional, Sequence, Union
 
 import torch.nn as nn
 from mmdet.structures import OptSampleList, SampleList
@@ -9,16 +10,14 @@ from mmengine.model import BaseModel
 from torch import Tensor
 
 from mmgcp.errors import UserError
-from mmgcp.nn.hooks import recording
 from mmgcp.registry import MODELS
 
 from .features import FeatureRecorder, FrozenTeacher
 from .groups import check_layers, connect_groups, layer_names, read_groups
-from .response_loss import check_head, read_responses
+from .head_loss import HeadLoss, build_head_losses
+from .responses import recording_head
 from .student_proxy import StudentProxy
 from .weight_schedule import WeightSchedule, build_schedule
-
-HEAD = 'bbox_head.head_module'
 
 
 @MODELS.register_module()
@@ -40,9 +39,10 @@ class SpatialAttentionDistiller(StudentProxy):
     included, are checkpoints of the student, and paramwise settings of the optimizer are those
     of the student. The teacher is not part of it (see :class:`mmgcp.distillation.FrozenTeacher`).
 
-    Losses that compare channel with channel have adapters where student and teacher have
-    different numbers of them. The adapters are trained below the name ``distill_adapters``,
-    but are not in the ``state_dict()``. To keep them when training is resumed, add
+    Losses that compare channel with channel, and the one that lets the teacher's head read the
+    student's features, have adapters where student and teacher have different numbers of channels.
+    The adapters are trained below the name ``distill_adapters``, but are not in the
+    ``state_dict()``. To keep them when training is resumed, add
     :class:`mmgcp.distillation.DistillAdapterHook` to the ``custom_hooks``.
 
     .. code-block:: python
@@ -76,8 +76,11 @@ class SpatialAttentionDistiller(StudentProxy):
         loss (dict, optional): Config of the loss for groups without one of their own; it is
             built for each layer with the group's weight as ``loss_weight``.
             Defaults to dict(type='mmgcp.SpatialAttentionLoss').
-        response (dict, optional): Config of the loss between the predictions of the heads,
-            which must be MMYOLO's. Defaults to None.
+        response (dict | Sequence[dict], optional): Config of a loss between the predictions of
+            the heads, or several of different types: :class:`mmgcp.distillation.ResponseLoss`,
+            :class:`mmgcp.distillation.LocalizationLoss` and
+            :class:`mmgcp.distillation.CrossHeadLoss`. The heads must be MMYOLO's, or
+            MMDetection's GFLHead. Defaults to None.
         schedule (dict, optional): How all these weights change in the course of the training:
             the arguments of :class:`mmgcp.distillation.WeightSchedule`.
             Defaults to None, which means not at all.
@@ -93,13 +96,13 @@ class SpatialAttentionDistiller(StudentProxy):
                  teacher: dict,
                  groups: Union[str, Sequence[dict]] = 'auto',
                  loss: Optional[dict] = None,
-                 response: Optional[dict] = None,
+                 response: Union[dict, Sequence[dict], None] = None,
                  schedule: Optional[dict] = None):
         # The settings are checked before the models are built and the teacher is loaded.
         groups = read_groups(groups, loss or dict(type='mmgcp.SpatialAttentionLoss'))
-        if not groups and response is None:
+        responses = build_head_losses(response)
+        if not groups and not responses:
             raise UserError('groups must not be empty: there would be nothing to distil')
-        response = None if response is None else MODELS.build(response)
         schedule = build_schedule(schedule or {})
         if set(teacher) != {'config', 'checkpoint'}:
             raise UserError("teacher must have the keys 'config' and 'checkpoint', "
@@ -111,15 +114,16 @@ class SpatialAttentionDistiller(StudentProxy):
         check_layers(groups, student, 0, 'student')
         self._teacher = FrozenTeacher(**teacher)
         check_layers(groups, self.teacher, 1, 'teacher')
-        if response is not None:
-            check_head(student, 'student')
-            check_head(self.teacher, 'teacher')
+        for response_loss in responses:
+            response_loss.connect(student, self.teacher)
         self.groups = connect_groups(groups, student, self.teacher)
+        self.responses: List[HeadLoss] = responses
         self.set_adapters(nn.ModuleList(
-            adapter for group in self.groups for adapter in group.adapters))
+            adapter for part in (*self.groups, *responses) for adapter in part.adapters))
         self._recorder = FeatureRecorder(student, layer_names(self.groups, 0), 'student')
         self._teacher.record_features(layer_names(self.groups, 1))
-        object.__setattr__(self, 'response', response)
+        if responses:
+            self._teacher.record_head(self._head_layers(1))
         self.schedule: WeightSchedule = schedule
         self._adapters_are_new = True
 
@@ -161,19 +165,24 @@ class SpatialAttentionDistiller(StudentProxy):
             losses = dict(self.student(inputs, data_samples, mode='loss'))
             losses.update(self._idle_losses())
             return losses
-        teacher_features, teacher_outputs = self._teacher.run(inputs)
-        heads = [] if self.response is None else [HEAD]
-        with self._recorder.record() as features, \
-                recording(self.student, heads, copy=False) as outputs:
+        teacher_features, teacher_head = self._teacher.run(inputs)
+        with self._recorder.record() as features, self._record_head() as head:
             losses = dict(self.student(inputs, data_samples, mode='loss'))
         extra = {group.loss_name: group.compute(features, teacher_features)
                  for group in self.groups}
-        if self.response is not None:
-            extra.update(self.response(
-                read_responses(self.student.bbox_head, *outputs[HEAD]),
-                read_responses(self.teacher.bbox_head, teacher_outputs)))
+        for loss in self.responses:
+            extra.update(loss.compare(head, teacher_head))
         losses.update((name, factor * value) for name, value in extra.items())
         return losses
+
+    def _head_layers(self, side: int) -> List[str]:
+        """List the layers of the student's head (side 0) or the teacher's (1) to be recorded."""
+        return [pair[side] for loss in self.responses for pair in loss.layers]
+
+    def _record_head(self) -> ContextManager:
+        """Record the student's head if its predictions are compared."""
+        return recording_head(self.student, self._head_layers(0)) if self.responses else (
+            nullcontext())
 
     def load_adapters(self, state: Dict[str, Tensor]) -> None:
         """Load what ``distill_adapters.state_dict()`` returned."""
@@ -194,6 +203,6 @@ class SpatialAttentionDistiller(StudentProxy):
 
         Distributed training waits for the gradients of all parameters.
         """
-        return {group.loss_name: 0 * sum(param.sum() for adapter in group.adapters
-                                         for param in adapter.parameters())
-                for group in self.groups if group.adapters}
+        return {part.loss_name: 0 * sum(param.sum() for adapter in part.adapters
+                                        for param in adapter.parameters())
+                for part in (*self.groups, *self.responses) if part.adapters}

@@ -3,12 +3,16 @@
 import warnings
 from typing import Tuple
 
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmgcp.errors import UserError
 from mmgcp.registry import MODELS
+
+# Added to the variance of a channel: what varies less is as good as constant
+VARIANCE_EPS = 1e-6
 
 
 class FeatureLoss(nn.Module):
@@ -176,3 +180,46 @@ class ChannelWiseLoss(AdaptedLoss):
         divergence = F.kl_div(student, teacher, reduction='sum', log_target=True)
         num_channels = student.shape[0] * student.shape[1]
         return self.loss_weight * self.tau**2 * divergence / num_channels
+
+
+@MODELS.register_module()
+class PearsonLoss(AdaptedLoss):
+    r"""Distillation by the correlation of channels, `PKD <https://arxiv.org/abs/2207.02039>`_.
+
+    Each channel is standardised to a mean of 0 and a variance of 1 over the images and positions
+    of the batch. The loss is half the mean squared difference, which is one minus Pearson's
+    coefficient r of the M values of a channel, averaged over the channels:
+
+    .. math::
+        \frac{1}{C} \sum_c \frac{1}{2 M} \sum_i (\hat y^S_{c,i} - \hat y^T_{c,i})^2
+        = \frac{1}{C} \sum_c (1 - r(y^S_c, y^T_c))
+
+    So only the pattern of a channel counts, not how strong it is, and no channel or scale outweighs
+    the others. A channel that is constant in one of the two has no pattern there and costs 1/2. The
+    authors compare the outputs of necks, with a weight of 6. A 1x1 convolution adapts the number of
+    the student's channels if it differs.
+
+    Args:
+        loss_weight (float): Multiplier of the loss. Defaults to 1.0.
+    """
+    kind = 'correlation'
+
+    def forward(self, student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
+        """Compare features (N, C, H, W) and (N, C', H', W')."""
+        student, teacher = map(standardize, self.align(student_feature, teacher_feature))
+        return self.loss_weight * F.mse_loss(student, teacher) / 2
+
+
+def channel_statistics(feature: Tensor) -> Tuple[Tensor, Tensor]:
+    """Compute mean and standard deviation (1, C, 1, 1) of the channels of a feature (N, C, H, W).
+
+    They are those over all images and positions, in single precision. The deviation is never 0.
+    """
+    variance, mean = torch.var_mean(feature.float(), dim=(0, 2, 3), unbiased=False, keepdim=True)
+    return mean, (variance + VARIANCE_EPS).sqrt()
+
+
+def standardize(feature: Tensor) -> Tensor:
+    """Give the channels of a feature (N, C, H, W) the mean 0 and the standard deviation 1."""
+    mean, deviation = channel_statistics(feature)
+    return (feature.float() - mean) / deviation

@@ -4,7 +4,7 @@ import copy
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, Set, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -16,6 +16,8 @@ from mmgcp.nn.hooks import on_outputs
 from mmgcp.nn.lookup import find_module
 from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.config import build_detector, load_config
+
+from .responses import HeadRun, recording_head, show_distributions
 
 
 class FeatureRecorder:
@@ -120,6 +122,7 @@ class FrozenTeacher:
         self.module.eval()
         self.module.requires_grad_(False)
         self.record_features([])
+        self._head_layers: Optional[List[str]] = None
 
     def __deepcopy__(self, memo: dict) -> 'FrozenTeacher':
         return self
@@ -128,21 +131,34 @@ class FrozenTeacher:
         """Choose the modules whose features :meth:`run` returns; unknown ones are a UserError."""
         self._recorder = FeatureRecorder(self.module, names, 'teacher')
 
+    def record_head(self, layers: Iterable[str]) -> None:
+        """Choose to record the head, and layers of it whose inputs are recorded, too.
+
+        From then on, a head that computes boxes from distributions returns these, too.
+        """
+        self._head_layers = list(layers)
+        show_distributions(self.module)
+
     @torch.no_grad()
-    def run(self, inputs: Tensor) -> Tuple[Dict[str, Tensor], Any]:
+    def run(self, inputs: Tensor) -> Tuple[Dict[str, Tensor], Optional[HeadRun]]:
         """Run the teacher on the device of the images (N, 3, H, W).
 
-        Returns the feature (N, C, H, W) of each chosen module by name, and what the teacher's
-        head returns in eval mode.
+        Returns the feature (N, C, H, W) of each chosen module by name, and the run of the head if
+        it is recorded.
         """
         # The images say on which device to run and not the model, because averaged copies of
         # the model, which share this teacher, may be on another device.
         weight = next(self.module.parameters())
         if weight.device != inputs.device:
             self.module.to(inputs.device)
+        inputs, head = inputs.to(weight.dtype), None
         with self._recorder.record() as features:
-            outputs = self.module(inputs.to(weight.dtype), mode='tensor')
-        return features, outputs
+            if self._head_layers is None:
+                self.module(inputs, mode='tensor')
+            else:  # which does the same, but calls the head so that hooks notice
+                with recording_head(self.module, self._head_layers) as head:
+                    self.module.bbox_head(self.module.extract_feat(inputs))
+        return features, head
 
 
 def _read_config(config: Union[str, Path, dict]) -> Config:

@@ -84,12 +84,12 @@ def _read_group(config: dict, loss: dict, optional: bool) -> DistillationGroup:
                         f'one of {list(PARTS)}, but they are {layers!r}')
     return DistillationGroup(
         name=config['name'],
-        layers=layers if isinstance(layers, str) else [_as_pair(layer) for layer in layers],
+        layers=layers if isinstance(layers, str) else [as_pair(layer) for layer in layers],
         template=MODELS.build(dict(config.get('loss', loss), loss_weight=config['weight'])),
         optional=optional)
 
 
-def _as_pair(layer: Union[str, Sequence[str]]) -> Tuple[str, str]:
+def as_pair(layer: Union[str, Sequence[str]]) -> Tuple[str, str]:
     """Return the names in student and teacher of a layer that is given by one name or by both."""
     if isinstance(layer, str):
         return layer, layer

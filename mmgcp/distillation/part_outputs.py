@@ -36,7 +36,7 @@ def find_part_outputs(model: nn.Module, part: str, owner: str = 'model') -> List
     Raises:
         UserError: The detector has no such part.
     """
-    model = _runnable_copy(model)
+    model = runnable_copy(model)
     whole = getattr(model, part, None)
     if whole is None:
         raise UserError(f'the {owner} has no {part}')
@@ -60,14 +60,14 @@ def find_part_outputs(model: nn.Module, part: str, owner: str = 'model') -> List
 def count_feature_channels(model: nn.Module, names: Iterable[str],
                            owner: str = 'model') -> Dict[str, int]:
     """Count the channels of the features that modules of a detector return, by their names."""
-    model = _runnable_copy(model)
+    model = runnable_copy(model)
     shape = working_shape(model)
     with FeatureRecorder(model, names, owner).record() as features:
         run_on_noise(model, shape)
     return {name: feature.shape[1] for name, feature in features.items()}
 
 
-def _runnable_copy(model: nn.Module) -> nn.Module:
+def runnable_copy(model: nn.Module) -> nn.Module:
     """Return a copy that runs on a CPU, on which synchronised BatchNorm does not run."""
     return revert_sync_batchnorm(copy.deepcopy(model))
 

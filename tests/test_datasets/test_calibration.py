@@ -410,6 +410,64 @@ def test_images_left_out_do_not_count_as_missed(cfg, detector, tmp_path):
     assert name == 'coco/bbox_mAP' and value == pytest.approx(1.)
 
 
+@pytest.fixture(params=['coco', 'voc'])
+def blind(request, cfg, detector, tmp_path):
+    """A model that finds nothing: itself, the config to evaluate it and the names of metrics."""
+    if request.param == 'coco':
+        write_coco(detector, tmp_path / 'truth.json')
+        cfg.val_evaluator = dict(
+            type='mmdet.CocoMetric', ann_file=str(tmp_path / 'truth.json'), metric='bbox')
+    names = dict(coco=['coco/bbox_mAP', 'coco/bbox_mAP_50'],
+                 voc=['pascal_voc/mAP', 'pascal_voc/AP50', 'pascal_voc/AP75'])[request.param]
+    return BlindReader(detector), cfg, names
+
+
+class BlindReader(nn.Module):
+    """Finds nothing."""
+
+    def __init__(self, detector):
+        super().__init__()
+        self.detector = detector
+
+    def val_step(self, data):
+        samples = self.detector.val_step(data)
+        for sample in samples:
+            sample.pred_instances = sample.pred_instances[:0]
+        return samples
+
+
+def test_a_model_that_finds_nothing_has_the_accuracy_0(blind):
+    model, cfg, names = blind
+    assert evaluate(model, cfg) == (names[0], 0.)
+    for name in names:
+        assert evaluate(model, cfg, name) == (name, 0.)
+    with pytest.raises(UserError, match="there is no metric 'mAP60'; there are " + names[0]):
+        evaluate(model, cfg, 'mAP60')
+
+
+@pytest.mark.parametrize('metric', ['coco/bbox_mAP', None])
+def test_untrained_model_and_score_threshold_that_nothing_reaches(cfg, detector, tmp_path, metric):
+    write_coco(detector, tmp_path / 'truth.json')
+    cfg.val_evaluator = dict(
+        type='mmdet.CocoMetric', ann_file=str(tmp_path / 'truth.json'), metric='bbox')
+    cfg.model.test_cfg.score_thr = 1.
+    assert evaluate(build_detector(cfg), cfg, metric) == ('coco/bbox_mAP', 0.)
+
+
+class SilentMetric(CountingMetric):
+    """Reports nothing."""
+
+    def compute_metrics(self, results):
+        return {}
+
+
+@pytest.mark.parametrize('name', [None, 'test/images'])
+def test_evaluator_without_metrics(cfg, detector, name):
+    cfg.val_evaluator = dict(type=SilentMetric)
+    with pytest.raises(UserError, match='^the val_evaluator of the config reports no metrics$'):
+        evaluate(detector, cfg, name)
+
+
 def test_other_evaluators(cfg, detector):
     metric = dict(type=CountingMetric, prefix='test')
     for evaluator in (metric, [metric], dict(metrics=[metric]),

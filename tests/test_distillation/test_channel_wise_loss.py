@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, kl_divergence
 
-from mmgcp.distillation import ChannelWiseLoss, FeatureMimicLoss
+from mmgcp.distillation import ChannelWiseLoss, FeatureMimicLoss, PearsonLoss
 from mmgcp.errors import UserError
 from mmgcp.registry import MODELS
 
@@ -39,8 +39,8 @@ def test_mimic_loss_by_hand():
         7 * (difference**2).mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize('kind', [ChannelWiseLoss, FeatureMimicLoss])
-class TestBoth:
+@pytest.mark.parametrize('kind', [ChannelWiseLoss, FeatureMimicLoss, PearsonLoss])
+class TestAll:
 
     def test_zero_when_equal(self, kind):
         loss = kind(1e3)

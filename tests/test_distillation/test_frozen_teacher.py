@@ -38,6 +38,31 @@ def test_is_frozen(teacher_files):
     assert copy.deepcopy(teacher) is teacher
 
 
+def test_run_of_the_head(teacher_files):
+    teacher, images = FrozenTeacher(**teacher_files), torch.rand(1, 3, 64, 64)
+    assert teacher.run(images)[1] is None
+    layer = 'bbox_head.head_module.convs_bridge.1'
+    teacher.record_head([layer])
+    head = teacher.run(images)[1]
+    features = teacher.module.extract_feat(images)
+    assert all(map(torch.equal, head.features, features))
+    read, = head.layer_inputs[layer]
+    assert torch.equal(read, features[1]) and not read.requires_grad
+    outputs = teacher.module(images, mode='tensor')
+    assert all(torch.equal(a, b) for mine, theirs in zip(head.outputs, outputs)
+               for a, b in zip(mine, theirs))
+
+    read = torch.full_like(read, 100.).requires_grad_()
+    repeated = head.repeat({layer: [read]})
+    # Only the level of the replaced input changes: three anchors at 8 x 8, 4 x 4 and 2 x 2 cells
+    changed = (repeated.scores != head.responses.scores).any(-1).flatten()
+    assert not changed[:192].any() and changed[192:240].all() and not changed[240:].any()
+    repeated.scores.sum().backward()
+    assert read.grad.abs().sum() > 0
+    assert not any(module._forward_hooks or module._forward_pre_hooks
+                   for module in teacher.module.modules())
+
+
 def test_follows_the_batch_to_its_device(teacher_files):
     teacher = FrozenTeacher(**teacher_files)
     images = torch.rand(1, 3, 64, 64, device='meta')

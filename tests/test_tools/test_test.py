@@ -2,7 +2,11 @@
 import json
 
 import pytest
-from scripts import complaint, complaint_of, run_process
+from mmengine.config import Config
+from mmengine.registry import DATASETS, DefaultScope
+from scripts import complaint, complaint_of, output_of, run_process
+
+from mmgcp.pipeline.summary import choose_metrics
 
 
 def test_metrics(trained, tmp_path):
@@ -18,6 +22,34 @@ def test_metrics(trained, tmp_path):
     assert json.loads((tmp_path / 'out' / 'metrics.json').read_text()) == pytest.approx(metrics)
     # of a table of all the classes in the log
     assert all(f'| {name} ' in result.stdout for name in ('cross', 'disc', 'triangle'))
+
+
+def write_coco(cfg, path):
+    """Annotations of the images to test on in COCO's form: a box in the middle of each."""
+    with DefaultScope.overwrite_default_scope('mmyolo'):
+        dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    ids = [dataset.get_data_info(index)['img_id'] for index in range(len(dataset))]
+    path.write_text(json.dumps(dict(
+        images=[dict(id=key, width=128, height=128) for key in ids],
+        categories=[dict(id=number, name=name)
+                    for number, name in enumerate(dataset.metainfo['classes'])],
+        annotations=[dict(id=number, image_id=key, category_id=0, bbox=[40, 40, 48, 48],
+                          area=48**2, iscrowd=0) for number, key in enumerate(ids, 1)])))
+
+
+@pytest.mark.parametrize('evaluator', ['coco', 'voc'])
+def test_detector_that_finds_nothing_has_the_accuracy_0(trained, tmp_path, evaluator):
+    """Also in the summary of tools/compress.py, which reads what test.py wrote."""
+    write_coco(Config.fromfile(trained['config']), tmp_path / 'truth.json')
+    text = f"_base_ = {str(trained['config'])!r}\nmodel = dict(test_cfg=dict(score_thr=1.))\n"
+    if evaluator == 'coco':
+        text += ("test_evaluator = dict(_delete_=True, type='mmdet.CocoMetric', metric='bbox', "
+                 f"ann_file={str(tmp_path / 'truth.json')!r})\n")
+    (tmp_path / 'blind.py').write_text(text)
+    output_of('test.py', tmp_path / 'blind.py', trained['work_dir'] / 'epoch_1.pth',
+              '--work-dir', 'out', cwd=tmp_path)
+    metrics = json.loads((tmp_path / 'out' / 'metrics.json').read_text())
+    assert choose_metrics(metrics) == dict(mAP50=0., mAP=0.)
 
 
 def test_missing_config(tmp_path):
