@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from mmgcp.nn.distributed import from_first_rank
 from mmgcp.nn.layers import WEIGHT_TYPES, find_layer
 
 from .layer_groups import assign_groups
@@ -60,12 +61,13 @@ def score_units(model: nn.Module, units: Sequence[ChannelUnit], criterion: Crite
     generator = torch.Generator().manual_seed(0)
     members = {unit.name: [item.module for item in unit.side('out')] for unit in units}
     owners = assign_groups(model, [name for names in members.values() for name in names], groups)
+    found = {unit.name: {layer: values.detach().cpu().double()
+                         for layer, values in criterion(model, unit).items()} for unit in units}
+    found = from_first_rank(found)  # those of others may have other rounding errors
     scored = []
     for unit in units:
-        found = {layer: share_scores(values.detach().cpu().double(), unit)
-                 for layer, values in criterion(model, unit).items()}
-        scores = {layer: _without_ties(values, unit, generator)
-                  for layer, values in found.items()}
+        scores = {layer: _without_ties(share_scores(values, unit), unit, generator)
+                  for layer, values in found[unit.name].items()}
         if not scores:
             reason = f'{type(criterion).__name__} has no scores for it'
             skipped.update(dict.fromkeys(members[unit.name], reason))

@@ -61,7 +61,8 @@ class BNScale(Criterion):
             return scores
         for item, layer in layers:
             if isinstance(layer, WEIGHT_TYPES) and not bool(scaled[item.unit_index].all()):
-                norms = weight_by_output(layer).detach().abs().flatten(1).mean(1)
+                filters = weight_by_output(layer).detach().cpu().double().flatten(1)
+                norms = filters.abs().mean(1)
                 values = unit_scores(unit, item, _scales_of_ranks(model, norms))
                 scores[item.module] = values.masked_fill(scaled, float('nan'))
         return scores
@@ -73,8 +74,8 @@ def _has_scales(layer: nn.Module) -> bool:
 
 def _scales_of_ranks(model: nn.Module, norms: Tensor) -> Tensor:
     """Return the scale factors (C, ) of the model that have the relative ranks of filters."""
-    ranks = (norms.argsort().argsort() + 0.5) / len(norms)
-    scales = [module.weight.detach().abs().flatten() for module in model.modules()
+    ranks = (norms.argsort(stable=True).argsort() + 0.5) / len(norms)
+    scales = [module.weight.detach().abs().flatten().cpu() for module in model.modules()
               if _has_scales(module)]
     if not scales:
         return ranks
