@@ -14,6 +14,7 @@ from mmgcp.datasets.calibration import CalibrationBatches, calibration_batches, 
 from mmgcp.datasets.demo import CLASSES, DemoOptions, make_demo_dataset
 from mmgcp.utils.config import load_config
 
+pytestmark = pytest.mark.slow
 NUM_IMAGES = 10
 CACHED_MOSAIC = dict(type='Mosaic', img_scale=(96, 96), use_cached=True, random_pop=True,
                      max_cached_images=6)

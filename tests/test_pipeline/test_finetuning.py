@@ -101,6 +101,7 @@ def trained(folder):
     return before, model.state_dict()
 
 
+@pytest.mark.slow
 def test_several_processes(folder):
     """All have the weights of the mean gradient, and the mean of their statistics."""
     (before, first), (_, second) = on_ranks(__file__, 'trained', folder)
