@@ -30,15 +30,15 @@ class _Sums(NamedTuple):
 class LeastSquares:
     """Estimates targets (S, G, O) from inputs (S, G, I) by one matrix in each of G groups.
 
-    Minimises sum |y - W z - b|^2 + r n |W - P|^2 over S samples: the ridge r n, a share r of the
-    mean over the inputs of sum (z - mean z)^2, pulls the matrix W (G, O, I) towards a prior P.
+    Minimises sum |y - W z - b|^2 + r v |W - P|^2 over S samples, where v is the variance of an
+    input, on average: the matrix W (G, O, I) is drawn towards a prior P as by r more samples.
     Samples may have different offsets b, told apart by keys; those with the key None have none,
-    and their z count as they are in n. Only sums are kept: their memory grows with I^2, but not
-    with S.
+    and the squares of their z count in v. Only sums are kept: their memory grows with I^2, but
+    not with S.
 
     Attributes:
         prior (Tensor): P, (G, O, I).
-        ridge (float): The share r.
+        ridge (float): The number r of samples that the prior weighs as much as.
     """
     prior: Tensor
     ridge: float
@@ -96,6 +96,7 @@ class LeastSquares:
                 cross.baddbmm_(item.inputs[:, :, None], item.targets[:, None] / -item.count)
         residual = cross - gram @ self.prior.transpose(1, 2)
         diagonal = gram.diagonal(dim1=1, dim2=2)
-        diagonal += (self.ridge * diagonal.mean(1) + floor)[:, None]
+        number = sum(float(item.count) for item in sums.values())
+        diagonal += (self.ridge / number * diagonal.mean(1) + floor)[:, None]
         change = torch.cholesky_solve(residual, torch.linalg.cholesky(gram))
         return self.prior + change.transpose(1, 2)

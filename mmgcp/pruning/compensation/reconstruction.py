@@ -29,7 +29,9 @@ from mmgcp.pruning.units import ChannelUnit
 from .layer_fits import LayerFit, make_fit
 from .rounds import Round, make_rounds
 
-RIDGE = 1e-2
+# The samples that the weights before weigh as much as. On a trained YOLOv5-n 300 to 1000 are
+# about as good, for 8 images and for 128.
+RIDGE = 500.
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def reconstruct(model: nn.Module, units: Sequence[ChannelUnit], removed: Dict[st
         images (Iterable[Tensor]): Of several processes, each has its own.
         shape (Sequence[int]): Shape (C, H, W) of an image that the model runs on.
         reference (nn.Module): The original model.
-        ridge (float): See :class:`LeastSquares`. Defaults to 0.01.
+        ridge (float): See :class:`LeastSquares`. Defaults to 500.
 
     Returns:
         Compensated: How layers were fitted; incomplete are those that read removed channels, but

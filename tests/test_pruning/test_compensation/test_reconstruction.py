@@ -187,7 +187,7 @@ def test_twins_in_detectors(name, monkeypatch):
         expected, found = (tensors(run_as_tensors(net, data[0])) for net in (model, changed))
     for old, new in zip(expected, found):
         assert difference([old], [new]) < 1e-5 * float(1 + old.abs().max())
-    assert set(done.fits.values()) == {'kernel', 'mixture of inputs'}
+    assert ('mixture of inputs' in done.fits.values()) == (name != 'ssdlite')
 
 
 @pytest.mark.parametrize('name', KINDS)
@@ -384,13 +384,13 @@ def test_images_of_different_sizes():
 def test_half_precision(dtype):
     model, removed = chain(), {'a.conv': torch.tensor([1, 3])}
     data = images()
-    expected, _, _ = fitted(model, removed, data, 1e-1)
+    expected, _, _ = fitted(model, removed, data, 50)
     half = copy.deepcopy(model).to(dtype)
     try:
         half(data[0])
     except RuntimeError:
         pytest.skip('this PyTorch has no convolutions of it on the CPU')
-    changed, _, _ = fitted(half, removed, data, 1e-1)
+    changed, _, _ = fitted(half, removed, data, 50)
     assert changed.b.conv.weight.dtype == dtype
     assert torch.allclose(changed.b.conv.weight.double(), expected.b.conv.weight, atol=0.05)
     assert not torch.allclose(changed.b.conv.weight, half.b.conv.weight, atol=0.05)
