@@ -59,7 +59,9 @@ def parse_args():
     training.add_argument('--first-epochs', type=int, default=3,
                           help='those of the epochs that are before pruning, where something is '
                           'trained before; default: 3')
-    training.add_argument('--sparsity-rate', type=float, default=0.1, help='default: 0.1')
+    training.add_argument('--sparsity-rate', type=float, default=0.7,
+                          help='default: 0.7, which by itself moves scale factors by about 0.7 '
+                          'in 100 iterations from a learning rate of 1e-3, with momentum 0.937')
     output = parser.add_argument_group('output')
     output.add_argument('--report', action='store_true', help='only print what is there')
     output.add_argument('--plot', type=Path, metavar='FILE.png', help='accuracy against MACs')

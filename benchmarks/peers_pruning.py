@@ -2,6 +2,7 @@
 """Pruning a detector to a budget of MACs, by this project and by its peers."""
 import copy
 import importlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Sequence
@@ -24,7 +25,7 @@ from mmgcp.pruning.dependencies import ChannelGraph
 from mmgcp.pruning.detector import make_pruned_config
 from mmgcp.utils.config import build_detector
 
-STEPS = 12  # of bisection: a budget is met up to a 4096th of the pruning ratio
+STEPS = 12  # of bisection: the pruning ratio is exact to a 4096th
 # How many channels MMRazor's Group Fisher prunes, one by one, between two counts of the MACs
 CHANNELS_BETWEEN_COUNTS = 4
 
@@ -138,7 +139,10 @@ def recalibrate(model: nn.Module, images: ImagesOf) -> None:
 
 
 def meet_budget(prune_at: Callable[[float], nn.Module], task: Task) -> nn.Module:
-    """Prune at the smallest ratio with which the MACs are within the budget.
+    """Prune at the ratio with which the MACs come closest to the budget, on either side.
+
+    Where each layer loses the same ratio, many of them lose their next channel at once, and the
+    MACs jump.
 
     Args:
         prune_at (Callable): Returns a detector pruned at a ratio, and leaves the original alone.
@@ -148,15 +152,15 @@ def meet_budget(prune_at: Callable[[float], nn.Module], task: Task) -> nn.Module
         UserError: There is no such ratio.
     """
     budget = (1 - task.share) * count_complexity(task.model, task.shape)[1]
-    low, high, found = 0., 1., None
+    low, high, found, least = 0., 1., None, math.inf
     for _ in range(STEPS):
         ratio = (low + high) / 2
         model = prune_at(ratio)
-        if count_complexity(model, task.shape)[1] <= budget:
-            high, found = ratio, model
-        else:
-            low = ratio
-    if found is None:
+        excess = count_complexity(model, task.shape)[1] - budget
+        if abs(excess) < least:
+            found, least = model, abs(excess)
+        low, high = (ratio, high) if excess > 0 else (low, ratio)
+    if high == 1:
         raise UserError(f'no pruning ratio removes {task.share:.0%} of the MACs')
     return found
 
@@ -183,7 +187,9 @@ def make_mutator(model: nn.Module, mutator: type, unit: str, shape: Sequence[int
     mutator = mutator(
         channel_unit_cfg=dict(type=unit), parse_cfg=dict(
             type='ChannelAnalyzer', demo_input=demo, tracer_type='FxTracer'))
+    weights = copy.deepcopy(model.state_dict())
     mutator.prepare_from_supernet(model)
+    model.load_state_dict(weights, strict=False)  # its layers are new, with random weights
     return mutator
 
 

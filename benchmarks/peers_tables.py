@@ -17,8 +17,8 @@ from mmgcp.errors import UserError
 
 MARKERS = 'os^vD<>pP*Xh'
 # Names of rows begin with these; the others are variants of this project
-FAMILIES = {'dense': 'Greys', 'slimming': 'Greens', 'tp-': 'Oranges', 'mmrazor': 'Purples',
-            'criterion-': 'Blues', '': 'Reds'}
+FAMILIES = {'dense': 'Greys', 'slimming': 'YlOrBr', 'tp-': 'Blues', 'mmrazor': 'Greens',
+            'criterion-': 'Purples', '': 'Reds'}
 
 
 class Results:
@@ -134,7 +134,7 @@ def _print_settings(runs: PeerRuns, results: Results) -> None:
 
 
 def plot(runs: PeerRuns, rows: Sequence[Row], path: Path) -> None:
-    """Plot accuracy against MACs: right away, and after the last epoch.
+    """Plot accuracy against MACs: right away, and after the longest training, if there is one.
 
     Args:
         runs (PeerRuns): The runs.
@@ -142,7 +142,7 @@ def plot(runs: PeerRuns, rows: Sequence[Row], path: Path) -> None:
         path (Path): A PNG file.
     """
     results = Results(runs, rows)
-    epochs = [0, *results.epochs[-1:]]
+    epochs = [0, *(epoch for epoch in results.epochs[-1:] if results.found['trained'])]
     figure = Figure(figsize=(2 + 6 * len(epochs), 7), layout='constrained')
     styles = _styles(rows)
     for axes, epoch in zip(figure.subplots(1, len(epochs), squeeze=False)[0], epochs):
@@ -153,7 +153,7 @@ def plot(runs: PeerRuns, rows: Sequence[Row], path: Path) -> None:
             x, y = zip(*points)
             color, marker = styles[row.name]
             axes.plot(x, y, color=color, marker=marker, markersize=5, linewidth=1.2,
-                      label=row.title)
+                      linestyle=':' if row.options.get('recalibrate') else '-', label=row.title)
         ceiling = results.accuracies(DENSE, 0.).get(epoch)
         if ceiling:
             axes.axhline(mean(ceiling), color='black', linestyle='--', linewidth=1,
@@ -161,6 +161,7 @@ def plot(runs: PeerRuns, rows: Sequence[Row], path: Path) -> None:
         axes.set_xlabel('MACs removed (%)')
         axes.set_ylabel(results.dense['metric'])
         axes.set_title(f'after {epoch} epochs' if epoch else 'right after pruning')
+        axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         axes.grid(color='#d8dde3', linewidth=0.6)
     handles = {label: handle for axes in figure.axes

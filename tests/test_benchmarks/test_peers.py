@@ -84,7 +84,7 @@ def test_comparison(benchmark, detector, annotated, tmp_path, capsys, monkeypatc
         'Torch-Pruning, GroupTaylorImportance, local, recalibrated BN', 'MMRazor, L1 [1]']
     assert 'MMRazor, L1, -30%: ModuleNotFoundError: ' in printed
     for row in rows[3:5]:
-        assert 30 <= -float(row[1].strip('%')) < 35
+        assert 27 < -float(row[1].strip('%')) < 33
     for row in rows[2:5]:
         assert ' to ' not in row[3] and ' to ' in row[4]  # of one pruning, of two seeds
     assert (tmp_path / 'plot.png').stat().st_size > 10000
@@ -224,6 +224,8 @@ def test_budget_is_met_as_closely_as_possible(module, monkeypatch):
     monkeypatch.setattr(pruning, 'count_complexity', lambda model, shape: (0, model))
     task = pruning.Task(1000, None, 0.3, (3, 8, 8), [], {})
     assert pruning.meet_budget(lambda ratio: round(1000 * (1 - ratio)**2), task) == 700
+    # Nearer above than below
+    assert pruning.meet_budget(lambda ratio: 720 if ratio < 0.4 else 650, task) == 720
     with pytest.raises(UserError, match='no pruning ratio removes 30% of the MACs'):
         pruning.meet_budget(lambda ratio: 900, task)
 
