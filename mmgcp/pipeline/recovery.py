@@ -1,6 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Recovery without labels: a pruned model learns to do on images what the original does."""
 import math
+import sys
 import time
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
@@ -19,10 +20,11 @@ from .imitation import Imitation
 
 # Of the first images one in four is held out
 FIRST_IMAGES, HELD_OUT_EVERY = 64, 4
-MEASUREMENTS = 10
+MEASURED_AT = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # share of the way
+SETBACK = 1 / 3  # factor on the learning rate if the model does worse than before
 WARM_UP = 0.05  # share of the steps, or of the time
 MAX_GRADIENT = 1.
-MINUTES: Check = number_in(0, math.inf, 'must be a number that is not negative')
+MINUTES: Check = number_in(0, sys.float_info.max, 'must be a finite number that is not negative')
 STEPS: Check = number_in(1, math.inf, 'must be a positive integer', integer=True)
 RATE: Check = number_in(0, math.inf, 'must be a positive number', open_low=True)
 Progress = Callable[[str, int, int], None]
@@ -151,23 +153,33 @@ class _Training:
         self._student, self._imitation, self._lr = student, imitation, lr
         self._held_out = held_out
         self._params = list(student.parameters())
-        self._optimizer = torch.optim.Adam(self._params, lr=lr)
+        self._optimizer = torch.optim.Adam(self._params)
         self._flips = torch.Generator().manual_seed(0)
 
     def run(self, images: Iterable[Tensor], way: _Way) -> Recovered:
         """Train until the way is over; leave the best state in the model."""
-        before = best = self._measure()
-        state, measured = self._copy(), 0
-        batches = _endless(images)
+        before = self._best = self._measure()
+        self._state = self._copy()
+        batches, points = _endless(images), list(MEASURED_AT)
         while way.check() < 1:
-            if int(way.share * MEASUREMENTS) > measured:
-                measured = int(way.share * MEASUREMENTS)
-                best, state = self._better(best, state)
+            if points and way.share >= points[0]:
+                points = [point for point in points if point > way.share]
+                self._judge()
             self._step(next(batches), way.share)
             way.step()
-        best, state = self._better(best, state)
-        self._put_back(state)
-        return Recovered(way.done, before, best)
+        self._judge()
+        self._put_back()
+        return Recovered(way.done, before, self._best)
+
+    def _judge(self) -> None:
+        """Keep the state of the model if it is the best, else go back to that, more slowly."""
+        found = self._measure()
+        if found < self._best:
+            self._best, self._state = found, self._copy()
+        else:
+            self._put_back()
+            self._lr *= SETBACK
+            self._optimizer = torch.optim.Adam(self._params)
 
     def _step(self, images: Optional[Tensor], share: float) -> None:
         """Take a step for a batch (N, C, H, W), or only with the gradients of other ranks."""
@@ -191,17 +203,12 @@ class _Training:
         number = sum(map(len, self._held_out))
         return total_over_ranks(float(total)) / total_over_ranks(number)
 
-    def _better(self, best: float, state: List[Tensor]) -> Tuple[float, List[Tensor]]:
-        """Return the objective and the parameters of the model if it does better than before."""
-        found = self._measure()
-        return (found, self._copy()) if found < best else (best, state)
-
     def _copy(self) -> List[Tensor]:
         return [param.detach().clone() for param in self._params]
 
     @torch.no_grad()
-    def _put_back(self, state: List[Tensor]) -> None:
-        for param, value in zip(self._params, state):
+    def _put_back(self) -> None:
+        for param, value in zip(self._params, self._state):
             param.copy_(value)
 
 

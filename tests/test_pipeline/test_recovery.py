@@ -114,7 +114,6 @@ def test_best_state_is_returned(monkeypatch):
         return next(measured)
 
     monkeypatch.setattr(recovery._Training, '_measure', measure)
-    monkeypatch.setattr(recovery, 'MEASUREMENTS', 3)
     found = recover(student, teacher, batches(2), steps=3, removed=removed)
     assert found == (3, 5., 1.)
     assert same(copied(student), states[2]) and not same(states[2], states[3])
@@ -167,10 +166,11 @@ def test_learning_rate():
 
 
 @pytest.mark.parametrize('options, text', [
-    (dict(minutes=-1), 'minutes of the recovery must be a number that is not negative, but is -1'),
-    (dict(minutes=math.nan), 'minutes of the recovery must be a number'),
-    (dict(minutes='3'), "minutes of the recovery must be a number .* but is '3'"),
-    (dict(minutes=True), 'minutes of the recovery must be a number'),
+    (dict(minutes=-1), 'minutes of the recovery must be a finite number that is not negative, but is -1'),
+    (dict(minutes=math.nan), 'minutes of the recovery must be a finite number'),
+    (dict(minutes='3'), "minutes of the recovery must be a finite number .* but is '3'"),
+    (dict(minutes=math.inf), 'minutes of the recovery must be a finite number'),
+    (dict(minutes=True), 'minutes of the recovery must be a finite number'),
     (dict(steps=0), 'steps of the recovery must be a positive integer, but is 0'),
     (dict(steps=1, lr=0), 'lr of the recovery must be a positive number, but is 0'),
     (dict(steps=1, lr=None), 'lr of the recovery must be a positive number'),
