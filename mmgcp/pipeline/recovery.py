@@ -50,7 +50,7 @@ class Recovery:
     """
 
     def __init__(self, images: Iterable[Tensor], minutes: Optional[float] = None,
-                 steps: Optional[int] = None, lr: float = 1e-3,
+                 steps: Optional[int] = None, lr: float = 1e-4,
                  progress: Progress = lambda stage, done, steps: None):
         check_settings(minutes, steps, lr)
         self._images, self.progress = images, progress
@@ -77,7 +77,7 @@ def check_settings(minutes: Optional[float], steps: Optional[int], lr: float) ->
 
 @full_precision()
 def recover(student: nn.Module, teacher: nn.Module, images: Iterable[Tensor],
-            minutes: Optional[float] = None, steps: Optional[int] = None, lr: float = 1e-3,
+            minutes: Optional[float] = None, steps: Optional[int] = None, lr: float = 1e-4,
             removed: Optional[Channels] = None,
             progress: Progress = lambda stage, done, steps: None) -> Recovered:
     """Train a pruned model to emit what the original emits, on images without annotations.
@@ -97,7 +97,7 @@ def recover(student: nn.Module, teacher: nn.Module, images: Iterable[Tensor],
             processes each has its own, and gradients are averaged.
         minutes (float, optional): Time limit, all in all; 0 for nothing to happen.
         steps (int, optional): Number of steps at most, each with a batch.
-        lr (float): Highest learning rate. Defaults to 0.001.
+        lr (float): Highest learning rate. Defaults to 0.0001.
         removed (Channels, optional): Channels that the original's layers have lost, by name of
             the layer and side. Without them, only predictions are compared.
         progress (Callable): Called with the name of the stage, how many of the steps, or of the
