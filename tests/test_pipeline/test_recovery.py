@@ -49,7 +49,7 @@ def test_follows_the_original():
     student.pred.weight.requires_grad_(False)
     student.pred.bias.grad = torch.ones(5)
     random_state = torch.get_rng_state()
-    found = recover(student, teacher, batches(), steps=40, removed=removed,
+    found = recover(student, teacher, batches(), steps=40, lr=1e-3, removed=removed,
                     progress=lambda *step: shown.append(step))
     assert found.steps_done == 40
     assert found.difference_after < 0.7 * found.difference_before
@@ -134,7 +134,8 @@ def test_held_out_images_are_not_trained_with(monkeypatch):
 @pytest.mark.parametrize('number, size', [(1, 1), (2, 1), (1, 3)])
 def test_few_images(number, size):
     student, teacher, removed = pruned()
-    found = recover(student, teacher, batches(number, size), steps=5, removed=removed)
+    found = recover(student, teacher, batches(number, size), steps=5, lr=1e-3,
+                    removed=removed)
     assert found.steps_done == 5 and found.difference_after < found.difference_before
 
 
@@ -166,7 +167,8 @@ def test_learning_rate():
 
 
 @pytest.mark.parametrize('options, text', [
-    (dict(minutes=-1), 'minutes of the recovery must be a finite number that is not negative, but is -1'),
+    (dict(minutes=-1),
+     'minutes of the recovery must be a finite number that is not negative, but is -1'),
     (dict(minutes=math.nan), 'minutes of the recovery must be a finite number'),
     (dict(minutes='3'), "minutes of the recovery must be a finite number .* but is '3'"),
     (dict(minutes=math.inf), 'minutes of the recovery must be a finite number'),
@@ -206,7 +208,7 @@ def test_interrupted():
 def test_as_an_option_of_prune():
     """The original that it follows is that from before pruning, and the report tells of it."""
     results = []
-    for recovering in (None, Recovery(batches(), steps=20)):
+    for recovering in (None, Recovery(batches(), steps=20, lr=1e-3)):
         model = residual_toy().eval()
         results.append(prune(model, ratio=0.4, allocation='uniform', input_shape=SHAPE,
                              calibration=batches(1), recover=recovering))
@@ -233,7 +235,7 @@ def recover_in_process(folder):
     torch.set_num_threads(1)
     student, teacher, removed = pruned()
     rank = torch.distributed.get_rank()
-    found = recover(student, teacher, batches(2) if rank == 0 else batches(1, 2), steps=4,
+    found = recover(student, teacher, batches(2) if rank == 0 else batches(1, 2), steps=4, lr=1e-3,
                     removed=removed)
     return found._asdict(), student.state_dict()
 

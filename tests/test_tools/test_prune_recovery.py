@@ -81,7 +81,8 @@ def test_minutes(files, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('options, text', [
-    (['--recover-minutes', -1], 'minutes of the recovery must be a finite number that is not negative'),
+    (['--recover-minutes', -1],
+     'minutes of the recovery must be a finite number that is not negative, but is -1'),
     (['--recover-minutes', 'nan'], 'minutes of the recovery must be a finite number'),
     (['--cfg-options', 'prune_cfg.recover.epochs=3'], "unknown settings: ['epochs']"),
     (['--cfg-options', 'prune_cfg.recover=3'], 'recover of prune_cfg must have the settings'),
