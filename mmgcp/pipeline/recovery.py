@@ -50,7 +50,7 @@ class Recovery:
     """
 
     def __init__(self, images: Iterable[Tensor], minutes: Optional[float] = None,
-                 steps: Optional[int] = None, lr: float = 1e-4,
+                 steps: Optional[int] = None, lr: float = 3e-5,
                  progress: Progress = lambda stage, done, steps: None):
         check_settings(minutes, steps, lr)
         self._images, self.progress = images, progress
@@ -77,17 +77,19 @@ def check_settings(minutes: Optional[float], steps: Optional[int], lr: float) ->
 
 @full_precision()
 def recover(student: nn.Module, teacher: nn.Module, images: Iterable[Tensor],
-            minutes: Optional[float] = None, steps: Optional[int] = None, lr: float = 1e-4,
+            minutes: Optional[float] = None, steps: Optional[int] = None, lr: float = 3e-5,
             removed: Optional[Channels] = None,
             progress: Progress = lambda stage, done, steps: None) -> Recovered:
     """Train a pruned model to emit what the original emits, on images without annotations.
 
     The objective is that of :class:`mmgcp.pipeline.imitation.Imitation`. It is measured on
-    images that are held out, one in four of the first 64, ten times on the way, and in the end
-    the model is what it was when it did best, which may be as it came. BatchNorms keep their
-    running statistics, and dropout is off. Adam's learning rate rises over the first 5 % of the
-    way and falls to zero with half a cosine; gradients are clipped to the norm 1; images are
-    mirrored at random. With a number of steps and no time limit the result is always the same.
+    images that are held out, one in four of the first 64, on the way and in the end, when the
+    model gets back its best state, which may be that in which it came. Where it does no better
+    than in that state, it gets it back at once and goes on with a third of the learning rate.
+    BatchNorms keep their running statistics, and dropout is off. Adam's learning rate rises over
+    the first 5 % of the way and falls to zero with half a cosine; gradients are clipped to the
+    norm 1; images are mirrored at random. With a number of steps and no time limit the result is
+    always the same.
 
     Args:
         student (nn.Module): The pruned model, changed in place. Only values of its parameters
@@ -97,7 +99,7 @@ def recover(student: nn.Module, teacher: nn.Module, images: Iterable[Tensor],
             processes each has its own, and gradients are averaged.
         minutes (float, optional): Time limit, all in all; 0 for nothing to happen.
         steps (int, optional): Number of steps at most, each with a batch.
-        lr (float): Highest learning rate. Defaults to 0.0001.
+        lr (float): Highest learning rate. Defaults to 0.00003.
         removed (Channels, optional): Channels that the original's layers have lost, by name of
             the layer and side. Without them, only predictions are compared.
         progress (Callable): Called with the name of the stage, how many of the steps, or of the
@@ -146,7 +148,7 @@ class _Way:
 
 
 class _Training:
-    """The training of a model, which keeps its best state."""
+    """The training of a model, which keeps the model's best state."""
 
     def __init__(self, student: nn.Module, imitation: Imitation, held_out: List[Tensor],
                  lr: float):
@@ -176,7 +178,7 @@ class _Training:
         found = self._measure()
         if found < self._best:
             self._best, self._state = found, self._copy()
-        else:
+        else:  # also if it is not finite
             self._put_back()
             self._lr *= SETBACK
             self._optimizer = torch.optim.Adam(self._params)
