@@ -3,12 +3,14 @@
 import argparse
 import os
 import os.path as osp
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import List, Optional, Sequence
 
 import torch
+import torch.nn as nn
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner.checkpoint import weights_to_cpu
@@ -21,6 +23,7 @@ from mmgcp.datasets.calibration import CalibrationBatches, ImagesOf, evaluate
 from mmgcp.errors import PruningError, UserError
 from mmgcp.nn.distributed import gather_over_ranks
 from mmgcp.pipeline.finetuning import IntermediateFinetuning
+from mmgcp.pipeline.recovery import Recovery
 from mmgcp.pruning import prune
 from mmgcp.pruning.detector import make_pruned_config
 from mmgcp.pruning.options import BUDGETS, PruneOptions, options_of_config
@@ -31,6 +34,7 @@ from mmgcp.utils.config import build_detector, image_size, load_config
 from mmgcp.utils.devices import add_device_arguments, started
 from mmgcp.utils.options import add_arguments, given_options
 
+NEED_IMAGES = ('adapt-norms', 'reconstruct')
 RESUMED = {'resuming': 'channel units have been pruned', 'resuming steps': 'steps have been taken'}
 
 
@@ -50,6 +54,10 @@ def parse_args(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
     data.add_argument('--calib-batches', type=int, default=16, metavar='N',
                       help='batches of training images to compensate with, and for criteria that '
                       'need some; 0: use none; default: %(default)s')
+    data.add_argument('--recover-minutes', type=float, metavar='M',
+                      help='train the pruned detector for so long to predict what the original '
+                      'predicts on the training images, without their annotations; default: as in '
+                      'prune_cfg (recover=dict(minutes=M)), or not at all')
     data.add_argument('--input-size', type=int, nargs=2, metavar=('WIDTH', 'HEIGHT'),
                       help='in pixels, for counting MACs; default: of the test images')
     data.add_argument('--sensitivity', action='store_true',
@@ -112,11 +120,11 @@ def progress_bar():
         yield show
 
 
-def find_images(batches: Optional[CalibrationBatches], compensate) -> Optional[ImagesOf]:
+def find_images(batches: Optional[CalibrationBatches], needed: bool) -> Optional[ImagesOf]:
     """Training images; None, with a warning, where there are none.
 
     Raises:
-        PruningError: There are none, but the kind of compensation needs some.
+        PruningError: There are none, but they are needed.
     """
     if batches is None:
         return None
@@ -129,7 +137,7 @@ def find_images(batches: Optional[CalibrationBatches], compensate) -> Optional[I
     reason = max(reasons) or ('' if any(found) else 'there are no training images')
     if not reason:
         return ImagesOf(batches)
-    if compensate in ('adapt-norms', 'reconstruct'):
+    if needed:
         raise PruningError(reason) from error
     print(f'warning: {reason}; so nothing can be measured on images: channels are scored by '
           'their weights, and those that do not emit a constant are compensated by what their '
@@ -151,6 +159,26 @@ def make_finetuning(cfg: Config, options: dict, progress) -> Optional[Intermedia
     if unknown:
         raise PruningError(f'finetune of prune_cfg has unknown settings: {sorted(unknown)}')
     return IntermediateFinetuning(cfg, **settings, progress=progress)
+
+
+def make_recovery(cfg: Config, model: nn.Module, settings,
+                  minutes: Optional[float]) -> Optional[Recovery]:
+    """The recovery that prune_cfg asks for, with the minutes of the command line if given."""
+    if not (settings is None or isinstance(settings, dict)):
+        raise PruningError('recover of prune_cfg must have the settings minutes, steps and lr, but '
+                           f'is {settings!r}')
+    settings = dict(settings or dict(minutes=0))
+    if minutes is not None:
+        settings['minutes'] = minutes
+    unknown = set(settings) - {'minutes', 'steps', 'lr'}
+    if unknown:
+        raise PruningError(f'recover of prune_cfg has unknown settings: {sorted(unknown)}')
+    batches = CalibrationBatches(cfg, model, sys.maxsize)  # all that there are
+    recovery = Recovery(ImagesOf(batches), **settings)
+    if settings.get('minutes') == 0:
+        return None
+    find_images(batches, needed=True)
+    return recovery
 
 
 def write_outputs(result, cfg: Config, package: str, meta: dict, folder: Path) -> List[str]:
@@ -194,10 +222,12 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
         options['batches'] = CalibrationBatches(cfg, model, args.calib_batches)
     compensate, by_default = options.get('compensate', True), options.get('criterion') is None
     if compensate or by_default:
-        images = find_images(options.get('batches'), compensate)
+        images = find_images(options.get('batches'), compensate in NEED_IMAGES)
         options['calibration'] = images if compensate else None
         if images is None and by_default:
             options.pop('batches', None)  # of which there are none
+    recovery = make_recovery(cfg, model, options.get('recover'), args.recover_minutes)
+    options['recover'] = recovery
     if args.sensitivity:
         options['evaluate'] = lambda model: evaluate(model, cfg, args.metric, args.val_images)[1]
     name = osp.splitext(osp.basename(args.config))[0]
@@ -207,6 +237,8 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
     unfinished = folder / 'unfinished.pth'  # of a run by layers or steps that was interrupted
     with progress_bar() as progress, attention_aside(model, put_back=args.dry_run):
         options['finetune'] = make_finetuning(cfg, options, progress)
+        if recovery is not None:
+            recovery.progress = progress
         result = prune(model, progress=progress, checkpoint_file=unfinished, **options)
     print(summarize(result))
     if args.dry_run:

@@ -1,5 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The one path from a model to a pruned model."""
+import copy
 from pathlib import Path
 from typing import Any, Optional
 
@@ -17,6 +18,7 @@ from .options import PruneOptions
 from .plan import PruningPlan, PruningResult, validate_plan
 from .scores import Criterion
 from .strategy import Decision, PruningTask, decide, trace
+from .surgery import gather_channels
 
 
 @full_precision()
@@ -60,8 +62,9 @@ def prune(model: nn.Module, groups: Groups = 'auto', ratio: Optional[float] = No
     else:
         validate_plan(plan, task.units)
     in_place = not options.dry_run and (
-        task.compensator().fits_weights or options.steps > 1
+        task.compensator().fits_weights or options.steps > 1 or options.recover is not None
         or criterion is not None and criterion.trains)
+    original = copy.deepcopy(model) if options.recover is not None and in_place else None
     with restored_on_error(model, weights=in_place):
         if plan is not None:
             decision = Decision(plan)
@@ -69,11 +72,12 @@ def prune(model: nn.Module, groups: Groups = 'auto', ratio: Optional[float] = No
             task, decision = decide_in_steps(criterion, task)
         else:
             decision = decide(criterion, task)
-        return _apply(task, decision)
+        return _apply(task, decision, original)
 
 
-def _apply(task: PruningTask, decision: Decision) -> PruningResult:
-    """Compensate and remove what has been decided on, unless it is a dry run; give the result."""
+def _apply(task: PruningTask, decision: Decision,
+           original: Optional[nn.Module]) -> PruningResult:
+    """Compensate, remove what has been decided on, and recover, unless it is a dry run."""
     removed = decision.plan.removed()
     params, macs = task.cost(removed)
     result = PruningResult(
@@ -87,4 +91,7 @@ def _apply(task: PruningTask, decision: Decision) -> PruningResult:
     if not task.options.dry_run:
         done = task.carry_out(removed, decision.compensated)
         result.uncompensated, result.fits = done.incomplete, done.fits
+        if task.options.recover is not None:
+            result.recovery = task.options.recover(
+                task.model, original, gather_channels(task.units, removed))
     return result

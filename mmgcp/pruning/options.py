@@ -22,6 +22,7 @@ from .plan import PruningPlan
 from .scores import criterion_names
 from .scores.base import Progress
 from .select import MERGES
+from .surgery import Channels
 
 AMOUNT, CHANNELS, OTHER = 'how much', 'which channels', 'other'
 
@@ -99,6 +100,11 @@ class PruneOptions:
         help='training between channel units, with a layer-wise criterion, or between steps: '
         'called with the model and the number of finished units or steps; prune_cfg has its '
         'settings (epochs, lr, every), or False for none')
+    recover: Optional[Callable[[nn.Module, nn.Module, Channels], dict]] = option(
+        None, in_config=True, check=(callable, 'must be a function'),
+        help='training without labels at the end: called with the pruned model, a copy of the '
+        'original, and the channels that its layers have lost; the report has what it returns; '
+        'prune_cfg has its settings (minutes, steps, lr)')
     input_shape: Sequence[int] = option(
         IMAGE_SHAPE, recorded=True,
         help='shape (C, H, W) of an image in pixels, which MACs are counted for')

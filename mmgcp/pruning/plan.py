@@ -4,7 +4,7 @@ import difflib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Dict, Iterable, List, NamedTuple, Sequence, Union
+from typing import Any, Dict, Iterable, List, NamedTuple, Sequence, Union
 
 import torch
 import torch.nn as nn
@@ -211,6 +211,7 @@ class PruningResult:
             decide.
         uncompensated (List[str]): Layers that could not absorb what removed channels emitted.
         fits (Dict[str, str]): How layers were fitted to their original outputs, if they were.
+        recovery (Dict[str, Any]): What the option ``recover`` returned, if there was one.
     """
     model: nn.Module
     plan: PruningPlan
@@ -221,6 +222,7 @@ class PruningResult:
     scores: Dict[str, Tensor]
     uncompensated: List[str] = field(default_factory=list)
     fits: Dict[str, str] = field(default_factory=dict)
+    recovery: Dict[str, Any] = field(default_factory=dict)
 
     @property
     def changed_channels(self) -> ChannelTable:
@@ -248,4 +250,5 @@ class PruningResult:
             layers=[row._asdict() for row in self.layers],
             skipped=self.plan.skipped,
             uncompensated=self.uncompensated,
-            fits=self.fits)
+            fits=self.fits,
+            recovery=self.recovery)

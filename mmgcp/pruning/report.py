@@ -37,6 +37,10 @@ def summarize(result: PruningResult) -> str:
         kinds = ', '.join(f'{number} {kind}' for kind, number in Counter(
             result.fits.values()).most_common())
         lines.append(f'{len(result.fits)} layers fitted to their original outputs ({kinds})')
+    if result.recovery:
+        lines.append('recovery: ' + ', '.join(
+            f'{name.replace("_", " ")} {value:.4g}' if isinstance(value, float) else
+            f'{name.replace("_", " ")} {value}' for name, value in result.recovery.items()))
     return '\n'.join(lines)
 
 

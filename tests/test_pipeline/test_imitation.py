@@ -1,0 +1,83 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""The difference between a pruned model and the original, against values by hand."""
+import copy
+
+import pytest
+import torch
+import torch.nn as nn
+from pruning_samples import Toy, residual_toy
+
+from mmgcp.errors import PruningError
+from mmgcp.pipeline.imitation import Imitation
+from mmgcp.pruning.graph import find_units
+from mmgcp.pruning.surgery import gather_channels, remove_channels
+
+IMAGES = [torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+          for seed in range(2)]
+
+
+def chain():
+    """Two convolutions of one tap, to compute by hand."""
+    torch.manual_seed(0)
+    return Toy(lambda net, x: net.pred(net.mid(x)), mid=nn.Conv2d(3, 4, 1), pred=nn.Conv2d(4, 2, 1))
+
+
+def by_channel(maps):
+    return maps.movedim(1, 0).flatten(1)
+
+
+def test_by_hand():
+    teacher = chain()
+    student = Toy(teacher.run, mid=nn.Conv2d(3, 2, 1), pred=nn.Conv2d(2, 2, 1))
+    removed = {('mid', 'out'): torch.tensor([1, 3]), ('pred', 'in'): torch.tensor([1, 3])}
+    found = Imitation(student, teacher, removed, IMAGES)(IMAGES[1])
+    read, expected = torch.cat(IMAGES), {}
+    with torch.no_grad():
+        for name in ('mid', 'pred'):
+            read = teacher.get_submodule(name)(read)
+            expected[name] = by_channel(read).var(1, unbiased=False)
+        mid, student_mid = teacher.mid(IMAGES[1])[:, [0, 2]], student.mid(IMAGES[1])
+        variance = expected['mid'][[0, 2]]
+        reads = (by_channel(student_mid - mid).square().mean(1) / variance).mean()
+        gap = student.pred(student_mid) - teacher.pred(teacher.mid(IMAGES[1]))
+        predictions = (by_channel(gap).square().mean(1) / expected['pred']).mean()
+    # What the first layer reads is the same
+    assert found.item() == pytest.approx(float(reads / 2 + predictions), rel=1e-5)
+
+
+def test_kept_channels_correspond():
+    """A model that lost only channels that did nothing differs in nothing."""
+    teacher = residual_toy()
+    units, _ = find_units(teacher, (3, 16, 16))
+    removed = {unit.name: torch.tensor([0, 2]) for unit in units}
+    channels = gather_channels(units, removed)
+    for (name, side), gone in channels.items():
+        if side == 'in':
+            teacher.get_submodule(name).weight.data[:, gone] = 0
+    student = copy.deepcopy(teacher)
+    remove_channels(student, units, removed)
+    for model in (teacher, student):
+        model.eval()
+    assert student.stem.conv.out_channels == 6
+    imitation = Imitation(student, teacher, channels, IMAGES)
+    assert imitation(IMAGES[0]).item() < 1e-10
+    student.a2.conv.weight.data *= 1.5
+    assert imitation(IMAGES[0]).item() > 1e-3
+
+
+def test_constant_channels_of_the_original_weigh_little():
+    teacher = chain()
+    teacher.mid.weight.data[0] = 0
+    student = copy.deepcopy(teacher)
+    imitation = Imitation(student, teacher, {('pred', 'in'): torch.tensor([], dtype=torch.long)},
+                          IMAGES)
+    student.mid.bias.data[0] += 0.01
+    assert 0 < imitation(IMAGES[0]).item() < 1
+
+
+def test_errors():
+    teacher, wide = chain(), Toy(chain().run, mid=nn.Conv2d(3, 4, 1), pred=nn.Conv2d(4, 3, 1))
+    with pytest.raises(PruningError, match='does not predict what the original'):
+        Imitation(wide, teacher, {}, IMAGES)(IMAGES[0])
+    with pytest.raises(PruningError, match='layer pred of the pruned model does not read'):
+        Imitation(wide, teacher, {('pred', 'in'): torch.tensor([1])}, IMAGES)
