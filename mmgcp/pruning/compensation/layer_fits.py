@@ -69,6 +69,11 @@ class LayerFit:
                  ridge: float):
         self.layer, self.original = layer, original
         self.inputs, self.outputs = inputs, outputs
+        self.solver = LeastSquares(self._prior(), ridge)
+
+    def _prior(self) -> Tensor:
+        """Return the matrix (G, O, I) that estimates targets as the layer does now."""
+        raise NotImplementedError
 
     def targets(self, inputs: Tensor, output: Tensor, choose: Choice) -> Tuple[Places, Tensor]:
         """Return places, and what is to be estimated there, from a run of the original layer.
@@ -99,9 +104,8 @@ class KernelFit(LayerFit):
     """
     kind = 'kernel'
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.solver = LeastSquares(self._kernel().transpose(2, 3).flatten(2), args[-1])
+    def _prior(self) -> Tensor:
+        return self._by_group()[self._where()].transpose(2, 3).flatten(2)
 
     def _by_group(self) -> Tensor:
         """View the weight as (G, O / G, I / G, T) with T taps."""
@@ -112,9 +116,6 @@ class KernelFit(LayerFit):
         """Index what stays in :meth:`_by_group`."""
         return (self.outputs.groups[:, None, None], self.outputs.inside[:, :, None],
                 self.inputs.inside[:, None])
-
-    def _kernel(self) -> Tensor:
-        return self._by_group()[self._where()]
 
     def add(self, inputs: Tensor, places: Places, targets: Tensor, key: Hashable) -> None:
         """Add samples; see the base class."""
@@ -140,12 +141,10 @@ class MixingFit(LayerFit):
     """
     kind = 'mixture of inputs'
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def _prior(self) -> Tensor:
         groups, kept = self.inputs.inside.shape
         selection = torch.zeros(groups, self.inputs.width, kept, device=self.layer.weight.device)
-        selection.scatter_(1, self.inputs.inside[:, None], 1.)
-        self.solver = LeastSquares(selection, args[-1])
+        return selection.scatter_(1, self.inputs.inside[:, None], 1.)
 
     def targets(self, inputs: Tensor, output: Tensor, choose: Choice) -> Tuple[Places, Tensor]:
         """Return places of the input, and all of its values (S, G, I / G) there."""
@@ -182,10 +181,8 @@ class MeanFit(LayerFit):
     """Leaves the weight alone: only the means of the outputs become those of the original."""
     kind = 'mean'
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        groups, kept = self.outputs.inside.shape
-        self.solver = LeastSquares(self.layer.weight.new_zeros(groups, kept, 0), args[-1])
+    def _prior(self) -> Tensor:
+        return self.layer.weight.new_zeros(*self.outputs.inside.shape, 0)
 
     def add(self, inputs: Tensor, places: Places, targets: Tensor, key: Hashable) -> None:
         """Add samples; see the base class. The layer runs for its outputs, without hooks."""
