@@ -12,6 +12,7 @@ from mmgcp.datasets.batch_accuracy import average_precision
 from mmgcp.errors import PruningError
 from mmgcp.nn.distributed import first_items, from_first_rank
 from mmgcp.nn.forward import working_shape
+from mmgcp.nn.training_loss import Batch
 
 from .allocate import allocate, by_position
 from .budget import Budget
@@ -166,12 +167,23 @@ def _measure(task: PruningTask, selection: Selection, groups: Sequence[LayerGrou
     options, evaluate = task.options, task.options.evaluate
     groups = [group for group in groups if group.ratio is None and group.threshold is None]
     if evaluate is None and allocation == 'measured' and options.batches is not None:
-        evaluate = partial(average_precision, batches=options.batches)
+        evaluate = partial(_precision_on, options.batches)
     if evaluate is None or not task.budget or len(groups) < 2:
         return None
     images = options.calibration and first_items(options.calibration, MEASURED_BATCHES)
     return measure_sensitivity(task.model, selection, groups, allocation != 'global', evaluate,
                                task.compensator(images), options.progress)
+
+
+def _precision_on(batches: Iterable[Batch], model: nn.Module) -> float:
+    """Return the average precision on batches, or say how to do without."""
+    try:
+        return average_precision(model, batches)
+    except Exception as error:  # whatever the model raises
+        reason = ' '.join(str(error).split())
+        raise PruningError(
+            f'the average precision on the training data cannot be measured: '
+            f'{type(error).__name__}: {reason}; allocation uniform does without it') from error
 
 
 def _selection(options: PruneOptions, scored: Sequence[ScoredUnit], positions: bool,

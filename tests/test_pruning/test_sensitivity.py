@@ -3,9 +3,12 @@ import copy
 
 import pytest
 import torch
-from pruning_samples import residual_toy
+import torch.nn as nn
+from loss_toys import SHAPE, LossToy, assert_as_before, make_batches, snapshot
+from pruning_samples import Block, randomise, residual_toy
 
-from mmgcp.pruning import BNScale, LayerGroup
+from mmgcp.errors import PruningError
+from mmgcp.pruning import BNScale, LayerGroup, prune
 from mmgcp.pruning.allocate import by_position
 from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.scored import score_units
@@ -93,3 +96,17 @@ def test_positions_by_hand():
     assert found.metrics['two'] == {POSITION: pytest.approx(0.8 - 0.3 * number)}
     assert found.costs['two'] / found.costs['one'] == pytest.approx(3)
     assert [step[1:] for step in steps] == [(number, 4) for number in range(5)]
+
+
+def test_predictions_that_fail():
+    """The way out is told, and the model is as before."""
+    def run(net, x):
+        return net.pred(net.b(net.a(x)))
+
+    model = randomise(LossToy(run, a=Block(3, 8, 3), b=Block(8, 6), pred=nn.Conv2d(6, 2, 1)))
+    before = snapshot(model)
+    with pytest.raises(PruningError, match="measured: KeyError: .* allocation uniform does"):
+        prune(model, [dict(name=name, modules=[name]) for name in 'ab'], target_flops=0.7,
+              batches=make_batches(2), calibration=[batch.images for batch in make_batches(2)],
+              input_shape=SHAPE)
+    assert_as_before(model, before)
