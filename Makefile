@@ -1,5 +1,5 @@
 # make demo       trains, sparsifies, prunes and distils a small YOLOv4 and compares the stages
-# make test       runs the tests that are not marked as slow: under 8 minutes on 2 cores
+# make test       runs the tests that are not marked as slow: about 10 minutes on 2 cores
 # make test-all   runs all tests
 # make lint       runs ruff
 # Each makes .venv first, if it is missing (make env).
