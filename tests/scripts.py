@@ -10,6 +10,9 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+import torch
+
+from mmgcp.utils.config import build_detector, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / 'tools'
@@ -42,6 +45,27 @@ def run_here(script, *arguments, cwd=None):
         status = 1
     return subprocess.CompletedProcess(
         [sys.executable, path, *map(str, arguments)], status, stdout.getvalue(), stderr.getvalue())
+
+
+def write_pruning_files(config, settings=''):
+    """Add settings to the config of a detector, and write a checkpoint with uneven scales.
+
+    Returns the paths of both files, which are side by side.
+    """
+    config.write_text(config.read_text() + settings)
+    torch.manual_seed(0)
+    model = build_detector(load_config(str(config)))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+    checkpoint = config.with_suffix('.pth')
+    torch.save(dict(state_dict=model.state_dict(), meta={}), str(checkpoint))
+    return config, checkpoint
+
+
+def pruned_weights(folder):
+    """The weights that tools/prune.py has written to a folder."""
+    return torch.load(str(folder / 'pruned.pth'), weights_only=False)['state_dict']
 
 
 def run_command(command, cwd=None, timeout=None, **env):

@@ -8,12 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
-from scripts import TOOLS, run_command, run_here
+from scripts import TOOLS, pruned_weights, run_command, run_here, write_pruning_files
 
-from mmgcp.utils.config import build_detector
-
-SCRIPTS = ('dist_train.sh', 'dist_test.sh', 'dist_prune.sh')
+SCRIPTS = ('dist_launch.sh', 'dist_train.sh', 'dist_test.sh', 'dist_prune.sh')
 
 # MMEngine chooses a GPU for each process, and gives it to the model's wrapper
 CPU_ALONE = """
@@ -109,13 +106,7 @@ def test_two_processes(write_config, distributed_env, tmp_path):
 @pytest.mark.skipif(not torch.distributed.is_available(), reason='torch without distributed')
 def test_pruning_by_two_processes(write_config, distributed_env, blank_pictures, tmp_path):
     """The files of one process, of which the second process writes and prints nothing."""
-    config, checkpoint = write_config(tmp_path / 'tiny.py'), tmp_path / 'tiny.pth'
-    torch.manual_seed(0)
-    model = build_detector(Config.fromfile(config))
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-    torch.save(dict(state_dict=model.state_dict(), meta={}), checkpoint)
+    config, checkpoint = write_pruning_files(write_config(tmp_path / 'tiny.py'))
     options = ['--target-params', 0.5, '--criterion', 'Taylor', '--calib-batches', 2, '--device',
                'cpu', '--sensitivity', '--val-images', 2]
     result = run_here('prune.py', config, checkpoint, '--work-dir', tmp_path / 'one', *options)
@@ -129,8 +120,7 @@ def test_pruning_by_two_processes(write_config, distributed_env, blank_pictures,
             path.name for path in tmp_path.glob('__pycache__')}
     for name in ('plan.json', 'report.json', 'report.md'):
         assert (tmp_path / 'one' / name).read_text() == (tmp_path / 'two' / name).read_text()
-    one, two = (torch.load(str(tmp_path / name / 'pruned.pth'), weights_only=False)['state_dict']
-                for name in ('one', 'two'))
+    one, two = (pruned_weights(tmp_path / name) for name in ('one', 'two'))
     for key, value in one.items():  # reconstruction sums products in single precision
         torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-4)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
-from scripts import run_here, run_process
+from scripts import pruned_weights, run_here, run_process
 from tiers import slow_except
 from yolov4_samples import config_text
 
@@ -204,10 +204,6 @@ def planned(config_files, tmp_path_factory):
     return folder
 
 
-def weights(folder):
-    return torch.load(folder / 'pruned.pth', weights_only=False)['state_dict']
-
-
 def same(first, second):
     return list(first) == list(second) and all(torch.equal(first[key], second[key])
                                                for key in first)
@@ -217,7 +213,7 @@ def test_plan_is_applied(files, planned, tmp_path):
     code, printed = tool(files / 'tiny.py', files / 'tiny.pth', '--plan', planned / 'plan.json',
                          '--work-dir', tmp_path / 'out', '--no-compensate')
     assert code == 0, printed
-    assert same(weights(planned), weights(tmp_path / 'out'))
+    assert same(pruned_weights(planned), pruned_weights(tmp_path / 'out'))
     assert {path.name for path in (tmp_path / 'out').iterdir()} == OUTPUTS - {'scores.png'}
     assert 'scores.png' not in (tmp_path / 'out/report.md').read_text()
 
@@ -256,11 +252,11 @@ def test_pruned_again(planned, tmp_path):
     code, printed = tool(planned / 'pruned.py', '--target-params', 0.5, '--input-size', 64, 64,
                          '--work-dir', tmp_path / 'again', '--round-to', 4)
     assert code == 0, printed
-    first, again = (sum(x.numel() for x in weights(folder).values())
+    first, again = (sum(x.numel() for x in pruned_weights(folder).values())
                     for folder in (planned, tmp_path / 'again'))
     assert again / first == pytest.approx(0.5, abs=0.05)
     model = build_detector(Config.fromfile(tmp_path / 'again/pruned.py'))
-    model.load_state_dict(weights(tmp_path / 'again'), strict=True)
+    model.load_state_dict(pruned_weights(tmp_path / 'again'), strict=True)
     before = norms(build_detector(Config.fromfile(planned / 'pruned.py')))
     assert all(count % 4 == 0 or count == before[name] for name, count in norms(model).items())
 
@@ -291,7 +287,7 @@ def test_config_of_a_package(package_files, tmp_path):
     moved = tmp_path / 'another machine'
     (tmp_path / 'out').rename(moved)
     model = init_detector(str(moved / 'pruned.py'), str(moved / 'pruned.pth'), device='cpu')
-    assert same(model.state_dict(), weights(moved))
+    assert same(model.state_dict(), pruned_weights(moved))
     image = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
     assert 'pred_instances' in inference_detector(model, image)
 
@@ -326,7 +322,7 @@ def test_compensation(write_config, tmp_path):
         code, printed = tool(config, tmp_path / 'tiny.pth', '--target-params', 0.5,
                              '--calib-batches', 1, '--work-dir', tmp_path / name, *option)
         assert code == 0, printed
-        found[name] = weights(tmp_path / name)
+        found[name] = pruned_weights(tmp_path / name)
     assert same(found['default'], found['fitted'])
     for first, second in itertools.combinations(('fitted', 'squares', 'mean', 'none'), 2):
         assert not same(found[first], found[second])

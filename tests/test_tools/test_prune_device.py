@@ -5,7 +5,7 @@ import torch
 from mmengine.config import Config
 from mmengine.utils import digit_version
 from pruning_samples import randomise
-from scripts import complaint_of, run_here
+from scripts import complaint_of, pruned_weights, run_here
 from second_device import DEVICE, SecondDevice
 
 from mmgcp.pruning import PruningPlan
@@ -22,10 +22,6 @@ def files(write_config, tmp_path_factory):
     model = randomise(build_detector(Config.fromfile(config)))
     torch.save(dict(state_dict=model.state_dict(), meta={}), folder / 'tiny.pth')
     return config, folder / 'tiny.pth'
-
-
-def weights(folder):
-    return torch.load(str(folder / 'pruned.pth'), weights_only=False)['state_dict']
 
 
 @pytest.mark.slow
@@ -50,7 +46,7 @@ def test_written_from_another_device(files, tmp_path, monkeypatch):
                           tmp_path / 'second')
     assert result.returncode == 0, result.stderr
     assert devices == ['second']
-    expected, found = weights(tmp_path / 'cpu'), weights(tmp_path / 'second')
+    expected, found = pruned_weights(tmp_path / 'cpu'), pruned_weights(tmp_path / 'second')
     assert list(found) == list(expected)
     for name, value in found.items():
         assert type(value) is torch.Tensor and value.device.type == 'cpu'

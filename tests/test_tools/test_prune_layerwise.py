@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from mmengine.config import Config
-from scripts import run_here
+from scripts import pruned_weights, run_here, write_pruning_files
 
 from mmgcp.pruning.layerwise import ThiNet
 from mmgcp.utils.config import build_detector, load_config
@@ -28,25 +28,13 @@ custom_hooks = [
 def files(tmp_path_factory, write_config):
     """Config and checkpoint of a tiny detector."""
     folder = tmp_path_factory.mktemp('layerwise')
-    config = write_config(folder / 'tiny.py')
-    config.write_text(config.read_text() + SETTINGS)
-    torch.manual_seed(0)
-    model = build_detector(load_config(str(config)))
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-    torch.save(dict(state_dict=model.state_dict(), meta={}), folder / 'tiny.pth')
-    return config, folder / 'tiny.pth'
+    return write_pruning_files(write_config(folder / 'tiny.py'), SETTINGS)
 
 
 def tool(*arguments):
     """Run the tool in this process: its status and everything it prints."""
     result = run_here('prune.py', *arguments)
     return result.returncode, result.stdout + result.stderr
-
-
-def weights(folder):
-    return torch.load(folder / 'pruned.pth', weights_only=False)['state_dict']
 
 
 def test_interrupted_and_resumed(files, tmp_path, monkeypatch):
@@ -81,7 +69,7 @@ def test_interrupted_and_resumed(files, tmp_path, monkeypatch):
     assert plan['options']['criterion'] == dict(type='mmgcp.ThiNet', positions=10)
     names = {'pruned.py', 'pruned.pth', 'plan.json', 'report.json', 'report.md', 'channels.png'}
     assert {path.name for path in (tmp_path / 'parts').iterdir()} == names
-    first, second = weights(tmp_path / 'whole'), weights(tmp_path / 'parts')
+    first, second = pruned_weights(tmp_path / 'whole'), pruned_weights(tmp_path / 'parts')
     assert first.keys() == second.keys()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert plan == json.loads((tmp_path / 'parts/plan.json').read_text())

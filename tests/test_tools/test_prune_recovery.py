@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 from mmengine.config import Config
-from scripts import complaint_of, output_of, run_here
+from scripts import complaint_of, output_of, pruned_weights, run_here, write_pruning_files
 
 from mmgcp.nn.training_loss import Batch
 from mmgcp.pipeline import recovery
-from mmgcp.utils.config import build_detector, load_config
+from mmgcp.utils.config import build_detector
 
 pytestmark = pytest.mark.usefixtures('blank_pictures')
 SETTINGS = """
@@ -22,23 +22,11 @@ prune_cfg = dict(_delete_=True, target_params=0.5, criterion=dict(type='mmgcp.L1
 def files(tmp_path_factory, write_config):
     """Config and checkpoint of a tiny detector."""
     folder = tmp_path_factory.mktemp('recovery')
-    config = write_config(folder / 'tiny.py')
-    config.write_text(config.read_text() + SETTINGS)
-    torch.manual_seed(0)
-    model = build_detector(load_config(str(config)))
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-    torch.save(dict(state_dict=model.state_dict(), meta={}), folder / 'tiny.pth')
-    return config, folder / 'tiny.pth'
+    return write_pruning_files(write_config(folder / 'tiny.py'), SETTINGS)
 
 
 def common(files):
     return (*files, '--calib-batches', 1, '--input-size', 96, 96)
-
-
-def weights(folder):
-    return torch.load(folder / 'pruned.pth', weights_only=False)['state_dict']
 
 
 @pytest.fixture
@@ -63,7 +51,7 @@ def test_recovery(files, tmp_path, blind):
     assert found['difference_after'] < found['difference_before'] and found['steps_done'] == 4
     assert json.loads((tmp_path / 'plain/report.json').read_text())['recovery'] == {}
     assert 'steps done 4' in (tmp_path / 'recovered/report.md').read_text()
-    recovered, plain = (weights(tmp_path / name) for name in ('recovered', 'plain'))
+    recovered, plain = (pruned_weights(tmp_path / name) for name in ('recovered', 'plain'))
     assert list(recovered) == list(plain)
     assert {key: value.shape for key, value in recovered.items()} == {
         key: value.shape for key, value in plain.items()}

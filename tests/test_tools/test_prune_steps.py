@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from mmengine.config import Config
-from scripts import complaint_of, output_of, run_here
+from scripts import complaint_of, output_of, pruned_weights, run_here, write_pruning_files
 
 from mmgcp.pipeline.finetuning import IntermediateFinetuning
 from mmgcp.pruning import PruningPlan, prune
@@ -27,23 +27,11 @@ custom_hooks = [
 def files(tmp_path_factory, write_config):
     """Config and checkpoint of a tiny detector."""
     folder = tmp_path_factory.mktemp('steps')
-    config = write_config(folder / 'tiny.py')
-    config.write_text(config.read_text() + SETTINGS)
-    torch.manual_seed(0)
-    model = build_detector(load_config(str(config)))
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-    torch.save(dict(state_dict=model.state_dict(), meta={}), folder / 'tiny.pth')
-    return config, folder / 'tiny.pth'
+    return write_pruning_files(write_config(folder / 'tiny.py'), SETTINGS)
 
 
 def common(files):
     return (*files, '--calib-batches', 1, '--input-size', 96, 96)
-
-
-def weights(folder):
-    return torch.load(folder / 'pruned.pth', weights_only=False)['state_dict']
 
 
 @pytest.fixture
@@ -85,7 +73,7 @@ def test_interrupted_and_resumed(files, tmp_path, numbers, monkeypatch):
     assert result.returncode == 0, result.stderr
     assert numbers == [2] and 'resuming: 1 of 3 steps have been taken before' in result.stderr
     assert {path.name for path in parts.iterdir()} == names
-    first, second = weights(whole), weights(parts)
+    first, second = pruned_weights(whole), pruned_weights(parts)
     assert first.keys() == second.keys()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
