@@ -1,6 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Sampling what layers read and emit at some places of their feature maps."""
-from typing import Iterator, NamedTuple, Sequence
+from typing import Dict, Iterator, NamedTuple, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -40,6 +40,25 @@ def draw_places(maps: Tensor, numbers: Sequence[int], limit: int) -> Places:
     image = torch.arange(len(maps))[:, None].expand_as(inside)
     rows = torch.div(inside, width, rounding_mode='floor')
     return Places(*(values.flatten().to(maps.device) for values in (image, rows, inside % width)))
+
+
+class DrawnPlaces:
+    """Draws places for the same images, the same for maps of the same size.
+
+    Args:
+        numbers, limit: See :func:`draw_places`.
+    """
+
+    def __init__(self, numbers: Sequence[int], limit: int):
+        self._numbers, self._limit = numbers, limit
+        self._places: Dict[Tuple[int, ...], Places] = {}
+
+    def __call__(self, maps: Tensor) -> Places:
+        """Return places in feature maps (N, H, W, C)."""
+        size = tuple(maps.shape[:3])
+        if size not in self._places:
+            self._places[size] = draw_places(maps, self._numbers, self._limit)
+        return self._places[size]
 
 
 def _seeds(maps: int, numbers: Sequence[int]) -> Iterator[int]:

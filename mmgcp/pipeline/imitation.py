@@ -10,9 +10,9 @@ from mmgcp.errors import PruningError
 from mmgcp.nn.distributed import sum_by_name
 from mmgcp.nn.forward import flatten_tensors, run_as_tensors
 from mmgcp.nn.hooks import recording
-from mmgcp.nn.layers import WEIGHT_TYPES, is_depthwise, num_channels
+from mmgcp.nn.layers import WEIGHT_TYPES, num_channels
 from mmgcp.nn.sampling import as_maps
-from mmgcp.pruning.surgery import Channels
+from mmgcp.pruning.surgery import Channels, stays_of
 
 # Channels of the original that vary less count as if they varied by this share of the mean
 LEAST_VARIANCE = 0.01
@@ -100,9 +100,7 @@ def _kept_inputs(model: nn.Module, removed: Channels) -> Dict[str, Tensor]:
     kept = {}
     for name, layer in model.named_modules() if removed else ():
         if isinstance(layer, WEIGHT_TYPES):
-            stays = torch.ones(num_channels(layer, 'in'), dtype=torch.bool)
-            stays[removed.get((name, 'out' if is_depthwise(layer) else 'in'), [])] = False
-            kept[name] = stays.nonzero().flatten()
+            kept[name] = stays_of(layer, name, 'in', removed).nonzero().flatten()
     return kept
 
 

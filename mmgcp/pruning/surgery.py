@@ -11,7 +11,7 @@ from torch import Tensor
 from mmgcp.errors import PruningError
 from mmgcp.nn.forward import flatten_tensors, run_on_noise
 from mmgcp.nn.hooks import on_inputs, on_outputs
-from mmgcp.nn.layers import find_layer, keep_channels, num_channels
+from mmgcp.nn.layers import Layer, find_layer, is_depthwise, keep_channels, num_channels
 
 from .attributes import refresh_attributes
 from .scores.base import Progress
@@ -33,10 +33,25 @@ def remove_channels(model: nn.Module, units: Iterable[ChannelUnit],
     for (name, side), channels in gather_channels(units, removed).items():
         if not len(channels):
             continue
-        keep = torch.ones(num_channels(find_layer(model, name), side), dtype=torch.bool)
-        keep[channels] = False
+        keep = mask_without(find_layer(model, name), side, channels)
         keep_channels(model, name, side, keep.nonzero().flatten())
     refresh_attributes(model)
+
+
+def mask_without(layer: Layer, side: str, channels: Tensor) -> Tensor:
+    """Return a mask (C, ) of the channels of a layer on a side, without some (K, )."""
+    mask = torch.ones(num_channels(layer, side), dtype=torch.bool)
+    mask[channels] = False
+    return mask
+
+
+def stays_of(layer: nn.Module, name: str, side: str, removed: Channels) -> Tensor:
+    """Return a mask (C, ) of what a layer has left on a side.
+
+    A depthwise convolution has channels on one side, 'out', which it reads, too.
+    """
+    gone = removed.get((name, 'out' if is_depthwise(layer) else side))
+    return mask_without(layer, side, torch.zeros(0, dtype=torch.long) if gone is None else gone)
 
 
 def gather_channels(units: Iterable[ChannelUnit], removed: Dict[str, Tensor]) -> Channels:

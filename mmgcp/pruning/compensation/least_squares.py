@@ -64,14 +64,15 @@ class LeastSquares:
         means = [(total / count).to(inputs) for total in sums[1:]]
         inputs, targets = ((values - mean).transpose(0, 1)
                            for values, mean in zip((inputs, targets), means))
+        # The deviations are from rounded means m: sum z y' is that of the products of deviations,
+        # and m_z (sum y)' + (sum z - n m_z) m_y'
+        mean_input = means[0].double()[:, :, None]
+        rest = sums.inputs[:, :, None] - count * mean_input
         for products, others, mean, total in ((self.gram, inputs, means[0], sums.inputs),
                                               (self.cross, targets, means[1], sums.targets)):
             products += inputs.transpose(1, 2) @ others
-            # The deviations are from rounded means m: sum z y' is that of the products of
-            # deviations, and m_z (sum y)' + (sum z - n m_z) m_y'
-            rest = sums.inputs - count * means[0].double()
-            products.baddbmm_(means[0].double()[:, :, None], total[:, None])
-            products.baddbmm_(rest[:, :, None], mean.double()[:, None])
+            products.baddbmm_(mean_input, total[:, None])
+            products.baddbmm_(rest, mean.double()[:, None])
         self.sums[key] = self.sums[key] + sums if key in self.sums else sums
 
     def solve(self) -> Tuple[Tensor, Dict[Hashable, Tensor]]:

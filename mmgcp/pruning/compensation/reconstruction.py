@@ -20,10 +20,10 @@ from mmgcp.errors import PruningError
 from mmgcp.nn.calls import Call, recording_calls
 from mmgcp.nn.forward import random_image, run_as_tensors, run_on_noise
 from mmgcp.nn.hooks import on_inputs
-from mmgcp.nn.layers import WEIGHT_TYPES, is_depthwise, num_channels
+from mmgcp.nn.layers import WEIGHT_TYPES
 from mmgcp.nn.sampling import Places
 from mmgcp.nn.temporarily import eval_mode
-from mmgcp.pruning.surgery import Channels, channels_off, gather_channels
+from mmgcp.pruning.surgery import Channels, channels_off, gather_channels, stays_of
 from mmgcp.pruning.units import ChannelUnit
 
 from .layer_fits import LayerFit, make_fit
@@ -141,12 +141,9 @@ class _Reconstruction:
                     self.model.get_submodule(norm).running_mean.copy_(mean - offset)
 
     def _make_fit(self, name: str, inputs: Tensor, output: Tensor) -> LayerFit:
-        layer, kept = self.model.get_submodule(name), {}
-        for side in ('in', 'out'):
-            gone = self.channels.get((name, 'out' if is_depthwise(layer) else side), [])
-            kept[side] = torch.ones(num_channels(layer, side), dtype=torch.bool)
-            kept[side][gone] = False
-            kept[side] = kept[side].to(layer.weight.device)
+        layer = self.model.get_submodule(name)
+        kept = {side: stays_of(layer, name, side, self.channels).to(layer.weight.device)
+                for side in ('in', 'out')}
         return make_fit(layer, self.reference.get_submodule(name), kept, self.ridge, inputs,
                         output)
 

@@ -2,14 +2,14 @@
 """Rounds: images that run together, in portions whose memory is limited."""
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Iterable, Iterator, List, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmgcp.nn.distributed import from_first_rank, numbered, total_over_ranks
-from mmgcp.nn.sampling import Places, draw_places
+from mmgcp.nn.sampling import DrawnPlaces
 
 # Places of an image that each layer is fitted at
 PLACES = 256
@@ -22,14 +22,10 @@ class Round:
     """Images that run together."""
     numbers: List[int]  # of the images, among those of all ranks
     images: Optional[Tensor]  # (N, C, H, W); None where only other ranks have some
-    places: Dict[Tuple[int, ...], Places] = field(default_factory=dict)  # by size of the maps
+    choose: DrawnPlaces = field(init=False)  # where layers are fitted
 
-    def choose(self, maps: Tensor) -> Places:
-        """Choose places of feature maps (N, H, W, C), the same for the same size."""
-        size = tuple(maps.shape[:3])
-        if size not in self.places:
-            self.places[size] = draw_places(maps, self.numbers, PLACES)
-        return self.places[size]
+    def __post_init__(self):
+        self.choose = DrawnPlaces(self.numbers, PLACES)
 
 
 def make_rounds(batches: Iterable[Tensor]) -> Iterator[Round]:

@@ -12,7 +12,7 @@ from mmgcp.errors import PruningError
 from mmgcp.nn.distributed import numbered, sum_over_ranks, total_over_ranks
 from mmgcp.nn.hooks import on_outputs
 from mmgcp.nn.layers import WEIGHT_TYPES, find_layer
-from mmgcp.nn.sampling import draw_places
+from mmgcp.nn.sampling import DrawnPlaces
 from mmgcp.nn.training_loss import Batch, detection_loss, loss_mode, seed_batch
 from mmgcp.pruning.units import ChannelUnit
 from mmgcp.registry import TASK_UTILS
@@ -38,7 +38,7 @@ class OBS(Criterion):
 
         sum_o f_o W_oc [(G^-1)_cc]^-1 W_oc'
 
-    where G is the covariance of its inputs (with the ridge of a reconstruction), c stands for
+    where G is the covariance of its inputs (with a ridge), c stands for
     the taps of one input channel, and f_o is the squared derivative of the loss with respect
     to output o, summed over the positions of an image and averaged over the images: the
     empirical Fisher information, which makes layers comparable. Errors of all layers that read a
@@ -82,12 +82,10 @@ class OBS(Criterion):
 def _see_batches(model: nn.Module, readers: Dict[str, List[Reader]], batches: Iterable[Batch],
                  progress: Progress) -> None:
     """Sum inputs and squared gradients of layers over the images of all ranks."""
-    images: List[int] = []  # numbers of those of a batch
-
     def see(name, inputs, output):
         inputs = inputs.detach()
         for reader in readers[name]:
-            reader.see(inputs, output, lambda maps: draw_places(maps, images, PLACES))
+            reader.see(inputs, output, places)
         if output.requires_grad:
             output.register_hook(partial(see_gradient, name))
 
@@ -99,7 +97,7 @@ def _see_batches(model: nn.Module, readers: Dict[str, List[Reader]], batches: It
     with on_outputs(model, {name: partial(see, name) for name in readers}), loss_mode(model):
         for number, batch in numbered(scoring_batches(batches, progress)):
             size = len(batch.images)
-            images[:] = range(number * size, (number + 1) * size)
+            places = DrawnPlaces(range(number * size, (number + 1) * size), PLACES)
             count += size
             seed_batch(model, number)
             inputs = batch.images.detach().clone().requires_grad_()
