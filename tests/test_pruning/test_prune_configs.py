@@ -25,7 +25,7 @@ CPSCA = 'yolov4/yolov4_cpsca_fast_1xb64-50e_voc_prune.py'
 THINET, LCP_VGG, LCP_RESNET = (f'ssd/ssd300_{name}.py' for name in (
     'vgg16_thinet_1xb8-24e_voc0712_prune', 'vgg16_lcp_1xb8-24e_voc0712_prune',
     'r50_1xb32-120k_voc0712'))
-TYPES = {YOLOV4: 'BNScale', YOLOV5: 'Taylor', CPSCA: 'CPSCA', THINET: 'ThiNet', LCP_VGG: 'LCP',
+TYPES = {YOLOV4: 'BNScale', YOLOV5: 'OBS', CPSCA: 'CPSCA', THINET: 'ThiNet', LCP_VGG: 'LCP',
          LCP_RESNET: 'LCP'}
 
 
