@@ -3,9 +3,9 @@ r"""What is left of a trained detector after pruning: this project against its p
 
 Each row is a way to prune the same detector to the same MACs. The pruned detector is tested
 right away and after some epochs of training, in one plain loop that is the same for all rows:
-the same data, seeds and learning rate. Each number of epochs is a training of its own. Where
-something is trained before pruning, such as a sparse training, there are as many fewer epochs
-afterwards.
+the same data, seeds, optimizer and learning rate. Each number of epochs is a training of its
+own. Where something is trained before pruning, such as a sparse training, there are as many
+fewer epochs afterwards.
 
 Calibration, which is what criteria, compensation and the gradients of peers see before any
 training, is on the same images for all rows, too. Peers make up for nothing; "recalibrated BN"
@@ -24,6 +24,7 @@ from peers_data import images
 from peers_rows import all_rows, read_options, read_variant, select
 from peers_runs import CALIBRATION_BATCH, PeerRuns, compare
 from peers_tables import plot, print_tables
+from peers_training import LR
 
 from mmgcp.errors import UserError
 from mmgcp.utils.cli import CfgOptions, run_tool
@@ -55,13 +56,13 @@ def parse_args():
                           help='lengths of trainings; default: 3 10; none: no training')
     training.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2],
                           help='default: 0 1 2')
-    training.add_argument('--lr', type=float, help="default: a tenth of the config's")
+    training.add_argument('--lr', type=float, help=f"of AdamW; default: {LR:g}")
     training.add_argument('--first-epochs', type=int, default=3,
                           help='those of the epochs that are before pruning, where something is '
                           'trained before; default: 3')
-    training.add_argument('--sparsity-rate', type=float, default=0.7,
-                          help='default: 0.7, which by itself moves scale factors by about 0.7 '
-                          'in 100 iterations from a learning rate of 1e-3, with momentum 0.937')
+    training.add_argument('--sparsity-rate', type=float, default=65.,
+                          help='default: 65, which by itself moves scale factors by about 0.7 '
+                          'in 110 iterations')
     output = parser.add_argument_group('output')
     output.add_argument('--report', action='store_true', help='only print what is there')
     output.add_argument('--plot', type=Path, metavar='FILE.png', help='accuracy against MACs')

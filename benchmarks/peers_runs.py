@@ -16,7 +16,7 @@ from mmengine.config import Config
 from peers_data import describe, with_test_data, with_training_data
 from peers_pruning import PRUNERS, Pruned, Task, make_distiller
 from peers_rows import DENSE, Row
-from peers_training import train
+from peers_training import LR, OPTIM_WRAPPER, train
 from runs import Runs, base
 
 from mmgcp.analysis import count_complexity
@@ -38,6 +38,7 @@ class PeerRuns(Runs):
 
     Attributes:
         settings (dict): What all results depend on.
+        rates (dict): What trainings depend on besides.
     """
 
     def __init__(self, folder: Path, args: argparse.Namespace):
@@ -52,7 +53,9 @@ class PeerRuns(Runs):
             args.val, size, TEST_BATCH)
         self.calibration = with_training_data(cfg, args.calibration, train_size,
                                               CALIBRATION_BATCH, args.augment)
-        self.lr = args.lr or 0.1 * cfg.optim_wrapper.optimizer.lr
+        self.cfg.optim_wrapper = copy.deepcopy(OPTIM_WRAPPER)
+        self.lr = args.lr or LR
+        self.rates = dict(lr=self.lr, optimizer=OPTIM_WRAPPER['optimizer'])
         self.settings = dict(
             config=base(args.config), checkpoint=os.path.abspath(args.checkpoint), size=size,
             train_size=train_size, calibration=describe(args.calibration),
@@ -133,7 +136,7 @@ class PeerRuns(Runs):
                           epochs: int) -> Tuple[str, dict]:
         """The name of a training after pruning, and what its result depends on."""
         _, pruning = self.describe_pruning(row, share, seed)
-        inputs = dict(pruning, kind='trained', seed=seed, epochs=epochs, lr=self.lr)
+        inputs = dict(pruning, kind='trained', seed=seed, epochs=epochs, **self.rates)
         return f'{row.name}-{share:g}-{seed}-{epochs}epochs', inputs
 
     def train_first(self, row: Row, seed: int) -> Tuple[nn.Module, Config]:
@@ -157,8 +160,8 @@ class PeerRuns(Runs):
 
     def describe_first(self, row: Row, seed: int) -> Tuple[str, dict]:
         """The name of a training before pruning, and what its result depends on."""
-        inputs = dict(kind='first', first=row.first, seed=seed, lr=self.lr,
-                      epochs=self.args.first_epochs)
+        inputs = dict(kind='first', first=row.first, seed=seed, epochs=self.args.first_epochs,
+                      **self.rates)
         if row.first != 'attention':
             inputs['rate'] = self.args.sparsity_rate
         return f'first-{row.first}-{seed}', inputs
