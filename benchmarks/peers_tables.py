@@ -125,7 +125,8 @@ def _print_settings(runs: PeerRuns, results: Results) -> None:
         'of the seeds), and its ratio to that of the detector that is not pruned after as many '
         f'epochs. Tested at {settings["size"]}, trained and calibrated at '
         f'{settings["train_size"]} pixels; batches of {settings["batch_size"]} images, '
-        f'AdamW with a learning rate of {runs.lr:g}; {settings["calib_batches"]} batches to calibrate with.']
+        f'AdamW with a learning rate of {runs.lr:g}; {settings["calib_batches"]} batches to '
+        'calibrate with.']
     if seconds:
         lines.append(f'An epoch of training took {mean(seconds):.0f} s on average.')
     machine = describe_machine(torch.get_num_threads())
