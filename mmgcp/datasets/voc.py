@@ -2,24 +2,28 @@
 """Checks a folder in PASCAL VOC's layout before a detector is trained on it.
 
 The layout is ``JPEGImages/*.jpg``, ``Annotations/*.xml`` and ``ImageSets/Main/*.txt``.
-Boxes are ``xmin ymin xmax ymax``, counted from one; the last pixel belongs to the object.
 """
 import re
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from mmgcp.errors import VOCError
+
+from .voc_files import (
+    PathLike,
+    check_against_image,
+    check_class_names,
+    read_annotation,
+    read_image_size,
+    read_lines,
+)
 
 IMAGE_DIR = 'JPEGImages'
 ANNOTATION_DIR = 'Annotations'
 SPLIT_DIR = 'ImageSets/Main'
 LAYOUT = (IMAGE_DIR, ANNOTATION_DIR, SPLIT_DIR)
-BOX_KEYS = ('xmin', 'ymin', 'xmax', 'ymax')
-
-PathLike = Union[str, Path]
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def find_voc_root(path: PathLike) -> Path:
 
 
 def check_voc(path: PathLike, classes: Optional[Sequence[str]] = None) -> VOCInfo:
-    """Read all image sets of a data set and check their annotations.
+    """Read all image sets of a data set, and check their annotations and the heads of images.
 
     Args:
         path (str | Path): The folder with the three VOC folders, or its parent.
@@ -70,9 +74,9 @@ def check_voc(path: PathLike, classes: Optional[Sequence[str]] = None) -> VOCInf
         VOCInfo: The image sets, classes and counts.
 
     Raises:
-        VOCError: A folder or file is missing, an annotation cannot be read, a box has no
-            positive size or an object has a class that is not allowed. The message names
-            the first fault.
+        VOCError: A folder or file is missing, an annotation or an image cannot be read, they do
+            not fit each other, a box has no positive size or an object has a class that is not
+            allowed. The message names the first fault.
     """
     root = find_voc_root(path)
     splits = _read_splits(root)
@@ -80,10 +84,12 @@ def check_voc(path: PathLike, classes: Optional[Sequence[str]] = None) -> VOCInf
     counter = Counter()
     for image_id in image_ids:
         xml_path = root / ANNOTATION_DIR / f'{image_id}.xml'
-        names = read_class_names(xml_path)
+        annotation = read_annotation(xml_path)
         if classes is not None:
-            check_class_names(names, classes, xml_path)
-        counter.update(names)
+            check_class_names(annotation.names, classes, xml_path)
+        size = read_image_size(root / IMAGE_DIR / f'{image_id}.jpg')
+        check_against_image(annotation, size, xml_path)
+        counter.update(annotation.names)
     return VOCInfo(
         root=root,
         splits={name: len(ids) for name, ids in splits.items()},
@@ -123,35 +129,6 @@ def choose_splits(info: VOCInfo) -> Tuple[List[str], str]:
     return train, test
 
 
-def read_class_names(xml_path: PathLike) -> List[str]:
-    """Read the classes of all objects in an annotation, and check their boxes.
-
-    Args:
-        xml_path (str | Path): The annotation.
-
-    Returns:
-        list[str]: One name per object.
-
-    Raises:
-        VOCError: The annotation cannot be read, or a box has no positive size.
-    """
-    try:
-        root = ElementTree.parse(str(xml_path)).getroot()
-    except ElementTree.ParseError as error:
-        raise VOCError(f'The annotation {xml_path} is not XML: {error}.') from error
-    except FileNotFoundError as error:
-        raise VOCError(f'The annotation {xml_path} does not exist.') from error
-    return [_read_object(element, xml_path) for element in root.findall('object')]
-
-
-def check_class_names(names: Sequence[str], classes: Sequence[str], where: PathLike) -> None:
-    """Raise a :class:`VOCError` if one of ``names`` is not one of ``classes``."""
-    for name in names:
-        if name not in classes:
-            raise VOCError(f'Class {name!r} in {where} is not one of the known classes '
-                           f'({", ".join(classes)}).')
-
-
 def _has_layout(path: Path) -> bool:
     return all((path / name).is_dir() for name in LAYOUT)
 
@@ -159,7 +136,7 @@ def _has_layout(path: Path) -> bool:
 def _read_splits(root: Path) -> Dict[str, List[str]]:
     splits = {}
     for split_path in sorted((root / SPLIT_DIR).glob('*.txt')):
-        lines = split_path.read_text().splitlines()
+        lines = read_lines(split_path)
         if _is_class_list(lines):
             continue
         for line in lines:
@@ -182,18 +159,3 @@ def _check_files(root: Path, image_id: str, split_path: Path) -> None:
         path = root / folder / f'{image_id}{suffix}'
         if not path.is_file():
             raise VOCError(f'{split_path} names {image_id!r}, but {path} does not exist.')
-
-
-def _read_object(element: ElementTree.Element, xml_path: PathLike) -> str:
-    name = element.findtext('name')
-    if not name:
-        raise VOCError(f'An object in {xml_path} has no name.')
-    try:
-        xmin, ymin, xmax, ymax = (float(element.findtext(f'bndbox/{key}')) for key in BOX_KEYS)
-    except (TypeError, ValueError) as error:
-        raise VOCError(f'An object {name!r} in {xml_path} has no box of four numbers.') from error
-    # The last pixel belongs to the object: with xmin == xmax it is one pixel wide.
-    if not (xmax >= xmin and ymax >= ymin):
-        raise VOCError(f'An object {name!r} in {xml_path} has a box without positive size: '
-                       f'{xmin:g} {ymin:g} {xmax:g} {ymax:g}.')
-    return name

@@ -5,9 +5,10 @@ from mmdet.datasets import XMLDataset
 from mmengine.fileio import get_local_path
 from mmyolo.datasets.yolov5_coco import BatchShapePolicyDataset
 
+from mmgcp.errors import VOCError
 from mmgcp.registry import DATASETS
 
-from .voc import VOCError, check_class_names, read_class_names
+from .voc_files import check_class_names, read_annotation
 
 
 @DATASETS.register_module()
@@ -47,5 +48,5 @@ class VOCFormatDataset(BatchShapePolicyDataset, XMLDataset):
 
     def _check_annotation(self, xml_path: str) -> None:
         with get_local_path(xml_path, backend_args=self.backend_args) as local_path:
-            names = read_class_names(local_path)
-        check_class_names(names, self._metainfo['classes'], xml_path)
+            annotation = read_annotation(local_path)
+        check_class_names(annotation.names, self._metainfo['classes'], xml_path)

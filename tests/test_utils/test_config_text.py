@@ -1,0 +1,24 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""Text from data stays text when a config is written and read."""
+import pytest
+from mmengine.config import Config
+
+from mmgcp.utils.config_text import write_config
+
+TEXTS = ['{{ fileDirname }}', '{{fileBasename}}', '{{$HOME:somewhere}}', "{{'$HOME:x'}}",
+         '{{ _base_.model }}', '\\{{ fileDirname }}', '\\x7b{{ fileDirname }}',
+         '{{{ fileDirname }}}',
+         '{ {fileDirname} }', "it's \"{{ fileDirname }}\"", '犬{{ fileDirname }}', '}}', '{{']
+
+
+@pytest.mark.parametrize('text', TEXTS)
+def test_text_is_not_expanded(text, tmp_path):
+    content = dict(metainfo=dict(classes=(text, 'dog')), data_root=text, list=[dict(a=text)])
+    write_config(Config(content), tmp_path / 'config.py')
+    assert Config.fromfile(tmp_path / 'config.py').to_dict() == content
+
+
+def test_expanded_by_dump(tmp_path):
+    """That is what would happen otherwise."""
+    Config(dict(name='{{ fileDirname }}')).dump(tmp_path / 'config.py')
+    assert Config.fromfile(tmp_path / 'config.py').name == str(tmp_path)
