@@ -5,7 +5,8 @@
 # Each makes .venv first, if it is missing (make env).
 
 SHELL := /bin/bash
-PYTHON := .venv/bin/python
+# Not PYTHON, which may name the user's own for make_env.sh
+VENV_PYTHON := .venv/bin/python
 
 # make demo DATA=path/to/folder uses your own data, in PASCAL VOC's layout
 DATA ?=
@@ -28,13 +29,13 @@ env:
 
 demo: env
 ifeq ($(strip $(DATA)),)
-	@$(PYTHON) tools/dataset_converters/make_demo_dataset.py $(DEMO_DATA)
+	@$(VENV_PYTHON) tools/dataset_converters/make_demo_dataset.py $(DEMO_DATA)
 endif
-	@$(PYTHON) tools/compress.py $(CONFIG) --data $(or $(strip $(DATA)),$(DEMO_DATA)) \
+	@$(VENV_PYTHON) tools/compress.py $(CONFIG) --data $(or $(strip $(DATA)),$(DEMO_DATA)) \
 		--work-dir $(WORK_DIR) $(ARGS)
 
 # worksteal: a process gets neighbouring tests, which share fixtures
-PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n 2 --dist worksteal
 
 test: env
 	@$(PYTEST) -m "not slow" tests
@@ -43,4 +44,4 @@ test-all: env
 	@$(PYTEST) tests
 
 lint: env
-	@$(PYTHON) -m ruff check .
+	@$(VENV_PYTHON) -m ruff check .

@@ -191,7 +191,7 @@ class SpatialAttentionDistiller(StudentProxy):
 
     def _warn_of_new_adapters(self) -> None:
         """Warn if a resumed training starts with new adapters."""
-        iteration = MessageHub.get_current_instance().get_info('iter', 0)
+        iteration = MessageHub.get_current_instance().runtime_info.get('iter', 0)
         if self.has_adapters() and self._adapters_are_new and iteration > 0:
             warnings.warn(f'training resumes at iteration {iteration}, but with new adapters for '
                           'the distillation; mmgcp.DistillAdapterHook would have kept them',

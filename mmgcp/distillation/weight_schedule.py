@@ -57,7 +57,7 @@ class WeightSchedule:
         if not self.warmup and self.decay == 'none' and self.stop_epoch is None:
             return 1.
         hub = MessageHub.get_current_instance()
-        progress = [hub.get_info(name) for name in ('iter', 'max_iters', 'max_epochs')]
+        progress = [hub.runtime_info.get(name) for name in ('iter', 'max_iters', 'max_epochs')]
         if None in progress:
             raise RuntimeError("the schedule of the distillation needs MMEngine's Runner, which "
                                'knows the progress of the training')

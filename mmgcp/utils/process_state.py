@@ -69,12 +69,12 @@ def hub_info(name: str, value: object) -> Iterator[None]:
         value (object): Its value.
     """
     hub = MessageHub.get_current_instance()
-    before = hub.get_info(name)
+    before = hub.runtime_info.get(name)  # get_info has no default before MMEngine 0.7.3
     hub.update_info(name, value)
     try:
         yield
     finally:
         if before is None:
-            hub.pop_info(name)
+            hub.runtime_info.pop(name)
         else:
             hub.update_info(name, before)

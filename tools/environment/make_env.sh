@@ -16,7 +16,8 @@ MMCV_VERSION=2.0.1
 VENV=${1:-.venv}
 STAMP="$VENV/.mmgcp-$(cat pyproject.toml setup.py requirements/*.txt "$0" | cksum | cut -d' ' -f1)"
 WHEELS="${XDG_CACHE_HOME:-$HOME/.cache}/mmgcp/wheels"
-CHECK='import mmcv.ops, mmdet, mmyolo'
+# numpy 2 beside a torch that was built for numpy 1 can be imported, but not used
+CHECK='import mmcv.ops, mmdet, mmyolo, numpy, torch; torch.from_numpy(numpy.zeros(1))'
 
 say() { printf '[env] %s\n' "$*"; }
 
@@ -81,14 +82,23 @@ STACK=$(find_stack)
 if [ -n "$STACK" ]; then
     say "using the OpenMMLab stack of $STACK as it is"
     "$STACK" -m venv "$VENV"
-    "$STACK" - "$VENV" <<'PY'
-import pathlib, site, subprocess, sys
+    # Nothing of the stack is replaced by what mmgcp and its tests need
+    CONSTRAINTS=$(mktemp)
+    "$STACK" - "$VENV" "$CONSTRAINTS" <<'PY'
+import importlib.metadata as metadata, pathlib, re, subprocess, sys
 packages = [p for p in sys.path if p.endswith('-packages')]
 target = subprocess.check_output(
     [f'{sys.argv[1]}/bin/python', '-c', 'import site; print(site.getsitepackages()[0])'], text=True)
 pathlib.Path(target.strip(), 'existing_stack.pth').write_text('\n'.join(packages) + '\n')
+installed = {item.metadata['Name']: item.version for item in metadata.distributions()}
+tests = re.findall(r'^[\w-]+', pathlib.Path('requirements/tests.txt').read_text(), re.M)
+pathlib.Path(sys.argv[2]).write_text(''.join(
+    f'{name}=={version}\n' for name, version in installed.items() if name and name not in tests))
 PY
-    "$VENV/bin/pip" install -q -r requirements/runtime.txt -r requirements/pruning.txt -r requirements/tests.txt
+    "$VENV/bin/pip" install -q -c "$CONSTRAINTS" -r requirements/runtime.txt -r requirements/tests.txt
+    # Without dependencies: its metadata ask for torch >= 2.0, but it runs with 1.13
+    "$VENV/bin/pip" install -q --no-deps -r requirements/pruning.txt
+    rm -f "$CONSTRAINTS"
     # ruff is a program, which python looks for in .venv even if the stack has it
     "$VENV/bin/python" -m ruff --version >/dev/null 2>&1 ||
         "$VENV/bin/pip" install -q --ignore-installed "$(grep '^ruff' requirements/tests.txt)"
@@ -102,7 +112,7 @@ else
     "$VENV/bin/pip" install -q "$WHEEL"
 fi
 "$VENV/bin/pip" install -q --no-deps -e .
-"$VENV/bin/python" -c "$CHECK, mmgcp"
+"$VENV/bin/python" -c "$CHECK; import mmgcp, torch_pruning"
 rm -f "$VENV"/.mmgcp-*
 touch "$STAMP"
 say "$VENV is ready"
