@@ -11,6 +11,7 @@ import mmgcp  # noqa: F401
 from mmgcp.compatibility import mend_openmmlab
 from mmgcp.errors import UserError
 from mmgcp.pruning.detector import check_channels
+from mmgcp.utils.checkpoint import read_checkpoint
 from mmgcp.utils.cli import run_tool
 from mmgcp.utils.config import load_config
 from mmgcp.utils.mmyolo_tools import load_mmyolo_tool
@@ -23,12 +24,15 @@ def check_files(cfg: Config) -> None:
         cfg (Config): The config of the training.
 
     Raises:
-        UserError: The channel table of a pruned detector or the checkpoint is missing.
+        UserError: The channel table of a pruned detector or the checkpoint is missing, or the
+            checkpoint cannot be read.
     """
     check_channels(cfg.model)
     path = cfg.get('load_from')
     if path and '://' not in path and not osp.isfile(path):
         raise UserError(f'there is no checkpoint {path} to start from (load_from of the config)')
+    if path:
+        read_checkpoint(path)  # it is refused before the training has begun
 
 
 def main():

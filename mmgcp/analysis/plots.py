@@ -8,8 +8,26 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mmgcp.errors import UserError
+
 BEFORE_COLOR = '#d8dde3'
 NO_GROUP_COLOR = '#555555'
+
+
+def check_picture(path: Union[str, Path]) -> None:
+    """Check that a picture can be written to a path before anything is computed for it.
+
+    Args:
+        path (str | Path): The picture.
+
+    Raises:
+        UserError: Its ending is that of no kind of picture, or its folder does not exist.
+    """
+    kinds = FigureCanvasAgg.get_supported_filetypes()
+    if Path(path).suffix[1:].lower() not in kinds:
+        raise UserError(f'the picture {path} must end in one of {", ".join(sorted(kinds))}')
+    if not Path(path).parent.is_dir():
+        raise UserError(f'there is no folder {Path(path).parent} for the picture {path}')
 
 
 def plot_channels(layers: Sequence[str], before: Sequence[int], after: Sequence[int],

@@ -18,7 +18,7 @@ from .options import PruneOptions
 from .plan import PruningPlan, PruningResult, validate_plan
 from .scores import Criterion
 from .strategy import Decision, PruningTask, decide, trace
-from .surgery import gather_channels
+from .surgery import check_finite, gather_channels
 
 
 @full_precision()
@@ -94,4 +94,5 @@ def _apply(task: PruningTask, decision: Decision,
         if task.options.recover is not None:
             result.recovery = task.options.recover(
                 task.model, original, gather_channels(task.units, removed))
+            check_finite(task.model, 'recovery has failed, and the model has been restored')
     return result

@@ -27,7 +27,7 @@ from .scored import ScoredUnit, group_scores, score_units
 from .scores import Criterion
 from .select import Limits, Selection
 from .sensitivity import Sensitivity, measure_sensitivity
-from .surgery import remove_and_verify
+from .surgery import check_finite, remove_and_verify
 from .units import ChannelUnit, LayerGroup
 
 # Images that compensation has while sensitivities are measured
@@ -73,6 +73,8 @@ class PruningTask:
             progress('compensating', 0, 1)
             compensated = self.compensator()(removed)
             progress('compensating', 1, 1)
+        check_finite(self.model, 'compensation or training has failed, and the model has been '
+                     'restored')
         remove_and_verify(self.model, self.left, removed, self.shape, progress)
         incomplete = [*self.uncompensated, *compensated.incomplete]
         return replace(compensated, incomplete=list(dict.fromkeys(incomplete)))
@@ -96,6 +98,7 @@ def trace(model: nn.Module, options: PruneOptions) -> PruningTask:
     """Find the channel units of a detector and what they cost."""
     options.progress('tracing', 0, 2)
     shape = working_shape(model, options.input_shape)
+    check_finite(model, 'the model cannot be pruned', shape)
     units, skipped = find_units(model, shape)
     options.progress('tracing', 1, 2)
     cost = CostModel(model, record_convs(model, options.input_shape), units)

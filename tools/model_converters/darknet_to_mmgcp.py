@@ -12,15 +12,16 @@ import torch
 
 from mmgcp.darknet import (
     DarknetError,
-    channel_table,
     check_file,
     check_folder,
+    check_numbers,
     checkpoint,
     class_names,
     complete_config,
     is_pruned,
     load_parameters,
     match_layers,
+    num_classes_of,
     read_cfg,
 )
 from mmgcp.utils.cli import replacing, run_tool
@@ -56,7 +57,7 @@ def convert(args: argparse.Namespace, out: Path):
     """Convert the files and say what was found."""
     sections = _read_network(args.cfg)
     header, parameters = load_parameters(sections, args.weights)
-    classes = class_names(sections[-1].integer('classes', '20'), args.names)
+    classes = class_names(num_classes_of(sections[-1]), args.names)
     config = complete_config(sections, classes, out.name)
     convs = [(index, layer) for index, layer in enumerate(match_layers(sections)) if layer.module]
     found = [index for index, layer in convs if f'{layer.module}.weight' in parameters
@@ -81,7 +82,7 @@ def convert(args: argparse.Namespace, out: Path):
 def _read_network(path: str) -> list:
     sections = read_cfg(path)
     try:
-        channel_table(sections)
+        check_numbers(sections)
     except DarknetError as error:
         raise DarknetError(f'{path}: {error}') from None
     return sections
