@@ -2,6 +2,7 @@
 """Loading checkpoints from wherever MMEngine finds them, without running what is in them."""
 import _compat_pickle
 import functools
+import io
 import pickle
 import re
 import types
@@ -56,17 +57,41 @@ def load_weights_only() -> bool:
 def weights_only() -> Iterator[None]:
     """Keep ``torch.load`` from running code in files inside the block, whoever calls it."""
     import torch
+    if version_number(torch.__version__) < (2, 6, 0):
+        with safe_pickle_only():
+            yield
+        return
     original = torch.load
 
-    def load(f: Any, *args: Any, **kwargs: Any) -> Any:
-        kwargs.update(_safe_arguments(f))
-        return original(f, *args, **kwargs)
+    def load(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **dict(kwargs, weights_only=True))
 
     torch.load = load
     try:
         yield
     finally:
         torch.load = original
+
+
+@contextmanager
+def safe_pickle_only() -> Iterator[None]:
+    """Do the same with a torch before 2.6, which cannot be told of MMEngine's classes.
+
+    Its own ``weights_only`` would refuse them, and version 1.13 ignores a ``pickle_module`` that
+    it is given; so the module that it takes by default is replaced.
+    """
+    import torch
+    original, original_pickle = torch.load, torch.serialization.pickle
+
+    def load(file: Any, *args: Any, **kwargs: Any) -> Any:
+        _refuse_programs(file)
+        return original(file, *args, **dict(kwargs, weights_only=False, pickle_module=None))
+
+    torch.load, torch.serialization.pickle = load, safe_pickle()
+    try:
+        yield
+    finally:
+        torch.load, torch.serialization.pickle = original, original_pickle
 
 
 def _is_unknown(filename: str, error: Exception) -> bool:
@@ -92,27 +117,24 @@ def explain(error: Exception) -> str:
     return text.split('. ')[0][:200]
 
 
-def _safe_arguments(file: Any) -> Dict[str, Any]:
-    """Return the arguments with which the installed torch loads a file safely."""
-    import torch
-    if version_number(torch.__version__) >= (2, 6, 0):
-        return dict(weights_only=True)
-    # Older versions could not be told of MMEngine's classes, so that they would be refused
+def _refuse_programs(file: Any) -> None:
+    """Raise an UnpicklingError for a file, or an open one, of TorchScript."""
     if zipfile.is_zipfile(file) and any(
             name.endswith('/constants.pkl') for name in zipfile.ZipFile(file).namelist()):
         raise pickle.UnpicklingError(TORCHSCRIPT)
     if hasattr(file, 'seek'):
         file.seek(0)
-    return dict(weights_only=False, pickle_module=safe_pickle())
 
 
 @functools.lru_cache(maxsize=None)
 def safe_pickle() -> types.ModuleType:
-    """Make a replacement of the module ``pickle`` for ``torch.load`` before 2.6."""
+    """Make a replacement of the module ``pickle``, which unpickles by :class:`SafeUnpickler`."""
     module = types.ModuleType('mmgcp_safe_pickle')
+    vars(module).update((name, value) for name, value in vars(pickle).items()
+                        if not name.startswith('__'))
     module.Unpickler = SafeUnpickler
     module.load = lambda file, **options: SafeUnpickler(file, **options).load()
-    module.UnpicklingError = pickle.UnpicklingError
+    module.loads = lambda data, **options: SafeUnpickler(io.BytesIO(data), **options).load()
     return module
 
 

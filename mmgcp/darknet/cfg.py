@@ -133,7 +133,7 @@ def parse_cfg(text: str, name: str = 'cfg') -> List[Section]:
 
 def read_cfg(path: Union[str, Path]) -> List[Section]:
     """Read a cfg file, of which comments may have any encoding; see :func:`parse_cfg`."""
-    return parse_cfg(read_text(path, errors='replace'), str(path))
+    return parse_cfg(read_text(path, 'Darknet cfg', errors='replace'), str(path))
 
 
 def format_cfg(sections: Sequence[Section]) -> str:

@@ -23,11 +23,12 @@ def check_folder(path: Union[str, Path]):
         raise DarknetError(f'the output folder {folder} does not exist')
 
 
-def read_text(path: Union[str, Path], errors: str = 'strict') -> str:
+def read_text(path: Union[str, Path], what: str, errors: str = 'strict') -> str:
     """Read a text in UTF-8, with or without a byte-order mark.
 
     Args:
         path (str | Path): The file.
+        what (str): What it should be, for the error message.
         errors (str): What to do with bytes that are not UTF-8. Defaults to 'strict'.
 
     Returns:
@@ -39,9 +40,9 @@ def read_text(path: Union[str, Path], errors: str = 'strict') -> str:
     with open(path, 'rb') as file:
         content = file.read(MAX_TEXT + 1)
     if len(content) > MAX_TEXT:
-        raise DarknetError(f'{path} is larger than {MAX_TEXT} bytes')
+        raise DarknetError(f'{path} is not a {what}: it is larger than {MAX_TEXT} bytes')
     try:
         return content.decode('utf-8-sig', errors)
     except UnicodeDecodeError as error:
-        raise DarknetError(f'{path} is not in UTF-8: byte {error.start} is '
+        raise DarknetError(f'{path} is not a {what} in UTF-8: byte {error.start} is '
                            f'{content[error.start]:#04x}') from None

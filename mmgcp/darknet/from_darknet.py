@@ -72,8 +72,8 @@ def _unpruned_model(sections: Sequence[Section]) -> dict:
 
 @lru_cache(maxsize=None)
 def _build_shallow(widen_factor: float) -> nn.Module:
-    """Build an unpruned detector with one block in each stage and one class."""
-    head = _head(1, [[(8., 8.)]] * 3, [1.] * 3, 1., 0.5)
+    """Build an unpruned detector with one block in each stage, of two classes."""
+    head = _head(2, [[(8., 8.)]] * 3, [1.] * 3, 1., 0.5)
     return build_detector(Config(dict(model=_model(head, 0.1, widen_factor))))
 
 

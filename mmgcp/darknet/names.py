@@ -13,7 +13,8 @@ _DATASETS = {80: 'coco', 20: 'voc'}
 
 def read_names(path: Union[str, Path]) -> Tuple[str, ...]:
     """Read a names file in UTF-8; empty lines are ignored. DarknetError if that is not possible."""
-    names = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+    lines = read_text(path, 'names file').splitlines()
+    names = tuple(line.strip() for line in lines if line.strip())
     return check_names(names, str(path))
 
 

@@ -190,6 +190,8 @@ class _Pipeline:
         try:
             load_strictly(model, self.checkpoint, str(self.baseline))
         except UserError as error:
+            if 'does not fit' not in str(error):
+                raise
             raise UserError(
                 f'{error}. To train from the weights that fit, as for other classes, do not give '
                 f'the checkpoint after the config, but as --cfg-options '

@@ -164,7 +164,8 @@ def _read_unit(number: int, data) -> UnitPlan:
                            f'but is {shorten(data["size"])}')
     indices = data['removed']
     if not isinstance(indices, list) or not all(type(index) is int for index in indices):
-        raise PruningError(f'"removed" of the unit {shorten(data["name"])} must be a list of integers')
+        raise PruningError(f'"removed" of the unit {shorten(data["name"])} must be a list of '
+                           'integers')
     return UnitPlan(**dict(data, removed=sorted(indices)))
 
 

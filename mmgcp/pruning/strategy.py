@@ -97,9 +97,10 @@ class Decision:
 def trace(model: nn.Module, options: PruneOptions) -> PruningTask:
     """Find the channel units of a detector and what they cost."""
     options.progress('tracing', 0, 2)
+    check_finite(model, 'the model cannot be pruned')
     shape = working_shape(model, options.input_shape)
-    check_finite(model, 'the model cannot be pruned', shape)
     units, skipped = find_units(model, shape)
+    check_finite(model, 'the model cannot be pruned', shape)
     options.progress('tracing', 1, 2)
     cost = CostModel(model, record_convs(model, options.input_shape), units)
     options.progress('tracing', 2, 2)

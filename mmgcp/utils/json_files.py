@@ -34,7 +34,7 @@ def read_text(path: Union[str, Path], what: str, error: Type[UserError] = UserEr
     except OSError as reason:
         raise error(f'{what} {path} cannot be read: {reason.strerror}') from None
     except UnicodeDecodeError:
-        raise error(f'{what} {path} is no text in UTF-8') from None
+        raise error(f'{what} {path} is not JSON: it is no text in UTF-8') from None
     except ValueError as reason:
         if isinstance(reason, error):
             raise
@@ -71,7 +71,7 @@ def parse_json(text: str, what: str, error: Type[UserError] = UserError) -> Any:
 def shorten(value: Any) -> str:
     """Return the beginning of how Python writes a value, to quote it in a message."""
     text = repr(value)
-    return text if len(text) <= 60 else f'{text[:60]}...'
+    return text if len(text) <= 100 else f'{text[:100]}...'
 
 
 def _find_problem(content: Any) -> str:

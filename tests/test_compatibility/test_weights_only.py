@@ -17,7 +17,7 @@ from test_checkpoints import ATTACKS, malicious_pickles, rewrite_pickle
 from tiny_runner import TinyModel, tiny_runner
 
 from mmgcp.compatibility import mend_openmmlab
-from mmgcp.compatibility.weights_only import TORCHSCRIPT, explain, safe_pickle, weights_only
+from mmgcp.compatibility.weights_only import TORCHSCRIPT, explain, safe_pickle_only, weights_only
 from mmgcp.errors import UserError
 from mmgcp.utils.checkpoint import read_checkpoint
 
@@ -197,10 +197,31 @@ def test_torchs_advice_is_not_repeated():
 
 
 class TestOldTorch:
-    """The pickle module that torch before 2.6 loads with, which newer versions take as well."""
+    """The way in which torch before 2.6 is kept from running code, which suits newer ones, too."""
 
     def load(self, path):
-        return torch.load(str(path), weights_only=False, pickle_module=safe_pickle())
+        with safe_pickle_only():
+            return torch.load(str(path))
+
+    def test_everything_is_as_before_afterwards(self):
+        before = torch.load, torch.serialization.pickle
+        with pytest.raises(ZeroDivisionError), safe_pickle_only():
+            raise ZeroDivisionError
+        assert (torch.load, torch.serialization.pickle) == before == (torch.load, pickle)
+
+    def test_programs(self, tmp_path):
+        torch.jit.script(nn.ReLU()).save(str(tmp_path / 'script.pth'))
+        with pytest.raises(pickle.UnpicklingError, match=TORCHSCRIPT):
+            self.load(tmp_path / 'script.pth')
+
+    def test_open_files(self, tmp_path):
+        write_malicious(tmp_path / 'evil.pth', tmp_path / 'marker')
+        torch.save(dict(a=torch.ones(2)), str(tmp_path / 'good.pth'))
+        with open(str(tmp_path / 'evil.pth'), 'rb') as evil, open(
+                str(tmp_path / 'good.pth'), 'rb') as good, safe_pickle_only():
+            with pytest.raises(pickle.UnpicklingError, match='is not allowed'):
+                torch.load(evil)
+            assert torch.equal(torch.load(good)['a'], torch.ones(2))
 
     @pytest.mark.parametrize('attack', ATTACKS)
     def test_attacks(self, tmp_path, attack):
