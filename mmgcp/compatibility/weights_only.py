@@ -120,7 +120,7 @@ def explain(error: Exception) -> str:
 def _refuse_programs(file: Any) -> None:
     """Raise an UnpicklingError for a file, or an open one, of TorchScript."""
     if zipfile.is_zipfile(file) and any(
-            name.endswith('/constants.pkl') for name in zipfile.ZipFile(file).namelist()):
+            name.rpartition('/')[2] == 'constants.pkl' for name in zipfile.ZipFile(file).namelist()):
         raise pickle.UnpicklingError(TORCHSCRIPT)
     if hasattr(file, 'seek'):
         file.seek(0)
