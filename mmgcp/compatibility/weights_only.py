@@ -119,8 +119,8 @@ def explain(error: Exception) -> str:
 
 def _refuse_programs(file: Any) -> None:
     """Raise an UnpicklingError for a file, or an open one, of TorchScript."""
-    if zipfile.is_zipfile(file) and any(
-            name.rpartition('/')[2] == 'constants.pkl' for name in zipfile.ZipFile(file).namelist()):
+    names = zipfile.ZipFile(file).namelist() if zipfile.is_zipfile(file) else []
+    if 'constants.pkl' in [name.rpartition('/')[2] for name in names]:
         raise pickle.UnpicklingError(TORCHSCRIPT)
     if hasattr(file, 'seek'):
         file.seek(0)
