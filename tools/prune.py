@@ -23,14 +23,15 @@ from mmgcp.datasets.calibration import CalibrationBatches, ImagesOf, evaluate
 from mmgcp.errors import PruningError, UserError
 from mmgcp.nn.distributed import gather_over_ranks
 from mmgcp.pipeline.finetuning import IntermediateFinetuning
-from mmgcp.pipeline.recovery import Recovery
-from mmgcp.pruning import prune
+from mmgcp.pipeline.recovery import MINUTES, Recovery
+from mmgcp.pruning import check_request, prune, rehearse_pruning
 from mmgcp.pruning.detector import make_pruned_config
 from mmgcp.pruning.options import BUDGETS, PruneOptions, options_of_config
 from mmgcp.pruning.report import summarize, write_report
 from mmgcp.utils.checkpoint import load_strictly
+from mmgcp.utils.checks import COUNT, COUNT_OR_NONE, check_keys
 from mmgcp.utils.cli import CfgOptions, run_tool
-from mmgcp.utils.config import build_detector, image_size, load_config
+from mmgcp.utils.config import build_detector, check_layout, image_size, load_config
 from mmgcp.utils.devices import add_device_arguments, started
 from mmgcp.utils.options import add_arguments, given_options
 
@@ -73,8 +74,14 @@ def parse_args(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.compensate and args.no_compensate:
         parser.error('--compensate and --no-compensate exclude each other')
-    if args.calib_batches < 0:
-        parser.error(f'--calib-batches must not be negative, but is {args.calib_batches}')
+    for name, check in (('calib_batches', COUNT_OR_NONE), ('recover_minutes', MINUTES),
+                        ('val_images', COUNT)):
+        value, switch = getattr(args, name), f'--{name.replace("_", "-")}'
+        if value is not None and not check.passes(value):
+            parser.error(f'{switch} {check.text}, but is {value}')
+    for name in ('metric', 'val_images'):
+        if getattr(args, name) is not None and not args.sensitivity:
+            parser.error(f'--{name.replace("_", "-")} is for --sensitivity, which is not given')
     return args
 
 
@@ -94,7 +101,10 @@ def pruning_options(cfg: Config, args: argparse.Namespace) -> dict:
     if args.no_compensate:
         options['compensate'] = False
     width, height = args.input_size or image_size(cfg)
-    return dict(options, input_shape=(3, height, width), dry_run=args.dry_run)
+    options = dict(options, input_shape=(3, height, width), dry_run=args.dry_run)
+    check_request(**{key: value for key, value in options.items()
+                     if key not in ('finetune', 'recover')})
+    return options
 
 
 @contextmanager
@@ -155,9 +165,7 @@ def make_finetuning(cfg: Config, options: dict, progress) -> Optional[Intermedia
     if not isinstance(settings, dict):
         raise PruningError('finetune of prune_cfg must have the settings epochs, lr and every, or '
                            f'be False, but is {settings!r}')
-    unknown = set(settings) - {'epochs', 'lr', 'every'}
-    if unknown:
-        raise PruningError(f'finetune of prune_cfg has unknown settings: {sorted(unknown)}')
+    check_keys(settings, ['epochs', 'lr', 'every'], 'finetune of prune_cfg', PruningError)
     return IntermediateFinetuning(cfg, **settings, progress=progress)
 
 
@@ -170,15 +178,31 @@ def make_recovery(cfg: Config, model: nn.Module, settings,
     settings = dict(settings or dict(minutes=0))
     if minutes is not None:
         settings['minutes'] = minutes
-    unknown = set(settings) - {'minutes', 'steps', 'lr'}
-    if unknown:
-        raise PruningError(f'recover of prune_cfg has unknown settings: {sorted(unknown)}')
+    check_keys(settings, ['minutes', 'steps', 'lr'], 'recover of prune_cfg', PruningError)
     batches = CalibrationBatches(cfg, model, sys.maxsize)  # all that there are
     recovery = Recovery(ImagesOf(batches), **settings)
     if settings.get('minutes') == 0:
         return None
     find_images(batches, needed=True)
     return recovery
+
+
+def rehearse(args: argparse.Namespace, cfg: Config, model: nn.Module) -> None:
+    """Find what is wrong with a request before there is the checkpoint that it is for.
+
+    Args:
+        args (argparse.Namespace): The command line.
+        cfg (Config): The config.
+        model (nn.Module): Its detector with any weights, on the CPU.
+    """
+    options = pruning_options(cfg, args)
+    make_finetuning(cfg, options, None)
+    make_recovery(cfg, model, options.pop('recover', None), args.recover_minutes)
+    options.pop('finetune', None)
+    if args.sensitivity:
+        evaluate(model, cfg, args.metric, 1)
+    with attention_aside(model, put_back=True):
+        rehearse_pruning(model, **options)
 
 
 def write_outputs(result, cfg: Config, package: str, meta: dict, folder: Path) -> List[str]:
@@ -211,6 +235,8 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
     """Prune on a device, perhaps as one of several processes, of which the first one writes."""
     cfg = load_config(args.config, args.cfg_options)
     options = pruning_options(cfg, args)
+    if not args.dry_run:
+        check_layout()
     checkpoint = args.checkpoint or cfg.get('load_from')
     if not checkpoint:
         raise PruningError('there is no checkpoint: give one behind the config')

@@ -3,6 +3,8 @@
 
 It takes the arguments of MMYOLO's tools/train.py; see --help.
 """
+import argparse
+import copy
 import os.path as osp
 
 from mmengine.config import Config
@@ -10,10 +12,12 @@ from mmengine.config import Config
 import mmgcp  # noqa: F401
 from mmgcp.compatibility import mend_openmmlab
 from mmgcp.errors import UserError
+from mmgcp.pipeline.rehearsal import rehearse_training
 from mmgcp.pruning.detector import check_channels
+from mmgcp.utils.checked_runner import CheckedRunner
 from mmgcp.utils.checkpoint import read_checkpoint
 from mmgcp.utils.cli import run_tool
-from mmgcp.utils.config import load_config
+from mmgcp.utils.config import load_config, section
 from mmgcp.utils.mmyolo_tools import load_mmyolo_tool
 
 
@@ -35,13 +39,36 @@ def check_files(cfg: Config) -> None:
         read_checkpoint(path)  # it is refused before the training has begun
 
 
+def rehearse(cfg: Config, args: argparse.Namespace) -> None:
+    """Find mistakes before the runner prints and writes anything.
+
+    Args:
+        cfg (Config): The config of the training.
+        args (argparse.Namespace): The command line.
+
+    Raises:
+        UserError: Something is wrong.
+    """
+    cfg = copy.deepcopy(cfg)
+    if args.resume:
+        cfg.resume = True
+    if args.amp:
+        kind = section(cfg, 'optim_wrapper').get('type')
+        if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+            raise UserError(f'--amp needs the OptimWrapper, but optim_wrapper is a {kind}')
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    rehearse_training(cfg)
+
+
 def main():
     tool = load_mmyolo_tool('train.py')
     args = tool.parse_args()
     cfg = load_config(args.config, args.cfg_options)
     if not args.resume:
         check_files(cfg)
+    rehearse(cfg, args)
     mend_openmmlab()  # a checkpoint to resume from may be loaded before any class of mmgcp
+    tool.Runner = CheckedRunner
     tool.main()
 
 

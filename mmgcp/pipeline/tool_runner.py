@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Dict
 
 from mmgcp.errors import UserError
@@ -57,6 +58,10 @@ class ToolRunner:
         if status:
             raise UserError(f'{tool} failed in stage {stage}: {last} (whole output: {log})')
 
+    def load(self, tool: str) -> ModuleType:
+        """Load a tool as a module."""
+        return load_script(self.tools_dir / tool)
+
     def parse(self, tool: str, *arguments: str) -> argparse.Namespace:
         """Let a tool parse arguments without running it.
 
@@ -70,7 +75,7 @@ class ToolRunner:
         Raises:
             UserError: The tool does not accept them; says why.
         """
-        parse_args = load_script(self.tools_dir / tool).parse_args
+        parse_args = self.load(tool).parse_args
         output = io.StringIO()
         try:
             with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):

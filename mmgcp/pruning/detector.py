@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mmgcp.errors import PruningError
 from mmgcp.nn.layers import Layer, channel_counts, has_channels, is_depthwise, keep_channels
-from mmgcp.registry import MODELS
+from mmgcp.registry import MODELS, build_model
+from mmgcp.utils.checks import MAPPING, PATH, TYPE, checked, either
 from mmgcp.utils.config import drop_collate_scope, drop_pretrained, load_config, nested_dicts
 
 from .attributes import refresh_attributes
@@ -23,6 +24,8 @@ CHECKPOINT = '{{ fileDirname }}/pruned.pth'  # MMEngine fills in the folder of t
 
 
 @MODELS.register_module()
+@checked(PruningError, detector=TYPE, channels=either(
+    PATH, MAPPING, text='must be the channels by layer, or a file that has them'))
 def PrunedDetector(detector: str, channels: Union[ChannelTable, str, Path],  # noqa: N802
                    **kwargs) -> nn.Module:
     """Build a pruned detector: an ordinary detector with fewer channels in some layers.
@@ -57,7 +60,8 @@ def PrunedDetector(detector: str, channels: Union[ChannelTable, str, Path],  # n
     table = read_channel_table(channels)
     kwargs = copy.deepcopy(kwargs)
     drop_pretrained(kwargs)
-    model = MMYOLO_MODELS.build(dict(type=detector, **kwargs))
+    model = build_model(MMYOLO_MODELS, dict(type=detector, **kwargs), f'detector {detector!r}',
+                        PruningError)
     apply_channel_table(model, table)
     return model
 

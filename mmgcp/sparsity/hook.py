@@ -10,18 +10,30 @@ from mmengine.optim import OptimWrapperDict
 from torch import Tensor
 
 from mmgcp.compatibility import register_step_post_hook, register_step_pre_hook
-from mmgcp.errors import UserError
 from mmgcp.nn.forward import IMAGE_SHAPE
-from mmgcp.registry import HOOKS, TASK_UTILS
+from mmgcp.registry import HOOKS
+from mmgcp.utils.checks import (
+    BOOLEAN,
+    CONFIG,
+    COUNT,
+    COUNT_OR_NONE,
+    INPUT_SHAPE,
+    NOT_NEGATIVE,
+    checked,
+    number_in,
+    one_of,
+)
 
 from .channels import Channels, ScaleFactors
 from .logs import show_histograms, summarize
 from .penalties import add_subgradient, has_skipped, shrink
+from .schedules import build_schedule
 from .selection import check_selection, select_scale_factors
 from .weight_decay import describe_weight_decay, remove_weight_decay
 
 PENALTIES = ('subgradient', 'proximal')
 WEIGHT_DECAYS = ('remove', 'keep')
+RATE = number_in(0, 1e6)
 STATE = 'sparsity_schedule'  # key of the schedule's state in checkpoints
 
 
@@ -92,6 +104,9 @@ class DynamicSparsityHook(Hook):
 
     priority = 'NORMAL'
 
+    @checked(rate=RATE, schedule=CONFIG, near_zero_thr=NOT_NEGATIVE, log_interval=COUNT,
+             histogram_interval=COUNT_OR_NONE, penalty=one_of(*PENALTIES), coupled=BOOLEAN,
+             weight_decay=one_of(*WEIGHT_DECAYS), input_shape=INPUT_SHAPE)
     def __init__(self,
                  rate: float = 1e-3,
                  schedule: Optional[dict] = None,
@@ -105,17 +120,9 @@ class DynamicSparsityHook(Hook):
                  groups: Union[str, Sequence[dict], None] = None,
                  weight_decay: str = 'remove',
                  input_shape: Sequence[int] = IMAGE_SHAPE) -> None:
-        _check_not_negative(rate=rate, near_zero_thr=near_zero_thr,
-                            histogram_interval=histogram_interval)
-        if log_interval < 1:
-            raise UserError(f'log_interval must be at least 1, but got {log_interval}')
-        _check_choice('penalty', penalty, PENALTIES)
-        _check_choice('weight_decay', weight_decay, WEIGHT_DECAYS)
         check_selection(modules, exclude, groups)
         self.rate = rate
-        # With the scope, because a bare name would be looked up in the default scope.
-        self.schedule = TASK_UTILS.build(
-            dict(schedule or dict(type='constant'), _scope_='mmgcp'))
+        self.schedule = build_schedule(schedule or dict(type='constant'))
         self.near_zero_thr = near_zero_thr
         self.log_interval = log_interval
         self.histogram_interval = histogram_interval
@@ -244,17 +251,6 @@ class DynamicSparsityHook(Hook):
             title = f'epoch {step}, iteration {runner.iter}, rate {self.rate:g}'
             show_histograms(runner.visualizer, channels, self.near_zero_thr, title, step,
                             by_group=bool(self.groups))
-
-
-def _check_not_negative(**values: float) -> None:
-    for name, value in values.items():
-        if not value >= 0:
-            raise UserError(f'{name} must not be negative, but got {value}')
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError(f'{name} must be one of {choices}, but got {value!r}')
 
 
 def _progress(runner) -> float:

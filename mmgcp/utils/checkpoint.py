@@ -120,3 +120,33 @@ def _compare(state: Dict[str, Tensor], expected: Dict[str, Tensor]) -> Dict[str,
 def _describe_keys(kind: str, keys: List[str]) -> str:
     more = ', ...' if len(keys) > 3 else ''
     return f'{len(keys)} {kind} ({", ".join(keys[:3])}{more})'
+
+
+def describe_misfit(model: nn.Module, checkpoint: dict, path: str) -> str:
+    """Describe which weights of a checkpoint do not fit a model that it is to be trained from.
+
+    Args:
+        model (nn.Module): The model.
+        checkpoint (dict): What :func:`read_checkpoint` returned.
+        path (str): Its file or URL, for messages.
+
+    Returns:
+        str: Some lines; empty if all fit.
+
+    Raises:
+        UserError: None fits.
+    """
+    state = {_plain_name(key): value
+             for key, value in checkpoint.get('state_dict', checkpoint).items()}
+    expected = model.state_dict()
+    wrong = _compare(state, expected)
+    fitting = [key for key in expected if key in state and state[key].shape == expected[key].shape]
+    if not fitting:
+        raise UserError(f'none of the weights of {path} fits the model of the config, which has '
+                        f'{len(expected)}: is it a checkpoint of this architecture?')
+    if not any(wrong.values()):
+        return ''
+    lines = [f'{path} does not fit the model of the config: training starts from '
+             f'{len(fitting)} of {len(expected)} weights, the others are not trained yet',
+             *(f'  {_describe_keys(kind, keys)}' for kind, keys in wrong.items() if keys)]
+    return '\n'.join(lines)

@@ -29,11 +29,14 @@ class CfgOptions(DictAction):
         """Parse ``key=value`` pairs into a dict.
 
         Raises:
-            argparse.ArgumentError: A pair has no ``=``, or its brackets are not balanced.
+            argparse.ArgumentError: A pair has no ``=`` or an empty name, or its brackets are not
+                balanced.
         """
         try:
+            if not all(all(pair.split('=', 1)[0].split('.')) for pair in values):
+                raise ValueError(f'an empty name in {values}')
             super().__call__(parser, namespace, values, option_string)
-        except (ValueError, AssertionError):
+        except (ValueError, AssertionError, RecursionError):
             raise argparse.ArgumentError(
                 self, f'expected key=value pairs, but got {" ".join(values)}') from None
 

@@ -4,6 +4,7 @@ import copy
 import os.path as osp
 from typing import Any, Iterator, Optional, Tuple
 
+import mmengine
 import torch.nn as nn
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
@@ -12,6 +13,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmgcp.compatibility import mend_openmmlab
 from mmgcp.errors import UserError
 
+from .checks import MAPPING, check_value
 from .process_state import alone
 
 
@@ -60,9 +62,9 @@ def _override(cfg: Config, cfg_options: dict, path: str) -> None:
     """Merge options into a config, in place."""
     try:
         cfg.merge_from_dict(cfg_options)
-    except (KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # whatever MMEngine meets on the way to a key
         given = ' '.join(f'{key}={value}' for key, value in cfg_options.items())
-        reason = str(error.args[0] if error.args else error).splitlines()[0]
+        reason = ' '.join(str(error.args[0] if error.args else error).split())
         raise UserError(f'the options {given} do not fit the config {path}: {reason}') from error
 
 
@@ -100,8 +102,9 @@ def image_size(cfg: Config) -> Tuple[int, int]:
         first ``scale`` in the test pipeline, else 640 and 640.
     """
     scales = [cfg.get('img_scale')]
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    scales += [step.get('scale') for step in dataset.get('pipeline') or []]
+    dataset = section(cfg, 'test_dataloader').get('dataset') or {}
+    steps = dataset.get('pipeline') if isinstance(dataset, dict) else None
+    scales += [step.get('scale') for step in steps or [] if isinstance(step, dict)]
     for scale in scales:
         if isinstance(scale, int):
             return scale, scale
@@ -166,3 +169,35 @@ def nested_dicts(content: Any) -> Iterator[dict]:
     if isinstance(content, (list, tuple)):
         for value in content:
             yield from nested_dicts(value)
+
+
+def section(cfg: Config, name: str) -> dict:
+    """Return a part of a config that is a dictionary; an empty one if it is missing or None.
+
+    Args:
+        cfg (Config): The config.
+        name (str): Name of the part, such as ``'optim_wrapper'``.
+
+    Returns:
+        dict: The part.
+
+    Raises:
+        UserError: It is anything else.
+    """
+    found = cfg.get(name)
+    check_value(f'{name} of the config', {} if found is None else found, MAPPING)
+    return found or {}
+
+
+def check_layout() -> None:
+    """Check that the installed yapf lays out configs, which MMEngine does before writing them.
+
+    Raises:
+        UserError: It does not.
+    """
+    try:
+        Config(dict(checked=True)).pretty_text  # noqa: B018  a property that runs yapf
+    except Exception as error:  # such as for an argument that yapf no longer has
+        raise UserError(
+            f'MMEngine {mmengine.__version__} cannot write configs with the installed yapf '
+            f"({error}): pip install 'yapf<0.40.2'") from error

@@ -1,7 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Draw the sparse training of a run, or the scale factors of a checkpoint by layer group."""
 import argparse
-import math
 from pathlib import Path
 from typing import Dict, List
 
@@ -11,6 +10,7 @@ from mmgcp.errors import UserError
 from mmgcp.sparsity import select_scale_factors
 from mmgcp.sparsity.channels import Channels
 from mmgcp.utils.checkpoint import load_strictly
+from mmgcp.utils.checks import NOT_NEGATIVE, check_value
 from mmgcp.utils.cli import CfgOptions, replacing, run_tool
 from mmgcp.utils.config import build_detector, image_size, load_config
 from mmgcp.utils.json_files import parse_json, read_text
@@ -109,10 +109,7 @@ def draw_checkpoint(args: argparse.Namespace, out: Path) -> None:
 def main():
     args = parse_args()
     source = Path(args.source)
-    if not 0 <= args.near_zero_thr < math.inf:
-        raise UserError('--near-zero-thr must not be negative, but is '
-                        f'{args.near_zero_thr}' if args.near_zero_thr < 0 else
-                        f'--near-zero-thr must be finite, but is {args.near_zero_thr}')
+    check_value('--near-zero-thr', args.near_zero_thr, NOT_NEGATIVE)
     if args.out:
         check_picture(args.out)
     if source.is_dir():
