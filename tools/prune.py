@@ -23,7 +23,7 @@ from mmgcp.datasets.calibration import CalibrationBatches, ImagesOf, evaluate
 from mmgcp.errors import PruningError, UserError
 from mmgcp.nn.distributed import gather_over_ranks
 from mmgcp.pipeline.finetuning import IntermediateFinetuning
-from mmgcp.pipeline.recovery import MINUTES, Recovery
+from mmgcp.pipeline.recovery import Recovery
 from mmgcp.pruning import check_request, prune, rehearse_pruning
 from mmgcp.pruning.detector import make_pruned_config
 from mmgcp.pruning.options import BUDGETS, PruneOptions, options_of_config
@@ -74,8 +74,7 @@ def parse_args(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.compensate and args.no_compensate:
         parser.error('--compensate and --no-compensate exclude each other')
-    for name, check in (('calib_batches', COUNT_OR_NONE), ('recover_minutes', MINUTES),
-                        ('val_images', COUNT)):
+    for name, check in (('calib_batches', COUNT_OR_NONE), ('val_images', COUNT)):
         value, switch = getattr(args, name), f'--{name.replace("_", "-")}'
         if value is not None and not check.passes(value):
             parser.error(f'{switch} {check.text}, but is {value}')

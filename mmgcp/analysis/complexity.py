@@ -69,7 +69,8 @@ def record_convs(model: nn.Module, input_shape: Sequence[int]) -> Dict[str, Conv
         shapes = record_shapes(model, layers, input_shape)
     except Exception as error:  # whatever the model raises
         raise UserError(f'the model does not run on an image of shape {tuple(input_shape)} '
-                        f'(C, H, W): {type(error).__name__}: {error}') from error
+                        f'(C, H, W): {type(error).__name__}: '
+                        f'{" ".join(str(error).split())}') from error
     for name, inputs, outputs in shapes:
         # a transposed convolution applies its kernel at each input position
         shape = inputs if isinstance(layers[name], nn.ConvTranspose2d) else outputs

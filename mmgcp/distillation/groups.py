@@ -80,7 +80,7 @@ def _read_group(config: dict, loss: dict, optional: bool) -> DistillationGroup:
     keys = {'name', 'weight', 'layers'}
     if not keys <= set(config) <= keys | {'loss'}:
         raise UserError("a group must have the keys 'name', 'weight' and 'layers' and may have "
-                        f"'loss', but has {shown(list(config))}")
+                        f"'loss', but has {shown(sorted(config, key=str))}")
     check_value('the name of a group', config['name'], NAME)
     where, layers = f'of the group {config["name"]!r}', config['layers']
     check_value(f'the weight {where}', config['weight'], LOSS_WEIGHT)

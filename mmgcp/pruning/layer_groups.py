@@ -54,7 +54,7 @@ def read_groups(groups: Groups) -> Optional[List[LayerGroup]]:
         if not isinstance(group, LayerGroup):
             if not {'name', 'modules'} <= set(group) <= allowed:
                 raise PruningError('a layer group has name, modules and perhaps ratio or '
-                                   f'threshold, but here it has {shown(list(group))}')
+                                   f'threshold, but here it has {shown(sorted(group, key=str))}')
             group = LayerGroup(**group)
         made.append(group)
     if not made:

@@ -92,7 +92,7 @@ def _check_group(group: dict) -> None:
     keys = set(group)
     if not {'name', 'modules'} <= keys <= {'name', 'modules', 'rate_factor'}:
         raise UserError("a group must have the keys 'name' and 'modules' and may have "
-                        f"'rate_factor', but has {shown(list(group))}")
+                        f"'rate_factor', but has {shown(sorted(group, key=str))}")
     name = group['name']
     check_value('the name of a group', name, NAME)
     check_value(f'modules of the group {name!r}', group['modules'], PATTERNS)
