@@ -49,6 +49,8 @@ def rehearse(cfg: Config, args: argparse.Namespace) -> None:
     Raises:
         UserError: Something is wrong.
     """
+    if 'runner_type' in cfg:  # which may need other settings
+        return
     cfg = copy.deepcopy(cfg)
     if args.resume:
         cfg.resume = True

@@ -136,8 +136,10 @@ def describe_misfit(model: nn.Module, checkpoint: dict, path: str) -> str:
     Raises:
         UserError: None fits.
     """
-    state = {_plain_name(key): value
-             for key, value in checkpoint.get('state_dict', checkpoint).items()}
+    state = checkpoint.get('state_dict', checkpoint)
+    state = {_plain_name(key): value for key, value in state.items()
+             if isinstance(key, str) and isinstance(value, Tensor)
+             } if isinstance(state, dict) else {}
     expected = model.state_dict()
     wrong = _compare(state, expected)
     fitting = [key for key in expected if key in state and state[key].shape == expected[key].shape]
