@@ -34,6 +34,13 @@ class DarknetError(UserError):
     """A Darknet file, or a model, that cannot be converted."""
 
 
+def told(error: BaseException) -> str:
+    """Return what an error of another package says, in one line."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    text = ' '.join(str(text).split()).split(' Please check')[0]  # MMEngine's advice
+    return f'{type(error).__name__}: {text}'
+
+
 def shown(value: Any) -> str:
     """Return a value of any kind as messages show it: in one line, and not too long."""
     try:

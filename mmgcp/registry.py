@@ -13,7 +13,7 @@ from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import Registry
 
 from mmgcp.compatibility import mend_openmmlab
-from mmgcp.errors import UserError, shown
+from mmgcp.errors import UserError, shown, told
 
 
 class MendingRegistry(Registry):
@@ -107,8 +107,7 @@ def build_part(registry: Registry, config: Any, what: str, fits: Callable[[Any],
     except UserError:
         raise
     except Exception as reason:  # the constructor of a user's class can raise anything
-        text = f'{type(reason).__name__}: {" ".join(str(reason).split())}'
-        raise error(f'the {what} {shown(kind)} cannot be built: {text}') from reason
+        raise error(f'the {what} {shown(kind)} cannot be built: {told(reason)}') from reason
 
 
 def build_model(registry: Registry, config: dict, what: str,
@@ -132,8 +131,7 @@ def build_model(registry: Registry, config: dict, what: str,
     except UserError:
         raise
     except Exception as reason:  # the constructors of a detector's parts can raise anything
-        text = ' '.join(str(reason).split()).split(' Please check')[0]
-        raise error(f'the {what} cannot be built: {type(reason).__name__}: {text}') from reason
+        raise error(f'the {what} cannot be built: {told(reason)}') from reason
 
 
 def _find(registry: Registry, kind: str, scope: Optional[str]) -> Any:

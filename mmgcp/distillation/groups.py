@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from mmgcp.errors import UserError, shown
+from mmgcp.errors import UserError, shown, told
 from mmgcp.nn.lookup import find_module
 from mmgcp.registry import MODELS, build_part
 from mmgcp.utils.checks import CONFIG, LOSS_WEIGHT, MAPPING, NAME, check_value, list_of
@@ -105,7 +105,7 @@ def _build_loss(config: dict) -> nn.Module:
         fits = isinstance(value, Tensor) and value.numel() == 1
     except Exception as error:  # whatever a module raises that is no loss
         raise UserError(f'{kind} is no loss between two features (N, C, H, W): '
-                        f'{type(error).__name__}: {" ".join(str(error).split())}') from error
+                        f'{told(error)}') from error
     if not fits:
         raise UserError(f'{kind} is no loss between two features (N, C, H, W): it does not return '
                         'one number')

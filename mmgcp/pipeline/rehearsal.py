@@ -15,11 +15,12 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, DefaultScope
 from mmyolo.utils import is_metainfo_lower
+from torch.utils.data import DataLoader
 
 from mmgcp.compatibility import mend_openmmlab
-from mmgcp.errors import UserError
+from mmgcp.errors import UserError, told
 from mmgcp.utils.checkpoint import describe_misfit, read_checkpoint
-from mmgcp.utils.checks import MAPPING, check_value, instance_of
+from mmgcp.utils.checks import MAPPING, NOT_NEGATIVE, check_value, instance_of
 from mmgcp.utils.config import build_detector, check_layout
 from mmgcp.utils.process_state import alone, random_states_kept
 
@@ -27,6 +28,7 @@ from .finetuning import QuietRunner
 
 NEEDED = ('train_dataloader', 'train_cfg', 'optim_wrapper')
 VALIDATION = ('val_dataloader', 'val_cfg', 'val_evaluator')
+TESTING = ('test_dataloader', 'test_cfg', 'test_evaluator')
 LIST = instance_of(list, tuple, text='must be a list')
 _numbers = itertools.count()  # MMEngine requires a new name for each training
 
@@ -56,9 +58,10 @@ def rehearse_training(cfg: Config, with_data: bool = True) -> nn.Module:
         check_value(f'{name} of the config', cfg.get(name), MAPPING)
     check_value('custom_hooks of the config', cfg.get('custom_hooks') or [], LIST)
     check_value('default_hooks of the config', cfg.get('default_hooks') or {}, MAPPING)
-    scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmyolo'))
-    with random_states_kept(), scope, alone(), _silence(), \
-            tempfile.TemporaryDirectory() as folder:
+    optimizer = cfg.optim_wrapper.get('optimizer')
+    if isinstance(optimizer, dict) and 'lr' in optimizer:
+        check_value('optim_wrapper.optimizer.lr of the config', optimizer['lr'], NOT_NEGATIVE)
+    with _aside(cfg) as folder:
         model = build_detector(cfg)
         _check_start(model, cfg)
         with _part('metainfo'):
@@ -76,9 +79,30 @@ def rehearse_training(cfg: Config, with_data: bool = True) -> nn.Module:
             if type(hook).__module__.startswith('mmgcp.'):
                 hook.before_train(runner)
                 hook.after_train(runner)
-        for handler in runner.logger.handlers:
-            handler.close()
+        _close(runner)
     return model
+
+
+def rehearse_testing(cfg: Config) -> None:
+    """Find what is wrong with the data and the metrics of a test before it begins.
+
+    Args:
+        cfg (Config): A complete config, which is not changed.
+
+    Raises:
+        UserError: Something is wrong; says with which part of the config.
+    """
+    mend_openmmlab()
+    cfg = copy.deepcopy(cfg)
+    for name in TESTING:
+        if name != 'test_evaluator':
+            check_value(f'{name} of the config', cfg.get(name), MAPPING)
+    with _aside(cfg) as folder:
+        runner = _make_runner(cfg, nn.Module(), [], folder)
+        with _part('test_dataloader, test_cfg or test_evaluator'):
+            loop = runner.build_test_loop(runner._test_loop)
+            _load_first(loop.dataloader)
+        _close(runner)
 
 
 def _check_start(model: nn.Module, cfg: Config) -> None:
@@ -111,7 +135,7 @@ def _make_runner(cfg: Config, model: nn.Module, hooks: List[Hook], folder: str) 
         return _Rehearsal(
             model=model,
             work_dir=folder,
-            **{name: cfg.get(name) for name in (*NEEDED, *VALIDATION)},
+            **{name: cfg.get(name) for name in (*NEEDED, *VALIDATION, *TESTING)},
             auto_scale_lr=cfg.get('auto_scale_lr'),
             param_scheduler=cfg.get('param_scheduler'),
             default_hooks=cfg.get('default_hooks'),
@@ -129,13 +153,32 @@ def _build_loops(runner: QuietRunner) -> None:
     """Build the loops of training and validation with their data, and load the first image."""
     with _part('train_dataloader or train_cfg'):
         runner._train_loop = runner.build_train_loop(runner._train_loop)
-        loader = runner.train_dataloader
-        if not len(loader.dataset):
-            raise UserError('there are no images')
-        loader.collate_fn([loader.dataset[0]])
+        _load_first(runner.train_dataloader)
     if runner._val_loop is not None:
         with _part('val_dataloader, val_cfg or val_evaluator'):
             runner._val_loop = runner.build_val_loop(runner._val_loop)
+
+
+def _load_first(loader: DataLoader) -> None:
+    """Load the first image as a batch."""
+    if not len(loader.dataset):
+        raise UserError('there are no images')
+    loader.collate_fn([loader.dataset[0]])
+
+
+def _close(runner: QuietRunner) -> None:
+    """Let go of the log file."""
+    for handler in runner.logger.handlers:
+        handler.close()
+
+
+@contextmanager
+def _aside(cfg: Config) -> Iterator[str]:
+    """Yield a folder for things that leave nothing behind in the process."""
+    scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmyolo'))
+    with random_states_kept(), scope, alone(), _silence(), \
+            tempfile.TemporaryDirectory() as folder:
+        yield folder
 
 
 @contextmanager
@@ -146,9 +189,7 @@ def _part(name: str) -> Iterator[None]:
     except UserError as error:
         raise UserError(f'{name} of the config: {error}') from error
     except Exception as error:  # whatever the constructors of any class raise
-        reason = ' '.join(str(error).split()).split(' Please check')[0]
-        raise UserError(f'{name} of the config cannot be built: '
-                        f'{type(error).__name__}: {reason}') from error
+        raise UserError(f'{name} of the config cannot be built: {told(error)}') from error
 
 
 @contextmanager

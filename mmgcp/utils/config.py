@@ -11,7 +11,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 
 from mmgcp.compatibility import mend_openmmlab
-from mmgcp.errors import UserError
+from mmgcp.errors import UserError, told
 
 from .checks import MAPPING, check_value
 from .process_state import alone
@@ -86,9 +86,10 @@ def build_detector(cfg: Config) -> nn.Module:
     try:
         with alone(), DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmyolo')):
             return revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
+    except UserError as error:
+        raise UserError(f'the model of the config cannot be built: {error}') from error
     except Exception as error:  # the constructors of a detector's parts can raise anything
-        raise UserError('the model of the config cannot be built: '
-                        f'{type(error).__name__}: {error}') from error
+        raise UserError(f'the model of the config cannot be built: {told(error)}') from error
 
 
 def image_size(cfg: Config) -> Tuple[int, int]:

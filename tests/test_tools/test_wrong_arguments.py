@@ -72,9 +72,9 @@ ARGUMENTS = [
     (PRUNE, '--cfg-options model.backbone.widen_factor=x', ('widen_factor', "'x'")),
     (PRUNE, '--cfg-options model.bbox_head.head_module.num_classes=-1', ('num_classes', '-1')),
     (PRUNE, '--cfg-options test_dataloader=3', ('test_dataloader', 'is 3')),
-    (PRUNE, '--cfg-options default_scope=nowhere', ('nowhere', )),
     (TEST, '--cfg-options foo', ('--cfg-options', 'foo')),
-    (TEST, '--cfg-options model.test_cfg=3', ('test_cfg', )),
+    (TEST, '', ('test_dataloader', 'No such file')),  # the data of tiny.py
+    (TEST, '--cfg-options test_dataloader=3', ('test_dataloader', 'is 3')),
     (TEST, '--launcher x', ('--launcher', "'x'")),
     (TEST, '--nonsense', ('--nonsense', )),
     (TRAIN, '--cfg-options foo', ('--cfg-options', 'foo')),
