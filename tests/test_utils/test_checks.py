@@ -27,7 +27,7 @@ from mmgcp.utils.checks import (
 )
 
 OPEN = number_in(0, 1, open_low=True, open_high=True)
-EXOTIC = [None, 'x', b'x', [], {}, object(), math.nan, 10**5000, torch.ones(2), np.ones(2), 1j]
+EXOTIC = [None, '', b'x', [], {}, object(), math.nan, 10**5000, torch.ones(2), np.ones(2), 1j]
 
 
 @pytest.mark.parametrize('check, right, wrong', [
