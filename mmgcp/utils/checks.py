@@ -110,6 +110,8 @@ PATH = Check(lambda value: isinstance(value, (str, Path)) and '\0' not in str(va
 MAPPING = instance_of(dict, text='must be a dict')
 CONFIG = Check(lambda value: isinstance(value, dict) and TYPE.passes(value.get('type')),
                'must be a config with a type')
+CONFIG_OR_NONE = Check(lambda value: value is None or CONFIG.passes(value),
+                       'must be a config with a type, or None')
 FUNCTION = Check(callable, 'must be a function')
 ITERABLE = Check(lambda value: isinstance(value, AnyIterable)
                  and not isinstance(value, (str, bytes, dict)), 'must be an iterable of batches')

@@ -56,7 +56,8 @@ def test_nothing_is_left(cfg, tmp_path, monkeypatch, capfd):
     ({'train_dataloader.dataset.data_root': 'nowhere'}, "train_dataloader .* 'nowhere"),
     ({'train_dataloader.dataset.pipeline': [dict(type='Lod')]}, 'train_dataloader .* Lod'),
     ({'val_dataloader.batch_size': 'x'}, 'val_dataloader'),
-    ({'optim_wrapper.optimizer.lr': -1}, 'optim_wrapper.optimizer.lr of the config must be .* but is -1'),
+    ({'optim_wrapper.optimizer.lr': -1},
+     'optim_wrapper.optimizer.lr of the config must be .* but is -1'),
     (dict(load_from='nowhere.pth'), 'there is no checkpoint nowhere.pth'),
     (dict(train_cfg=None), 'train_cfg of the config must be a dict, but is None'),
 ])

@@ -12,7 +12,7 @@ from mmgcp.registry import MODELS
 from mmgcp.utils.checks import (
     BOOLEAN,
     CHANNELS,
-    CONFIG,
+    CONFIG_OR_NONE,
     FACTOR,
     MAPPING,
     checked,
@@ -51,7 +51,8 @@ class YOLOv4CSPDarknet(DefaultInitMixin, BaseBackbone):
     @checked(plugins=list_of(MAPPING, 'must be a list of dicts', empty=True),
              deepen_factor=FACTOR, widen_factor=FACTOR, input_channels=CHANNELS,
              out_indices=list_of(number_in(0, 5, integer=True), 'must be a list of 0 to 5'),
-             frozen_stages=number_in(-1, 5, integer=True), norm_cfg=CONFIG, act_cfg=CONFIG,
+             frozen_stages=number_in(-1, 5, integer=True), norm_cfg=CONFIG_OR_NONE,
+             act_cfg=CONFIG_OR_NONE,
              norm_eval=BOOLEAN)
     def __init__(self,
                  plugins: Union[dict, List[dict]] = None,

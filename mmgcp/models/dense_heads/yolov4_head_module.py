@@ -12,7 +12,7 @@ from mmgcp.registry import MODELS
 from mmgcp.utils.checks import (
     CHANNEL_LIST,
     CHANNELS,
-    CONFIG,
+    CONFIG_OR_NONE,
     COUNT,
     FACTOR,
     checked,
@@ -42,7 +42,8 @@ class YOLOv4HeadModule(YOLOv5HeadModule):
     @checked(num_classes=number_in(1, 2**16, integer=True),
              in_channels=either(CHANNELS, CHANNEL_LIST, text=CHANNEL_LIST.text),
              widen_factor=FACTOR,
-             num_base_priors=number_in(1, 64, integer=True), norm_cfg=CONFIG, act_cfg=CONFIG,
+             num_base_priors=number_in(1, 64, integer=True), norm_cfg=CONFIG_OR_NONE,
+             act_cfg=CONFIG_OR_NONE,
              featmap_strides=list_of(COUNT, 'must be a list of strides'))
     def __init__(self,
                  num_classes: int,

@@ -32,7 +32,7 @@ class YOLOv4BBoxCoder(BaseBBoxCoder):
         UserError: ``scale_x_y`` and ``strides`` have different lengths.
     """
 
-    @checked(scale_x_y=list_of(number_in(1, 2), 'must be a list of numbers in [1, 2]'),
+    @checked(scale_x_y=list_of(number_in(0, 10, open_low=True), 'must be a list of factors to 10'),
              strides=list_of(COUNT, 'must be a list of strides'))
     def __init__(self,
                  scale_x_y: Sequence[float] = (1.2, 1.1, 1.05),
