@@ -1,6 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """A table of wrong command lines: one sentence, the value named, status 1 or 2, nothing written."""
 import pytest
+import torch
 from scripts import run_here
 from tiers import slow_except
 
@@ -183,3 +184,43 @@ def test_one_sentence(tool, arguments, words, config_files, data_config, tmp_pat
         arguments = ['--target-params', 0.5, *arguments]
     result = run_here(tool, *start_of(tool, config_files, data_config), *arguments, cwd=tmp_path)
     check(result, tmp_path, words)
+
+
+HOOK = 'custom_hooks = [dict(type="mmgcp.DynamicSparsityHook", {})]'
+DISTILLER = ('model = dict(_delete_=True, type="mmgcp.SpatialAttentionDistiller", '
+             'student={}, teacher=dict(config="no.py", checkpoint="no.pth"), {})')
+STUDENT = 'dict(type="YOLODetector")'
+# What the config of a training adds to demo.py, and words of the sentence
+CONFIGS = [
+    (HOOK.format('rate=float("inf")'), ('rate', 'inf')),
+    (HOOK.format('rtae=1'), ("'rtae'", "'rate'")),
+    (HOOK.format('schedule=dict(type="two_phases")'), ("'two_phases'", 'two_phase')),
+    (HOOK.format('modules=["nek.*"]'), ("'nek.*'", )),
+    (HOOK.format('groups=[dict(name="a", modules=["neck"], rate_factor="2")]'), ("'2'", )),
+    ('custom_hooks = [dict(type="mmgcp.DistillAdapterHook")]', ('SpatialAttentionDistiller', )),
+    (DISTILLER.format('dict(type="YOLODetectro")', ''), ('student', 'YOLODetectro')),
+    (DISTILLER.format('3', ''), ('student', 'is 3')),
+    (DISTILLER.format(STUDENT, 'groups="all"'), ('groups', "'all'")),
+    (DISTILLER.format(STUDENT, 'response=dict(type="mmgcp.ResponseLoss", temperature=0)'),
+     ('temperature', 'is 0')),
+    (DISTILLER.format(STUDENT, 'schedule=dict(warmup=-1)'), ('warmup', '-1')),
+    ('load_from = "{{ fileDirname }}/other.pth"', ('none of the weights', 'other.pth')),
+]
+
+
+@pytest.mark.parametrize('text, words', CONFIGS)
+def test_config_of_a_training(text, words, data_config, tmp_path):
+    config, folder = data_config.parent / 'child.py', tmp_path / 'here'
+    config.write_text(f'_base_ = {str(data_config)!r}\n{text}\n')
+    torch.save(dict(state_dict={'fc.weight': torch.ones(1)}), data_config.parent / 'other.pth')
+    folder.mkdir()
+    check(run_here(TRAIN, config, cwd=folder), folder, words)
+
+
+def test_traceback_on_request(data_config, tmp_path, monkeypatch):
+    monkeypatch.setenv('MMGCP_TRACEBACK', '0')
+    result = run_here(TRAIN, data_config, '--traceback', '--cfg-options', 'custom_hooks=3',
+                      cwd=tmp_path)
+    assert result.returncode == 1 and 'Traceback (most recent call last)' in result.stderr
+    assert result.stderr.strip().splitlines()[-1] == (
+        'train.py: custom_hooks of the config must be a list, but is 3')

@@ -25,6 +25,7 @@ from mmgcp.darknet import (
     read_cfg,
 )
 from mmgcp.utils.cli import replacing, run_tool
+from mmgcp.utils.config import check_layout
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,6 +51,7 @@ def main():
     for what in ('cfg', 'weights', 'names'):
         if getattr(args, what) is not None:
             check_file(getattr(args, what), f'{what} file')
+    check_layout()
     convert(args, out)
 
 
