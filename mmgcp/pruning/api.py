@@ -122,7 +122,9 @@ def rehearse_pruning(model: nn.Module, **options: Any) -> None:
     criterion = build_task_util(options.criterion, Criterion, PruningError)
     if criterion.needs and not (criterion.trains and criterion.allocation_criterion is None):
         criterion, task = BNScale(), replace(task, options=replace(options, allocation='global'))
-    decide(criterion, replace(task, budget=replace(task.budget, strict=False)))
+    shares = [replace(task.budget, strict=False, **{other: None}) for other in ('flops', 'params')]
+    for budget in list(filter(None, shares)) or [task.budget]:  # together depends on the scores
+        decide(criterion, replace(task, budget=budget))
 
 
 def _apply(task: PruningTask, decision: Decision,

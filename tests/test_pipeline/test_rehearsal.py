@@ -93,6 +93,7 @@ def state_of(model):
 
 @pytest.mark.parametrize('options, message', [
     (dict(target_params=0.001, min_keep_ratio=0.5), '0.1% of the parameters cannot be reached'),
+    (dict(target_params=0.5, target_flops=1e-9), '1e-07% of the MACs cannot be reached'),
     (dict(groups=[dict(name='a', modules=['nek'])], ratio=0.5), "pattern 'nek'"),
     (dict(ratio=0.5, criterion=dict(type='mmgcp.OBS', rigde=1)), "'rigde'"),
     (dict(), 'neither a ratio nor a threshold'),

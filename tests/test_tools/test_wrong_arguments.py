@@ -176,8 +176,9 @@ def check(result, folder, words):
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize('tool, arguments, words', slow_except(FAST, ARGUMENTS), ids=str)
-def test_one_sentence(tool, arguments, words, config_files, data_config, tmp_path):
+@pytest.mark.parametrize('case', slow_except(FAST, ARGUMENTS), ids=lambda case: ' '.join(case[:2]))
+def test_one_sentence(case, config_files, data_config, tmp_path):
+    tool, arguments, words = case
     arguments = ["--prune-options='--round-to"] if arguments.startswith(
         "--prune-options '") else arguments.split()
     if tool == COMPRESS and 'prune_cfg' not in ' '.join(arguments):
