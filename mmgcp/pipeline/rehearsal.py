@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import itertools
+import logging
 import os
 import tempfile
 import warnings
@@ -13,6 +14,7 @@ from typing import Any, Iterator, List
 import torch.nn as nn
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from mmengine.registry import HOOKS, DefaultScope
 from mmyolo.utils import is_metainfo_lower
 from torch.utils.data import DataLoader
@@ -195,7 +197,13 @@ def _part(name: str) -> Iterator[None]:
 @contextmanager
 def _silence() -> Iterator[None]:
     """Suppress what is printed."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), \
-            warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        yield
+    logger = MMLogger.get_current_instance()  # which writes to the stream that it began with
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), \
+                contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logger.setLevel(level)

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.logging import MessageHub
 from pruning_samples import randomise
 
+from mmgcp.compatibility import mend_openmmlab
 from mmgcp.errors import PruningError, UserError
 from mmgcp.pipeline.dry_run import rehearse_stages
 from mmgcp.pipeline.rehearsal import rehearse_training
@@ -35,6 +36,8 @@ def cfg(path):
 def test_nothing_is_left(cfg, tmp_path, monkeypatch, capfd):
     """Neither files, nor output, nor a change of the config or of random states."""
     monkeypatch.chdir(tmp_path)
+    mend_openmmlab()  # which logs what it does
+    capfd.readouterr()
     before, states = copy.deepcopy(cfg.to_dict()), (random.getstate(), torch.get_rng_state())
     cfg.custom_hooks = [*cfg.custom_hooks, dict(type='mmgcp.DynamicSparsityHook')]
     model = rehearse_training(cfg)
