@@ -1,8 +1,14 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
+from faults import write_training
+from scripts import ROOT, environment
 
 from mmgcp.errors import UserError
 from mmgcp.pipeline.tool_runner import ToolRunner
@@ -68,6 +74,73 @@ if config != 'silent.py':
     assert runner.test('baseline', 'd.py', 'e.pth') == dict(mAP=0.5, files=['d.py', 'e.pth'])
     with pytest.raises(UserError, match='test.py wrote no metrics in stage baseline'):
         runner.test('baseline', 'silent.py', 'e.pth')  # those of before do not count
+
+
+@pytest.mark.parametrize('left, resumed, says', [
+    ({}, None, ''),
+    ({'epoch_1.pth': 'whole', 'last_checkpoint': 'epoch_1.pth'}, 'epoch_1.pth', ''),
+    ({'epoch_1.pth': 'whole', 'epoch_2.pth': 'whole', 'last_checkpoint': 'epoch_1.pth'},
+     'epoch_2.pth', ''),
+    ({'epoch_1.pth': 'whole', 'epoch_2.pth': 'cut', 'last_checkpoint': 'epoch_1.pth'},
+     'epoch_1.pth', 'is the newest checkpoint that is whole'),
+    ({'epoch_2.pth': 'cut', 'last_checkpoint': 'epoch_1.pth'}, None, 'starts from the beginning')])
+def test_training_goes_on(runner, capfd, left, resumed, says):
+    """From the newest checkpoint that is whole; without one it begins."""
+    write_tool(runner, 'train.py', code='print(sys.argv[1:])')
+    write_training(runner.folder / 'sparse', left)
+    runner.train('sparse', runner.folder / 'sparse.py', 'a=1')
+    output = capfd.readouterr().out
+    folder = str(runner.folder / 'sparse')
+    resume = ['--resume', f'{folder}/{resumed}'] if resumed else []
+    assert output.splitlines()[-1] == '[sparse] ' + str(
+        [f'{folder}.py', '--work-dir', folder, *resume, '--cfg-options', 'a=1'])
+    assert says in output and len(output.splitlines()) == 2 + bool(says)
+    runner.forget('sparse')
+    assert [path.name for path in (runner.folder / 'sparse').iterdir()] == ['log.txt']
+
+
+WORKING = """
+import time
+print('working', flush=True)
+try:
+    time.sleep(60)
+finally:
+    print('cleaned', flush=True)
+"""
+
+
+@pytest.mark.parametrize('number, seconds', [(signal.SIGTERM, 2), (signal.SIGINT, 12)])
+@pytest.mark.skipif(os.name != 'posix', reason='signals of POSIX')
+def test_signal_to_the_runner_alone(runner, number, seconds):
+    """The tool ends in order, and in time."""
+    write_tool(runner, 'train.py', code=f"""
+sys.path.insert(0, {str(ROOT)!r})
+from mmgcp.utils.processes import ending_in_order
+def main():
+    {WORKING.replace(chr(10), chr(10) + '    ')}
+with ending_in_order():
+    main()
+""")
+    code = f"""
+import sys
+from pathlib import Path
+from mmgcp.pipeline.tool_runner import ToolRunner
+from mmgcp.utils.cli import run_tool
+tools = ToolRunner(Path({str(runner.tools_dir)!r}), Path({str(runner.folder)!r}))
+run_tool(lambda: tools.run('sparse', 'train.py'))
+"""
+    process = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env=environment(dict(PYTHONPATH=str(ROOT))))
+    while 'working' not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(number)
+    began = time.monotonic()
+    errors = process.communicate(timeout=60)[1]
+    assert time.monotonic() - began < seconds + 10  # of a machine that is busy
+    assert process.returncode == 128 + number
+    assert errors.strip() in ('interrupted', 'ended by SIGTERM')
+    assert (runner.folder / 'sparse' / 'log.txt').read_text() == 'working\n'
 
 
 PARSER = """
