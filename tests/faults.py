@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-EVENTS = ('open', 'os.', 'shutil.', 'tempfile.', 'fcntl.')  # of the file system, as Python tells them
+# Of the file system, as Python tells them
+EVENTS = ('open', 'os.', 'shutil.', 'tempfile.', 'fcntl.')
 
 
 def _can_mount():
@@ -33,12 +34,15 @@ def small_disk(folder, settings):
         subprocess.run(['umount', '-l', str(folder)], check=True)
 
 
-def kill_at(number):
-    """Let this process kill itself at its event of the file system with a number."""
+def kill_at(number, within=''):
+    """Let this process kill itself at its event of the file system with a number.
+
+    Only those count that name a path with the text ``within``.
+    """
     left = [number]
 
-    def hook(event, _):
-        if event.startswith(EVENTS):
+    def hook(event, arguments):
+        if event.startswith(EVENTS) and any(within in str(item) for item in arguments):
             left[0] -= 1
             if left[0] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -75,3 +79,4 @@ def write_training(folder, files):
         if kind == 'cut':
             path.write_bytes(path.read_bytes()[:-200])
         os.utime(str(path), (1e9 + number, 1e9 + number))
+

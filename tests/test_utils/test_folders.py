@@ -301,7 +301,7 @@ work('new')
 print(number, sorted(seen))
 '''
     result = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(out), exchange],
-                            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True, capture_output=True,
                             env=environment(dict(PYTHONPATH=str(ROOT))))
     assert result.returncode == 0, result.stderr[-3000:]
     number, seen = result.stdout.split(maxsplit=1)
