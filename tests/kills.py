@@ -24,6 +24,7 @@ from scripts import ROOT, TOOLS, environment, write_pruning_files
 from yolov4_samples import config_text_with_data
 
 from mmgcp.datasets.demo import CLASSES, DemoOptions, make_demo_dataset
+from mmgcp.errors import UserError
 from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.checkpoint_files import newest_checkpoint
 from mmgcp.utils.config import build_detector
@@ -94,6 +95,12 @@ class Run:
             assert self.poll() is None and time.monotonic() < deadline, self.log.read_text()[-3000:]
             time.sleep(0.02)
 
+    def ends_before(self, lines):
+        """Wait until it has printed so many lines; whether it has ended before that."""
+        while self.log.read_text().count('\n') < lines and self.poll() is None:
+            time.sleep(0.05)
+        return self.poll() is not None
+
     def complete(self):
         """Wait for its end, which has to be a good one; return what it has printed."""
         assert self.ends() and self.status == 0, self.log.read_text()[-3000:]
@@ -158,9 +165,8 @@ class PruneKills:
         self.folder, self.out = folder, folder / 'out'
         self.files = write_pruning_files(config)
         self.shares = [0.5, 0.7]  # of the earlier run, and of the one that is killed
-        self.run(self.shares[0]).complete()
         began = time.monotonic()
-        self.run(self.shares[1]).complete()
+        self.run(self.shares[0]).complete()
         self.seconds = time.monotonic() - began
         self.seen = []
 
@@ -195,7 +201,7 @@ class CompressKills:
     def __init__(self, folder, config, alone=False):
         self.folder, self.alone = folder, alone
         self.config, self.data = config, folder / 'data'
-        self.count, self.seen, self.seconds = 0, [], 25
+        self.count, self.seen = 0, []
 
     @property
     def out(self):
@@ -206,9 +212,10 @@ class CompressKills:
                    self.data, '--target-params', 0.5, '--prune-options', '--calib-batches 1')
 
     def point(self, draw):
-        """Kill it after some time in which it goes on; begin anew when it has finished."""
+        """Kill it when it has gone on for a while; begin anew when it has finished."""
         run = self.run()
-        if run.ends(draw.uniform(1, self.seconds)):
+        # About as many lines as two stages print, so that it does not depend on the machine
+        if run.ends_before(draw.randint(1, 2500)) or run.ends(draw.uniform(0, 3)):
             self.finish()
         else:
             run.kill(self.alone)
@@ -243,14 +250,22 @@ class TrainKills:
         self.folder, self.out, self.epochs = folder, folder / 'trained', epochs
         self.config = folder / 'sparse.py'
         self.config.write_text(f'_base_ = {str(config)!r}\n' + SPARSE.format(epochs=epochs))
-        self.seen, self.seconds = [], 25
+        self.seen = []
 
     def run(self):
-        return Run(self.folder, 'train.py', self.config, '--work-dir', self.out, '--resume')
+        """Go on; begin anew where the only checkpoint is half-written, which the tool refuses."""
+        try:
+            newest_checkpoint(self.out)
+            options = ['--resume']
+        except UserError:
+            options = []
+        return Run(self.folder, 'train.py', self.config, '--work-dir', self.out, *options)
 
     def point(self, draw):
         run = self.run()
-        run.ends(draw.uniform(0, self.seconds))
+        # It prints the config and its hooks in about 1100 lines, and then trains in 60
+        run.ends_before(draw.randint(1, 1180) if draw.random() < 0.2 else draw.randint(1100, 1180))
+        run.ends(draw.uniform(0, 0.5))
         run.kill()
         self.seen.append(self.last_epoch())
         if self.seen[-1] == self.epochs:

@@ -41,7 +41,8 @@ def newest_checkpoint(folder: Union[str, Path]) -> Optional[str]:
         folder (str | Path): The ``work_dir`` of the training.
 
     Returns:
-        str, optional: Its path; None if there is no checkpoint, whole or not.
+        str, optional: Its path; None if there is no checkpoint, whole or not, perhaps because
+        the only one was deleted for the next one.
 
     Raises:
         UserError: There are checkpoints, but none that is whole.
@@ -62,7 +63,7 @@ def newest_checkpoint(folder: Union[str, Path]) -> Optional[str]:
             return str(path)
         broken.append(reason)
     if named and not broken:
-        broken.append(f'{named}, which {marker} names, does not exist')
+        print(f'{named}, which {marker} names, does not exist')
     if broken:
         raise UserError(f'no checkpoint in {folder} is whole: {"; ".join(broken)}')
     return None

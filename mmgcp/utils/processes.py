@@ -11,10 +11,12 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
-from typing import Any, Iterator, Sequence
+from typing import Any, Dict, Iterable, Iterator, Optional, Sequence
 
 PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 GRACE = 10.  # seconds in which a process that is told to end may still finish a file
+
+_handlers: Dict[int, Any] = {}  # what signals did before :func:`ending_in_order`, by their number
 
 
 class Terminated(SystemExit):
@@ -37,16 +39,27 @@ def ending_in_order() -> Iterator[None]:
     def end(number: int, _: Any) -> None:
         raise Terminated(number)
 
-    before = {}
+    mine = []
     if threading.current_thread() is threading.main_thread() and 'WORLD_SIZE' not in os.environ:
         for number in (signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM)):
             if signal.getsignal(number) == signal.SIG_DFL:
-                before[number] = signal.signal(number, end)
+                _handlers[number] = signal.signal(number, end)
+                mine.append(number)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        _restore_handlers(mine)
+
+
+def _restore_handlers(numbers: Optional[Iterable[int]] = None) -> None:
+    """Let signals, by default all of them, do what they did before."""
+    for number in list(_handlers) if numbers is None else numbers:
+        signal.signal(number, _handlers.pop(number))
+
+
+if hasattr(os, 'register_at_fork'):
+    # Pools of processes end their workers by SIGTERM while they wait for a lock
+    os.register_at_fork(after_in_child=_restore_handlers)
 
 
 def start_child(command: Sequence[str], **settings) -> subprocess.Popen:

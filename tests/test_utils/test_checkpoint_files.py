@@ -28,7 +28,6 @@ def test_newest(tmp_path, files, newest):
 
 
 @pytest.mark.parametrize('files, reason', [
-    ({'last_checkpoint': 'epoch_1.pth'}, 'epoch_1.pth, which {0}/last_checkpoint names, does not'),
     ({'epoch_2.pth': 'cut', 'last_checkpoint': 'epoch_1.pth'}, '{0}/epoch_2.pth cannot be read'),
     ({'epoch_1.pth': 'bare'}, '{0}/epoch_1.pth has no optimizer')])
 def test_none_is_whole(tmp_path, files, reason):
@@ -52,6 +51,14 @@ def test_marker_that_was_not_written_to_its_end(tmp_path, text):
     write_training(tmp_path, {'epoch_1.pth': 'whole'})
     (tmp_path / 'last_checkpoint').write_text(text)
     assert newest_checkpoint(tmp_path) == str(tmp_path / 'epoch_1.pth')
+
+
+def test_only_one_was_deleted(tmp_path, capsys):
+    """As with max_keep_ckpts=1, before the next one is written."""
+    write_training(tmp_path, {'last_checkpoint': 'epoch_1.pth'})
+    assert newest_checkpoint(tmp_path) is None
+    assert capsys.readouterr().out == (
+        f'{tmp_path}/epoch_1.pth, which {tmp_path}/last_checkpoint names, does not exist\n')
 
 
 def test_files(tmp_path):

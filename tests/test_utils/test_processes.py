@@ -1,5 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Processes of plain Python, which start in no time."""
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -116,6 +117,17 @@ def test_signals_that_are_left_alone(monkeypatch, handled):
     finally:
         if handled:
             signal.signal(signal.SIGTERM, handler)
+
+
+@posix
+def test_workers_of_a_pool_end():
+    """They wait for a lock, where an exception would leave them waiting for another one."""
+    with ending_in_order():
+        for _ in range(5):
+            with multiprocessing.get_context('fork').Pool(2) as pool:
+                handlers = pool.map(signal.getsignal, [signal.SIGTERM] * 4)
+                assert handlers == [signal.SIG_DFL] * 4
+        assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
 
 
 def test_is_running():
