@@ -1,6 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Folders of results: tried before the work, written by one run at a time, replaced as a whole."""
 import ctypes
+import errno
 import glob
 import json
 import os
@@ -90,8 +91,12 @@ def _try_to_write(folder: Path, size: int) -> None:
     with tempfile.NamedTemporaryFile(dir=str(folder), prefix=UNWRITTEN) as file:
         file.write(b'x')
         file.flush()
-        if hasattr(os, 'posix_fallocate'):
-            os.posix_fallocate(file.fileno(), 0, max(1, size))
+        try:
+            if hasattr(os, 'posix_fallocate'):
+                os.posix_fallocate(file.fileno(), 0, max(1, size))
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # of some file systems
+                raise
 
 
 @contextmanager

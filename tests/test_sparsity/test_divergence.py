@@ -1,4 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+import numpy as np
 import pytest
 import torch
 from test_dynamic_sparsity_hook import TinyModel, make_runner
@@ -6,6 +7,7 @@ from test_dynamic_sparsity_hook import TinyModel, make_runner
 from mmgcp.errors import UserError
 from mmgcp.sparsity.channels import LayerScales
 from mmgcp.sparsity.divergence import FiniteWatch
+from mmgcp.sparsity.logs import draw_gamma_histogram
 
 
 class Diverging(TinyModel):
@@ -101,3 +103,9 @@ def test_picture_ends_no_training(tmp_path, monkeypatch, error):
     assert runner.iter == 4
     log = next(tmp_path.glob('*/*.log')).read_text()  # where the same warning is not repeated
     assert f'Sparsity: there is no histogram of this epoch: {type(error).__name__}: {error}' in log
+
+
+@pytest.mark.parametrize('values', [[float('nan')] * 3, [float('inf'), 0.5, float('nan')]])
+def test_histogram_of_what_is_finite(values):
+    image = draw_gamma_histogram(np.array(values), 0.01, 'epoch 1')
+    assert image.shape == (480, 640, 3) and image.std() > 10
