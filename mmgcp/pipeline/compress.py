@@ -276,7 +276,7 @@ class _Pipeline:
             return {}
 
         self.state.run(f'train {stage}', _content(config), work, files=(checkpoint, ),
-                       clear=lambda: self.tools.forget(stage))
+                       clear=lambda: self.tools.begin(stage))
         return str(checkpoint)
 
     def _test(self, stage: str, config: Path, checkpoint: str, *inputs: str) -> dict:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Dict
 
 from mmgcp.errors import UserError
-from mmgcp.utils.checkpoint_files import checkpoint_files, newest_checkpoint
+from mmgcp.utils.checkpoint_files import newest_checkpoint
 from mmgcp.utils.mmyolo_tools import load_script
 from mmgcp.utils.processes import start_child, stop
 
 # Seconds that a tool gets to end by itself after an interrupt, which usually reaches it as well
 PATIENCE = 2.
+BEGUN = 'begun.txt'  # as old as the training of a stage
 
 
 class ToolRunner:
@@ -78,19 +79,21 @@ class ToolRunner:
         Raises:
             UserError: The training failed.
         """
-        folder = self.folder / stage
+        folder, begun = self.folder / stage, self.folder / stage / BEGUN
         try:
-            checkpoint = newest_checkpoint(folder)
+            checkpoint = newest_checkpoint(
+                folder, since=begun.stat().st_mtime_ns if begun.exists() else 0)
         except UserError as error:
             print(f'[{stage}] starts from the beginning: {error}', flush=True)
             checkpoint = None
         self.run(stage, 'train.py', str(config), '--work-dir', str(folder),
                  *(['--resume', checkpoint] if checkpoint else []), '--cfg-options', *options)
 
-    def forget(self, stage: str) -> None:
-        """Delete the checkpoints of a stage, from which nothing is to be resumed."""
-        for path in checkpoint_files(self.folder / stage):
-            path.unlink()
+    def begin(self, stage: str) -> None:
+        """Let the checkpoints that a stage has stay, but not be resumed from."""
+        begun = self.folder / stage / BEGUN
+        begun.parent.mkdir(exist_ok=True)
+        begun.write_text('checkpoints that are older are of a training with other settings\n')
 
     def parse(self, tool: str, *arguments: str) -> argparse.Namespace:
         """Let a tool parse arguments without running it.

@@ -30,7 +30,7 @@ def save_checkpoint(content: dict, path: Union[str, Path]) -> None:
         file.write(buffer.getbuffer())
 
 
-def newest_checkpoint(folder: Union[str, Path]) -> Optional[str]:
+def newest_checkpoint(folder: Union[str, Path], since: int = 0) -> Optional[str]:
     """Find the newest checkpoint of a training that is whole.
 
     It is looked for among ``epoch_*.pth`` and ``iter_*.pth`` and what ``last_checkpoint`` names.
@@ -39,6 +39,7 @@ def newest_checkpoint(folder: Union[str, Path]) -> Optional[str]:
 
     Args:
         folder (str | Path): The ``work_dir`` of the training.
+        since (int): Older files do not count, in nanoseconds as ``st_mtime_ns``. Defaults to 0.
 
     Returns:
         str, optional: Its path; None if there is no checkpoint, whole or not, perhaps because
@@ -49,11 +50,12 @@ def newest_checkpoint(folder: Union[str, Path]) -> Optional[str]:
     """
     folder = Path(folder)
     marker = folder / MARKER
-    found = [path for path in checkpoint_files(folder) if path != marker]
+    found = [path for pattern in ('epoch_*.pth', 'iter_*.pth') for path in folder.glob(pattern)]
     named = marker.read_text(errors='replace').strip() if marker.is_file() else ''
     if named and os.path.isfile(named) and not any(os.path.samefile(named, str(path))
                                                    for path in found):
         found.append(Path(named))
+    found = [path for path in found if path.stat().st_mtime_ns >= since]
     broken: List[str] = []
     for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         reason = _broken(path)
@@ -62,20 +64,11 @@ def newest_checkpoint(folder: Union[str, Path]) -> Optional[str]:
                 print(f'{path} is the newest checkpoint that is whole: {"; ".join(broken)}')
             return str(path)
         broken.append(reason)
-    if named and not broken:
+    if named and not broken and not os.path.isfile(named):
         print(f'{named}, which {marker} names, does not exist')
     if broken:
         raise UserError(f'no checkpoint in {folder} is whole: {"; ".join(broken)}')
     return None
-
-
-def checkpoint_files(folder: Path) -> List[Path]:
-    """List the checkpoints that MMEngine has saved in a folder, and the file that names the last.
-
-    Those of the best validation are not among them.
-    """
-    return [path for pattern in ('epoch_*.pth', 'iter_*.pth', MARKER)
-            for path in sorted(folder.glob(pattern))]
 
 
 def _broken(path: Path) -> Optional[str]:

@@ -95,8 +95,11 @@ def test_training_goes_on(runner, capfd, left, resumed, says):
     assert output.splitlines()[-1] == '[sparse] ' + str(
         [f'{folder}.py', '--work-dir', folder, *resume, '--cfg-options', 'a=1'])
     assert says in output and len(output.splitlines()) == 2 + bool(says)
-    runner.forget('sparse')
-    assert [path.name for path in (runner.folder / 'sparse').iterdir()] == ['log.txt']
+    before = {path.name for path in (runner.folder / 'sparse').iterdir()}
+    runner.begin('sparse')
+    runner.train('sparse', runner.folder / 'sparse.py', 'a=1')
+    assert '--resume' not in capfd.readouterr().out.splitlines()[-1]
+    assert {path.name for path in (runner.folder / 'sparse').iterdir()} == {'begun.txt', *before}
 
 
 # As run_tool() does, without the time that all imports take

@@ -6,7 +6,7 @@ import torch
 from faults import root_only, small_disk, write_training
 
 from mmgcp.errors import UserError
-from mmgcp.utils.checkpoint_files import checkpoint_files, newest_checkpoint, save_checkpoint
+from mmgcp.utils.checkpoint_files import newest_checkpoint, save_checkpoint
 
 
 @pytest.mark.parametrize('files, newest', [
@@ -61,11 +61,13 @@ def test_only_one_was_deleted(tmp_path, capsys):
         f'{tmp_path}/epoch_1.pth, which {tmp_path}/last_checkpoint names, does not exist\n')
 
 
-def test_files(tmp_path):
-    write_training(tmp_path, {
-        'epoch_1.pth': 'whole', 'iter_3.pth': 'cut', 'last_checkpoint': 'x', 'mine.pth': 'bare'})
-    assert [path.name for path in checkpoint_files(tmp_path)] == [
-        'epoch_1.pth', 'iter_3.pth', 'last_checkpoint']
+@pytest.mark.parametrize('since, newest', [
+    (0, 'epoch_300.pth'), (2, 'epoch_300.pth'), (3, None)])
+def test_older_files_do_not_count(tmp_path, capsys, since, newest):
+    write_training(tmp_path, {'epoch_1.pth': 'cut', 'epoch_2.pth': 'whole', 'epoch_300.pth':
+                              'whole', 'last_checkpoint': 'epoch_300.pth'})
+    found = newest_checkpoint(tmp_path, since=int((1e9 + since) * 1e9))
+    assert found == (newest and str(tmp_path / newest)) and not capsys.readouterr().out
 
 
 def test_save(tmp_path):
