@@ -13,7 +13,13 @@ from mmengine.config import DictAction
 
 from mmgcp.errors import UserError
 
-from .processes import Terminated, end_with_parent, ending_in_order, is_running
+from .processes import (
+    Terminated,
+    end_with_parent,
+    end_workers_with_this,
+    ending_in_order,
+    is_running,
+)
 
 TRACEBACK_OPTION = '--traceback'
 TRACEBACK_VARIABLE = 'MMGCP_TRACEBACK'
@@ -59,6 +65,7 @@ def run_tool(main: Callable[[], Any]) -> None:
     wants_help = bool(HELP_OPTIONS.intersection(sys.argv[1:]))
     if 'TORCHELASTIC_RUN_ID' in os.environ:
         end_with_parent()
+    end_workers_with_this()
     try:
         with ending_in_order():
             main()

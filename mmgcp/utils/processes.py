@@ -5,6 +5,7 @@ This file is also run as a script, before the program of :func:`start_child`, an
 nothing but Python's own modules.
 """
 import ctypes
+import functools
 import os
 import signal
 import subprocess
@@ -103,6 +104,13 @@ def end_with_parent() -> None:
     """Let Linux kill this process when the thread that started it ends."""
     if sys.platform == 'linux':
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+@functools.lru_cache(maxsize=None)
+def end_workers_with_this() -> None:
+    """Let all processes that fork from this one, such as those of pools, end with it (Linux)."""
+    if hasattr(os, 'register_at_fork'):
+        os.register_at_fork(after_in_child=end_with_parent)
 
 
 def is_running(pid: int) -> bool:

@@ -119,6 +119,24 @@ def test_signals_that_are_left_alone(monkeypatch, handled):
             signal.signal(signal.SIGTERM, handler)
 
 
+@linux
+def test_workers_end_with_the_process_that_forked_them():
+    """A pool's would wait for ever for work."""
+    code = PARENT.split('child =')[0] + """
+import os
+module.end_workers_with_this()
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+    parent = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
+    worker = int(parent.stdout.readline())
+    assert is_running(worker)
+    parent.kill()
+    parent.wait(20)
+    assert ends(worker)
+
+
 @posix
 def test_workers_of_a_pool_end():
     """They wait for a lock, where an exception would leave them waiting for another one."""
