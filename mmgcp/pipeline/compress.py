@@ -13,9 +13,10 @@ from mmgcp.datasets import VOCInfo, check_voc, choose_splits
 from mmgcp.errors import UserError
 from mmgcp.pruning.options import KEEP_SHARE
 from mmgcp.utils.checkpoint import load_strictly, read_checkpoint
-from mmgcp.utils.cli import CfgOptions
+from mmgcp.utils.cli import CfgOptions, replacing
 from mmgcp.utils.config import build_detector, load_config
 from mmgcp.utils.devices import find_device
+from mmgcp.utils.folders import work_dir
 from mmgcp.utils.options import check_options, number_in, option
 
 from .child_config import write_child
@@ -114,9 +115,13 @@ def compress(options: CompressOptions) -> List[dict]:
         ``parameters``, ``macs`` (for one image) and ``latency_ms``.
 
     Raises:
-        UserError: The options do not fit together, or a stage failed.
+        UserError: The options do not fit together, ``work_dir`` cannot be written to or another
+            run works in it, or a stage failed.
     """
-    return _Pipeline(options).run()
+    given = Path(options.checkpoint or '')
+    # A checkpoint of a training has a state of the optimizer beside the weights
+    with work_dir(options.work_dir, 2 * given.stat().st_size if given.is_file() else 0):
+        return _Pipeline(options).run()
 
 
 class _Pipeline:
@@ -131,7 +136,6 @@ class _Pipeline:
         self.voc: Optional[VOCInfo] = check_voc(options.data) if options.data else None
         self.checkpoint = self._given_checkpoint()
         self.epochs = options.epochs or base_epochs(self.cfg)
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.baseline = self.folder / 'baseline.py'
         self.pruned = self.folder / 'pruned' / 'pruned.py'
         self._write_baseline_config()
@@ -152,9 +156,13 @@ class _Pipeline:
         # In direct succession, because the speed of a machine depends on what else it does
         configs = (self.baseline, self.baseline, self.pruned, self.pruned)
         rows = [self._measure(row, config) for row, config in zip(rows, configs)]
-        draw_detections([('baseline', self.baseline, trained),
-                         ('distilled', self.pruned, distilled)], self.folder / 'detections.png')
         write_summary(rows, self.folder)
+        try:
+            draw_detections([('baseline', self.baseline, trained),
+                             ('distilled', self.pruned, distilled)],
+                            self.folder / 'detections.png')
+        except Exception as error:  # a picture ends nothing
+            print(f'warning: there is no picture of detections: {type(error).__name__}: {error}')
         return rows
 
     def _prune_arguments(self) -> List[str]:
@@ -213,13 +221,14 @@ class _Pipeline:
         lines = [line for split in splits
                  for line in (folder / f'{split}.txt').read_text().splitlines() if line.strip()]
         path = self.folder / 'trainval.txt'
-        path.write_text('\n'.join(dict.fromkeys(lines)) + '\n')
+        with replacing(path) as (temporary, ):
+            temporary.write_text('\n'.join(dict.fromkeys(lines)) + '\n')
         return str(path)
 
     def _train_baseline(self) -> str:
         if not self.checkpoint:
             return self._train('baseline', self.epochs)
-        self.state.run('baseline', (_content(self.baseline), self.checkpoint), lambda _: {})
+        self.state.run('baseline', (_content(self.baseline), self.checkpoint), dict)
         return self.checkpoint
 
     def _train_sparse(self, trained: str) -> str:
@@ -234,7 +243,7 @@ class _Pipeline:
 
     def _prune(self, sparse: str) -> None:
 
-        def work(_) -> dict:
+        def work() -> dict:
             self.tools.run('prune', 'prune.py', str(self.baseline), sparse, *self.prune_arguments,
                            '--work-dir', str(self.pruned.parent))
             return {}
@@ -260,30 +269,27 @@ class _Pipeline:
 
     def _train(self, stage: str, epochs: int) -> str:
         """Train with the config of a stage; return the last checkpoint."""
-        folder, config = self.folder / stage, self.folder / f'{stage}.py'
-        checkpoint, marker = folder / f'epoch_{epochs}.pth', folder / 'last_checkpoint'
+        config = self.folder / f'{stage}.py'
+        checkpoint = self.folder / stage / f'epoch_{epochs}.pth'
 
-        def work(began: bool) -> dict:
-            if not began and marker.exists():
-                marker.unlink()  # of a run with other settings
+        def work() -> dict:
             # No validation at the end, since the stage is tested right afterwards
-            self.tools.run(stage, 'train.py', str(config), '--work-dir', str(folder),
-                           *(['--resume'] if marker.exists() else []),
-                           '--cfg-options', f'train_cfg.val_begin={epochs + 1}')
+            self.tools.train(stage, config, f'train_cfg.val_begin={epochs + 1}')
             return {}
 
-        self.state.run(f'train {stage}', _content(config), work, files=(checkpoint, ))
+        self.state.run(f'train {stage}', _content(config), work, files=(checkpoint, ),
+                       clear=lambda: self.tools.begin(stage))
         return str(checkpoint)
 
     def _test(self, stage: str, config: Path, checkpoint: str, *inputs: str) -> dict:
         return self.state.run(
-            f'test {stage}', (checkpoint, *inputs), lambda _: dict(
+            f'test {stage}', (checkpoint, *inputs), lambda: dict(
                 stage=stage, **choose_metrics(self.tools.test(stage, config, checkpoint))))
 
     def _measure(self, row: dict, config: Path) -> dict:
         """Add size and speed to the result of a test."""
         return {**row, **self.state.run(f'measure {row["stage"]}', None,
-                                        lambda _: measure_detector(config))}
+                                        lambda: measure_detector(config))}
 
 
 def _content(config: Path) -> Dict[str, object]:
