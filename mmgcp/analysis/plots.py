@@ -63,7 +63,8 @@ def plot_score_histograms(scores: Dict[str, Sequence[float]],
     """Plot a histogram of the scores of each layer group with its threshold.
 
     Args:
-        scores (dict[str, Sequence[float]]): Scores by layer group.
+        scores (dict[str, Sequence[float]]): Scores by layer group; those that are not finite are
+            only counted.
         thresholds (dict[str, float | None]): Threshold by layer group, None if it has none.
         label (str): Name of the scores, for the axis.
         path (str | Path): The PNG file to write.
@@ -72,18 +73,20 @@ def plot_score_histograms(scores: Dict[str, Sequence[float]],
     rows = -(-len(scores) // columns)
     figure = Figure(figsize=(8 * columns, 1 + 1.6 * rows), layout='constrained')
     grid: List = list(figure.subplots(rows, columns, sharex=True, squeeze=False).T.flat)
-    low = min((min(values) for values in scores.values() if len(values)), default=0.)
-    top = max((max(values) for values in scores.values() if len(values)), default=1.)
-    bins = np.linspace(min(0., low), top, 80)
+    finite = {name: np.asarray(values)[np.isfinite(values)] for name, values in scores.items()}
+    drawn = np.concatenate(list(finite.values()))
+    bins = np.linspace(min(0., drawn.min(initial=0.)), drawn.max() if len(drawn) else 1., 80)
     colors = _colors(scores)
     for axes, (name, values) in zip(grid, scores.items()):
-        axes.hist(np.asarray(values), bins=bins, color=colors[name], log=True)
+        axes.hist(finite[name], bins=bins, color=colors[name], log=True)
         threshold = thresholds.get(name)
         text = f'{name}: {len(values)} channels'
         if threshold is not None:
             axes.axvline(threshold, color='black', linestyle='--')
             below = np.mean(np.asarray(values) <= threshold) if len(values) else 0
             text += f', {below:.0%} at or below the threshold {threshold:.3g}'
+        if len(finite[name]) < len(values):
+            text += f', {len(values) - len(finite[name])} not finite'
         axes.set_title(text, fontsize=9, loc='left')
         axes.set_ylabel('channels', fontsize=8)
     for axes in grid[len(scores):]:

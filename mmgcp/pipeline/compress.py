@@ -12,8 +12,10 @@ from mmgcp.datasets import VOCInfo, check_voc, choose_splits
 from mmgcp.errors import UserError
 from mmgcp.utils.checkpoint import load_strictly, read_checkpoint
 from mmgcp.utils.checks import COUNT, check_value
+from mmgcp.utils.cli import replacing
 from mmgcp.utils.config import build_detector, load_config, section
 from mmgcp.utils.devices import find_device
+from mmgcp.utils.folders import work_dir
 
 from .child_config import write_child
 from .compress_options import CompressOptions
@@ -46,9 +48,13 @@ def compress(options: CompressOptions) -> List[dict]:
         ``parameters``, ``macs`` (for one image) and ``latency_ms``.
 
     Raises:
-        UserError: The options do not fit together, or a stage failed.
+        UserError: The options do not fit together, ``work_dir`` cannot be written to or another
+            run works in it, or a stage failed.
     """
-    return _Pipeline(options).run()
+    given = Path(options.checkpoint or '')
+    # A checkpoint of a training has a state of the optimizer beside the weights
+    with work_dir(options.work_dir, 2 * given.stat().st_size if given.is_file() else 0):
+        return _Pipeline(options).run()
 
 
 class _Pipeline:
@@ -82,9 +88,13 @@ class _Pipeline:
         # In direct succession, because the speed of a machine depends on what else it does
         configs = (self.baseline, self.baseline, self.pruned, self.pruned)
         rows = [self._measure(row, config) for row, config in zip(rows, configs)]
-        draw_detections([('baseline', self.baseline, trained),
-                         ('distilled', self.pruned, distilled)], self.folder / 'detections.png')
         write_summary(rows, self.folder)
+        try:
+            draw_detections([('baseline', self.baseline, trained),
+                             ('distilled', self.pruned, distilled)],
+                            self.folder / 'detections.png')
+        except Exception as error:  # a picture ends nothing
+            print(f'warning: there is no picture of detections: {type(error).__name__}: {error}')
         return rows
 
     def _prune_arguments(self) -> List[str]:
@@ -158,13 +168,14 @@ class _Pipeline:
         lines = [line for split in splits
                  for line in (folder / f'{split}.txt').read_text().splitlines() if line.strip()]
         path = to / 'trainval.txt'
-        path.write_text('\n'.join(dict.fromkeys(lines)) + '\n')
+        with replacing(path) as (temporary, ):
+            temporary.write_text('\n'.join(dict.fromkeys(lines)) + '\n')
         return str(path)
 
     def _train_baseline(self) -> str:
         if not self.checkpoint:
             return self._train('baseline', self.epochs)
-        self.state.run('baseline', (_content(self.baseline), self.checkpoint), lambda _: {})
+        self.state.run('baseline', (_content(self.baseline), self.checkpoint), dict)
         return self.checkpoint
 
     def _train_sparse(self, trained: str) -> str:
@@ -181,7 +192,7 @@ class _Pipeline:
 
     def _prune(self, sparse: str) -> None:
 
-        def work(_) -> dict:
+        def work() -> dict:
             self.tools.run('prune', 'prune.py', str(self.baseline), sparse, *self.prune_arguments,
                            '--work-dir', str(self.pruned.parent))
             return {}
@@ -210,30 +221,27 @@ class _Pipeline:
 
     def _train(self, stage: str, epochs: int) -> str:
         """Train with the config of a stage; return the last checkpoint."""
-        folder, config = self.folder / stage, self.folder / f'{stage}.py'
-        checkpoint, marker = folder / f'epoch_{epochs}.pth', folder / 'last_checkpoint'
+        config = self.folder / f'{stage}.py'
+        checkpoint = self.folder / stage / f'epoch_{epochs}.pth'
 
-        def work(began: bool) -> dict:
-            if not began and marker.exists():
-                marker.unlink()  # of a run with other settings
+        def work() -> dict:
             # No validation at the end, since the stage is tested right afterwards
-            self.tools.run(stage, 'train.py', str(config), '--work-dir', str(folder),
-                           *(['--resume'] if marker.exists() else []),
-                           '--cfg-options', f'train_cfg.val_begin={epochs + 1}')
+            self.tools.train(stage, config, f'train_cfg.val_begin={epochs + 1}')
             return {}
 
-        self.state.run(f'train {stage}', _content(config), work, files=(checkpoint, ))
+        self.state.run(f'train {stage}', _content(config), work, files=(checkpoint, ),
+                       clear=lambda: self.tools.begin(stage))
         return str(checkpoint)
 
     def _test(self, stage: str, config: Path, checkpoint: str, *inputs: str) -> dict:
         return self.state.run(
-            f'test {stage}', (checkpoint, *inputs), lambda _: dict(
+            f'test {stage}', (checkpoint, *inputs), lambda: dict(
                 stage=stage, **choose_metrics(self.tools.test(stage, config, checkpoint))))
 
     def _measure(self, row: dict, config: Path) -> dict:
         """Add size and speed to the result of a test."""
         return {**row, **self.state.run(f'measure {row["stage"]}', None,
-                                        lambda _: measure_detector(config))}
+                                        lambda: measure_detector(config))}
 
 
 def _content(config: Path) -> Dict[str, object]:

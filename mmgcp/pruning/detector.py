@@ -2,7 +2,7 @@
 """Pruned detectors: ordinary ones, reduced to the channels that a table lists; their configs."""
 import copy
 from pathlib import Path
-from typing import Dict, Iterator, List, Tuple, Union
+from typing import Any, Dict, Iterator, List, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -20,6 +20,7 @@ from .attributes import refresh_attributes
 
 ChannelTable = Dict[str, List[int]]
 PRUNED_DETECTOR = 'mmgcp.PrunedDetector'
+SPARSITY_HOOK = 'DynamicSparsityHook'
 CHECKPOINT = '{{ fileDirname }}/pruned.pth'  # MMEngine fills in the folder of the config file
 
 
@@ -83,6 +84,24 @@ def read_channel_table(channels: Union[ChannelTable, str, Path]) -> ChannelTable
         raise PruningError(f'{path} is not the config of a pruned detector: its model has no '
                            'channel table')
     return table.to_dict()
+
+
+def drop_hooks(cfg: Config) -> List[str]:
+    """Remove the hooks for sparse training from a config, in place; return their types.
+
+    In the training of a pruned detector they would go on pressing the channels that stay.
+    """
+    hooks = cfg.get('custom_hooks') or []
+    dropped = [hook for hook in hooks if _hook_type(hook) == SPARSITY_HOOK]
+    if dropped:
+        cfg.custom_hooks = [hook for hook in hooks if hook not in dropped]
+    return [_hook_type(hook) for hook in dropped]
+
+
+def _hook_type(hook: Any) -> str:
+    """Return the name of a hook's class, without its scope."""
+    kind = hook.get('type') if isinstance(hook, dict) else type(hook)
+    return str(getattr(kind, '__name__', kind)).split('.')[-1]
 
 
 def make_pruned_config(cfg: Config, package: str, changed_channels: ChannelTable) -> Config:

@@ -25,6 +25,7 @@ from mmgcp.utils.checks import (
 )
 
 from .channels import Channels, ScaleFactors
+from .divergence import FiniteWatch
 from .logs import show_histograms, summarize
 from .penalties import add_subgradient, has_skipped, shrink
 from .schedules import build_schedule
@@ -99,7 +100,7 @@ class DynamicSparsityHook(Hook):
     Raises:
         UserError: A setting is wrong; at the start of the training, if a pattern matches no
             BatchNorm layer, none is left, a layer is in two groups, or the model cannot be
-            traced.
+            traced; during it, at the next log or checkpoint, if scale factors are not finite.
     """
 
     priority = 'NORMAL'
@@ -133,6 +134,7 @@ class DynamicSparsityHook(Hook):
         self._selection = dict(modules=modules, exclude=exclude, coupled=coupled, groups=groups,
                                input_shape=input_shape)
         self._scale_factors: Optional[ScaleFactors] = None
+        self._watch: Optional[FiniteWatch] = None
         self._loaded_state: Optional[dict] = None
         self._handles: list = []
 
@@ -141,6 +143,7 @@ class DynamicSparsityHook(Hook):
         self._remove_handles()
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._scale_factors = select_scale_factors(model, **self._selection)
+        self._watch = FiniteWatch(self._scale_factors.layers)
         self._resume_schedule(runner)
         optimizers = _optimizers(runner.optim_wrapper)
         gammas = self._scale_factors.gammas
@@ -162,9 +165,11 @@ class DynamicSparsityHook(Hook):
         self._remove_handles()
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Log, early enough for the LoggerHook to print it."""
+        """Log, early enough for the LoggerHook to print it, unless the training has diverged."""
+        self._watch.look(runner.iter + 1)
         if (self.every_n_inner_iters(batch_idx, self.log_interval)
                 or self.end_of_epoch(runner.train_dataloader, batch_idx)):
+            self._watch.check()
             self._log_scalars(runner)
 
     def after_train_epoch(self, runner) -> None:
@@ -173,7 +178,9 @@ class DynamicSparsityHook(Hook):
             self._log_histogram(runner)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Save the schedule's state, if it has any."""
+        """Save the schedule's state, if it has any; of a diverged training nothing is saved."""
+        if self._watch is not None:
+            self._watch.check()
         if hasattr(self.schedule, 'state_dict'):
             checkpoint[STATE] = dict(
                 type=type(self.schedule).__name__, state=self.schedule.state_dict())
@@ -249,8 +256,12 @@ class DynamicSparsityHook(Hook):
         if channels is not None:
             step = runner.epoch + 1
             title = f'epoch {step}, iteration {runner.iter}, rate {self.rate:g}'
-            show_histograms(runner.visualizer, channels, self.near_zero_thr, title, step,
-                            by_group=bool(self.groups))
+            try:
+                show_histograms(runner.visualizer, channels, self.near_zero_thr, title, step,
+                                by_group=bool(self.groups))
+            except Exception as error:  # of backends, files and matplotlib: a picture ends nothing
+                runner.logger.warning('Sparsity: there is no histogram of this epoch: '
+                                      f'{type(error).__name__}: {error}')
 
 
 def _progress(runner) -> float:

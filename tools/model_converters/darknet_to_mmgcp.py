@@ -8,8 +8,6 @@ beside itself.
 import argparse
 from pathlib import Path
 
-import torch
-
 from mmgcp.darknet import (
     DarknetError,
     check_file,
@@ -24,6 +22,7 @@ from mmgcp.darknet import (
     num_classes_of,
     read_cfg,
 )
+from mmgcp.utils.checkpoint_files import save_checkpoint
 from mmgcp.utils.cli import replacing, run_tool
 from mmgcp.utils.config import check_layout
 
@@ -69,7 +68,7 @@ def convert(args: argparse.Namespace, out: Path):
         raise DarknetError(f'{args.weights} ends before layer {index}, {layer}: the network has '
                            'been pruned, so its weights must be complete')
     with replacing(out, out.with_suffix('.py')) as (checkpoint_file, config_file):
-        torch.save(checkpoint(parameters, header, classes), checkpoint_file)
+        save_checkpoint(checkpoint(parameters, header, classes), checkpoint_file)
         config.dump(config_file)
 
     extent = 'all' if len(found) == len(convs) else 'PARTIAL, the first'
