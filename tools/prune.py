@@ -25,7 +25,7 @@ from mmgcp.nn.distributed import gather_over_ranks
 from mmgcp.pipeline.finetuning import IntermediateFinetuning
 from mmgcp.pipeline.recovery import Recovery
 from mmgcp.pruning import prune
-from mmgcp.pruning.detector import make_pruned_config
+from mmgcp.pruning.detector import make_pruned_config, registered_name
 from mmgcp.pruning.options import BUDGETS, PruneOptions, options_of_config
 from mmgcp.pruning.report import summarize, write_report
 from mmgcp.utils.checkpoint import load_strictly
@@ -181,14 +181,25 @@ def make_recovery(cfg: Config, model: nn.Module, settings,
     return recovery
 
 
-def write_outputs(result, cfg: Config, package: str, meta: dict, folder: Path) -> List[str]:
+def check_written(folder: Path) -> None:
+    """Raise a PruningError unless the pruned detector can be built and loaded from its files."""
+    try:
+        rebuilt = build_detector(load_config(str(folder / 'pruned.py')))
+        load_strictly(rebuilt, str(folder / 'pruned.pth'), 'its config')
+    except UserError as error:
+        raise PruningError('nothing has been written, as nobody could use the pruned detector: '
+                           f'{error}') from error
+
+
+def write_outputs(result, cfg: Config, detector: str, meta: dict, folder: Path) -> List[str]:
     """Write everything, or nothing if anything fails; return the names of the files."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}-') as temporary:
         temporary = Path(temporary)
-        make_pruned_config(cfg, package, result.changed_channels).dump(temporary / 'pruned.py')
+        make_pruned_config(cfg, detector, result.changed_channels).dump(temporary / 'pruned.py')
         state = weights_to_cpu(result.model.state_dict())
         torch.save(dict(meta=meta, state_dict=state), temporary / 'pruned.pth')
+        check_written(temporary)
         result.plan.save(temporary / 'plan.json')
         write_report(result, temporary)
         folder.mkdir(exist_ok=True)
@@ -217,7 +228,7 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
     model = build_detector(cfg)
     meta = load_strictly(model, checkpoint, args.config)
     model.to(device)
-    package = type(model).__module__.split('.')[0]
+    detector = registered_name(type(model))
     if args.calib_batches > 0:
         options['batches'] = CalibrationBatches(cfg, model, args.calib_batches)
     compensate, by_default = options.get('compensate', True), options.get('criterion') is None
@@ -254,7 +265,7 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
         return
 
     meta = dict(dataset_meta=meta.get('dataset_meta', {}), mmgcp_version=mmgcp.__version__)
-    names = write_outputs(result, plain_config(cfg), package, meta, folder)
+    names = write_outputs(result, plain_config(cfg), detector, meta, folder)
     if 'finetune' in result.plan.options and unfinished.exists():
         unfinished.unlink()
     print(f'written to {folder}: {", ".join(names)}')

@@ -5,6 +5,7 @@ from typing import Callable, Dict, List, Sequence
 import torch.nn as nn
 
 from mmgcp.pruning import count_channels
+from mmgcp.pruning.detector import ChannelTable, changed_sides
 
 from .cfg import DarknetError, Section
 from .matching import channel_table, conv_channels, match_layers
@@ -50,7 +51,7 @@ def find_widen_factor(sections: Sequence[Section],
     return smallest
 
 
-def changed_channels(sections: Sequence[Section], base: nn.Module) -> Dict[str, List[int]]:
+def changed_channels(sections: Sequence[Section], base: nn.Module) -> ChannelTable:
     """List the layers that have fewer channels than in the unpruned detector.
 
     Args:
@@ -58,7 +59,7 @@ def changed_channels(sections: Sequence[Section], base: nn.Module) -> Dict[str, 
         base (nn.Module): The unpruned detector.
 
     Returns:
-        dict[str, list[int]]: Their channels; see :func:`mmgcp.pruning.PrunedDetector`.
+        dict[str, list[int | None]]: Their channels; see :func:`mmgcp.pruning.PrunedDetector`.
     """
     channels = channel_table(sections)
     present = count_channels(base)
@@ -69,4 +70,4 @@ def changed_channels(sections: Sequence[Section], base: nn.Module) -> Dict[str, 
             table[f'{layer.module}.bn'] = [channels[layer.module][1]]
         elif layer.module:
             table[layer.module] = list(channels[layer.module])
-    return {name: counts for name, counts in table.items() if counts != present[name]}
+    return changed_sides(present, table)

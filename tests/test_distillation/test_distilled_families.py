@@ -120,7 +120,7 @@ def test_pruned_student(tmp_path):
     pruned = prune(teacher, ratio=0.5, input_shape=(3, 128, 128)).model
     table = {layer: counts for layer, counts in count_channels(pruned).items()
              if counts != full[layer]}
-    student = make_pruned_config(config, 'mmyolo', table).model
+    student = make_pruned_config(config, 'mmyolo.YOLODetector', table).model
     distiller = build(dict(
         type='mmgcp.SpatialAttentionDistiller', student=student,
         teacher=dict(config=config, checkpoint=str(tmp_path / 'teacher.pth')),

@@ -282,7 +282,7 @@ def test_edited_plan():
     weight = model.a.conv.weight.detach().clone()
     result = prune(model, plan=plan, compensate=False, input_shape=SMALL)
     assert torch.equal(model.a.conv.weight, weight[[0, 2, 3, 4, 5, 7]])
-    assert result.changed_channels == {'a.conv': [3, 6], 'a.bn': [6], 'b.conv': [6, 6]}
+    assert result.changed_channels == {'a.conv': [None, 6], 'a.bn': [6], 'b.conv': [6, None]}
 
 
 def test_plan_of_another_model_changes_nothing(model):
