@@ -29,3 +29,8 @@ class VOCError(UserError):
 
 class DarknetError(UserError):
     """A Darknet file, or a model, that cannot be converted."""
+
+
+def described(error: BaseException) -> str:
+    """Return an error of other code in one line: its type, and its message if there is one."""
+    return ': '.join(filter(None, (type(error).__name__, ' '.join(str(error).split()))))

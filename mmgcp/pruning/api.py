@@ -7,6 +7,7 @@ from typing import Any, Optional
 import torch.nn as nn
 
 from mmgcp.errors import PruningError
+from mmgcp.nn.forward import head_left_out_on_demand
 from mmgcp.nn.precision import full_precision
 from mmgcp.nn.temporarily import restored_on_error
 from mmgcp.registry import build_task_util
@@ -53,10 +54,17 @@ def prune(model: nn.Module, groups: Groups = 'auto', ratio: Optional[float] = No
     """
     check_names(PruneOptions, options, 'prune()', PruningError)
     options = PruneOptions(groups=groups, ratio=ratio, **options)
-    plan, criterion = options.plan, None
+    plan = options.plan
     if isinstance(plan, (str, Path)):
         plan = PruningPlan.load(plan)
-    task = trace(model, options)
+    with head_left_out_on_demand(model):
+        return _prune(model, options, plan)
+
+
+def _prune(model: nn.Module, options: PruneOptions,
+           plan: Optional[PruningPlan]) -> PruningResult:
+    """Trace a model, decide unless there is a plan, and apply what has been decided."""
+    task, criterion = trace(model, options), None
     if plan is None:
         criterion = build_task_util(options.criterion, Criterion, PruningError)
     else:

@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from mmgcp.errors import PruningError
+from mmgcp.errors import PruningError, described
 from mmgcp.nn.layers import (
     WEIGHT_TYPES,
     Layer,
@@ -25,6 +25,12 @@ from .units import ChannelSlice, ChannelUnit
 
 PREDICTIONS = 'its outputs are the predictions'
 UNREAD = 'no prediction depends on its outputs'
+
+
+class TracingError(PruningError):
+    """A model whose channels cannot be followed."""
+
+
 Side = Tuple[str, str]  # name of a layer, and 'in' or 'out'
 
 
@@ -89,8 +95,7 @@ def _build_graph(model: nn.Module, input_shape: Sequence[int]):
     try:
         return ChannelGraph(model, input_shape)
     except Exception as error:  # whatever the model or Torch-Pruning raises
-        raise PruningError('the model cannot be traced: '
-                           f'{type(error).__name__}: {error}') from error
+        raise TracingError(f'the model cannot be traced: {described(error)}') from error
 
 
 def _follow_layers(graph, skipped: Dict[str, str]) -> List[ChannelUnit]:

@@ -10,10 +10,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmgcp.attention import attention_aside
 from mmgcp.errors import PruningError, UserError
-from mmgcp.nn.forward import IMAGE_SHAPE, working_shape
+from mmgcp.nn.forward import IMAGE_SHAPE, image_shape
 from mmgcp.nn.layers import find_layer
-from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.layer_groups import assign_groups, auto_groups
+from mmgcp.pruning.prunable import find_prunable
 from mmgcp.pruning.units import LayerGroup
 from mmgcp.utils.process_state import random_states_kept
 
@@ -139,7 +139,7 @@ def _trace(model: nn.Module, input_shape: Sequence[int]) -> Dict[int, Tensor]:
     """
     try:
         with _random_states_kept(), attention_aside(model, put_back=True):
-            units, _ = find_units(model, working_shape(model, input_shape))
+            units = find_prunable(model, input_shape).units
     except PruningError as error:
         raise PruningError("modules='prunable' and coupled=True look at the model as pruning "
                            f'does, but {error}') from error
@@ -163,7 +163,8 @@ def _assign(model: nn.Module, layers: Sequence[str], groups: Groups,
         return {}, {}
     if groups == 'auto':
         with _random_states_kept():
-            layer_groups: List[LayerGroup] = auto_groups(model, input_shape)
+            layer_groups: List[LayerGroup] = auto_groups(
+                model, image_shape(model, *input_shape[1:]))
         factors: Dict[str, float] = {}
     else:
         layer_groups = [LayerGroup(group['name'], tuple(group['modules'])) for group in groups]

@@ -12,6 +12,7 @@ from pruning_samples import Block, Toy, choose, difference, randomise, run
 from zeroing import zero
 
 from mmgcp.pruning import attributes, register_attribute_rule
+from mmgcp.pruning.api import prune as prune_detector
 from mmgcp.pruning.attributes import UnequalCSPLayerWithTwoConv, refresh_attributes
 from mmgcp.pruning.detector import count_channels
 from mmgcp.pruning.graph import find_units
@@ -330,3 +331,18 @@ def test_parts_that_are_multiplied(rules):
     units, skipped = find_units(model, SIZE)
     assert not units
     assert 'several of its channels are tied to each other' in skipped['a.conv']
+
+
+def test_halves_of_yolov8_are_rounded():
+    """Each layer has a multiple of channels, also those that read what it splits off."""
+    path = 'mmyolo::yolov8/yolov8_n_syncbn_fast_8xb16-500e_coco.py'
+    model = randomise(build_detector(load_config(path)))
+    before = count_channels(model)
+    criterion = dict(type='mmgcp.Random', seed=0)
+    after = prune_detector(model, ratio=0.4, round_to=8, criterion=criterion, compensate=False,
+                           input_shape=(3, 64, 64)).channels_after
+    uneven = {name: counts for name, counts in after.items()
+              if any(new % 8 and new != old for new, old in zip(counts, before[name]))}
+    assert after != before and uneven == {}
+    halves = [layer for layer in model.modules() if hasattr(layer, 'mid_channels')]
+    assert any(2 * layer.mid_channels != layer.main_conv.conv.out_channels for layer in halves)

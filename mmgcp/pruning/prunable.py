@@ -1,0 +1,134 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""The channel units that can be removed, as trying shows, from whatever of a detector is traced.
+
+Detectors whose heads cannot be run or traced, such as those of DETR, lose channels in their
+backbones and necks alone. Units whose removal breaks the detector are found by halving.
+"""
+from typing import Dict, List, NamedTuple, Optional, Sequence
+
+import torch
+import torch.nn as nn
+
+from mmgcp.errors import PruningError, described
+from mmgcp.nn.forward import (
+    head_left_out_on_demand,
+    is_head_left_out,
+    leave_head_out,
+    working_shape,
+)
+from mmgcp.nn.layers import WEIGHT_TYPES
+from mmgcp.nn.temporarily import Snapshot
+
+from .graph import PREDICTIONS, TracingError, find_units
+from .select import Limits, select
+from .surgery import remove_and_verify
+from .units import ChannelUnit
+
+FEATURES = 'its outputs are read by what cannot be traced'
+
+
+class Prunable(NamedTuple):
+    """What can be removed of a detector."""
+    units: List[ChannelUnit]
+    skipped: Dict[str, str]  # layers that are left alone, with the reason
+    shape: Sequence[int]  # (C, H, W) of a small image that the detector runs on
+
+
+def find_prunable(model: nn.Module, input_shape: Sequence[int]) -> Prunable:
+    """Find the channel units of a detector whose removal leaves it intact; change nothing.
+
+    Their channels are removed for a try, with an image of noise. ``input_shape`` is (C, H, W) of
+    the images that the detector is meant for. Raises a PruningError if neither the detector nor
+    its backbone and neck can be traced.
+    """
+    with head_left_out_on_demand(model):
+        return find_prunable_or_leave_head_out(model, input_shape)
+
+
+def find_prunable_or_leave_head_out(model: nn.Module, input_shape: Sequence[int]) -> Prunable:
+    """Do as :func:`find_prunable`, and leave the head out from now on if it cannot be traced.
+
+    See :func:`mmgcp.nn.forward.leave_head_out`.
+    """
+    try:
+        shape = _running_shape(model, input_shape)
+        units, skipped = find_units(model, shape)
+    except TracingError as error:
+        if is_head_left_out(model) or not hasattr(model, 'extract_feat'):
+            raise
+        leave_head_out(model)
+        try:
+            shape = _running_shape(model, input_shape)
+            units, skipped = find_units(model, shape)
+        except TracingError:
+            raise error from None
+        skipped = _with_head(model, units, skipped, str(error))
+    return Prunable(_intact(model, units, skipped, shape), skipped, shape)
+
+
+def _running_shape(model: nn.Module, input_shape: Sequence[int]) -> Sequence[int]:
+    """Return the shape of a small image; a TracingError if the detector runs on none."""
+    try:
+        return working_shape(model, input_shape)
+    except Exception as error:  # whatever the model raises
+        raise TracingError('the model cannot be run on an image alone: '
+                           f'{described(error)}') from error
+
+
+def _with_head(model: nn.Module, units: Sequence[ChannelUnit], skipped: Dict[str, str],
+               reason: str) -> Dict[str, str]:
+    """Add the layers of a head that is left out, and why, to those that are left alone."""
+    traced = {item.module for unit in units for item in unit.slices}
+    found = {name: FEATURES if why == PREDICTIONS else why for name, why in skipped.items()}
+    for name, module in model.named_modules():
+        if isinstance(module, WEIGHT_TYPES) and name not in traced:
+            found.setdefault(name, reason)
+    return found
+
+
+def _intact(model: nn.Module, units: List[ChannelUnit], skipped: Dict[str, str],
+            shape: Sequence[int]) -> List[ChannelUnit]:
+    """Return the units that can be removed together; others become layers that are skipped."""
+    if _fault(model, units, shape) is None:
+        return units
+    unstable = _fault(model, [], shape)
+    if unstable is not None:
+        raise PruningError('the detector does not predict the same twice for the same image, so '
+                           'that pruning it cannot be checked')
+    intact: List[ChannelUnit] = []
+    pending = [units]
+    while pending:
+        candidates = pending.pop()
+        reason = _fault(model, [*intact, *candidates], shape)
+        if reason is None:
+            intact.extend(candidates)
+        elif len(candidates) > 1:
+            middle = len(candidates) // 2
+            pending += [candidates[middle:], candidates[:middle]]
+        else:
+            for item in candidates[0].side('out'):
+                skipped.setdefault(item.module, reason)
+    names = {unit.name for unit in intact}
+    return [unit for unit in units if unit.name in names]
+
+
+def _fault(model: nn.Module, units: Sequence[ChannelUnit],
+           shape: Sequence[int]) -> Optional[str]:
+    """Say what is wrong with a model without some channels of units; None if nothing is."""
+    removed = {unit.name: _some_channels(unit) for unit in units}
+    before = Snapshot(model)
+    try:
+        remove_and_verify(model, units, removed, shape, lambda *_: None)
+    except PruningError as error:
+        return f'it cannot be removed: {error}'
+    except Exception as error:  # whatever the model, or correcting its attributes, raises
+        return f'it cannot be removed: {described(error)}'
+    finally:
+        before.restore()
+    return None
+
+
+def _some_channels(unit: ChannelUnit) -> torch.Tensor:
+    """Choose about half of the channels (K, ) of a unit, at random but always the same."""
+    order = torch.randperm(unit.size, generator=torch.Generator().manual_seed(0))
+    return select(unit, (order - unit.size // 2).double(), Limits())
