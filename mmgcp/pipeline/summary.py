@@ -6,6 +6,7 @@ from typing import Dict, List
 
 from mmgcp.analysis import count_complexity, measure_latency
 from mmgcp.errors import UserError
+from mmgcp.nn.forward import image_shape
 from mmgcp.utils.cli import replacing
 from mmgcp.utils.config import build_detector, image_size, load_config
 
@@ -44,8 +45,9 @@ def measure_detector(config: Path) -> Dict[str, float]:
     cfg = load_config(str(config))
     model = build_detector(cfg)
     width, height = image_size(cfg)
-    params, macs = count_complexity(model, (3, height, width))
-    latency = measure_latency(model, (3, height, width))
+    shape = image_shape(model, height, width)
+    params, macs = count_complexity(model, shape)
+    latency = measure_latency(model, shape)
     return dict(parameters=params, macs=macs, latency_ms=round(latency, 2))
 
 

@@ -21,7 +21,7 @@ from mmgcp.nn.temporarily import Snapshot
 
 from .graph import PREDICTIONS, TracingError, find_units
 from .select import Limits, select
-from .surgery import remove_and_verify
+from .surgery import BrokenError, remove_and_verify
 from .units import ChannelUnit
 
 FEATURES = 'its outputs are read by what cannot be traced'
@@ -64,6 +64,17 @@ def find_prunable_or_leave_head_out(model: nn.Module, input_shape: Sequence[int]
             raise error from None
         skipped = _with_head(model, units, skipped, str(error))
     return Prunable(_intact(model, units, skipped, shape), skipped, shape)
+
+
+def shape_or_leave_head_out(model: nn.Module, input_shape: Sequence[int]) -> Sequence[int]:
+    """Return the shape of a small image; leave the head out from now on if it does not run."""
+    try:
+        return _running_shape(model, input_shape)
+    except TracingError:
+        if is_head_left_out(model) or not hasattr(model, 'extract_feat'):
+            raise
+        leave_head_out(model)
+        return _running_shape(model, input_shape)
 
 
 def _running_shape(model: nn.Module, input_shape: Sequence[int]) -> Sequence[int]:
@@ -119,8 +130,8 @@ def _fault(model: nn.Module, units: Sequence[ChannelUnit],
     before = Snapshot(model)
     try:
         remove_and_verify(model, units, removed, shape, lambda *_: None)
-    except PruningError as error:
-        return f'it cannot be removed: {error}'
+    except BrokenError as error:
+        return f'it cannot be removed: the model then {error.reason}'
     except Exception as error:  # whatever the model, or correcting its attributes, raises
         return f'it cannot be removed: {described(error)}'
     finally:
@@ -129,6 +140,23 @@ def _fault(model: nn.Module, units: Sequence[ChannelUnit],
 
 
 def _some_channels(unit: ChannelUnit) -> torch.Tensor:
-    """Choose about half of the channels (K, ) of a unit, at random but always the same."""
-    order = torch.randperm(unit.size, generator=torch.Generator().manual_seed(0))
-    return select(unit, (order - unit.size // 2).double(), Limits())
+    """Choose about half of the channels (K, ) of a unit, at random but always the same.
+
+    Channels that are normalised together go together, and equally many of each group of a
+    convolution go.
+    """
+    generator = torch.Generator().manual_seed(0)
+    if unit.norm_groups is not None:
+        return select(unit, _random_ranks(int(unit.norm_groups.max()) + 1,
+                                          generator)[unit.norm_groups], Limits())
+    ranks = torch.zeros(unit.size, dtype=torch.double)
+    groups = torch.zeros(unit.size) if unit.conv_groups is None else unit.conv_groups
+    for group in groups.unique():
+        members = groups == group
+        ranks[members] = _random_ranks(int(members.sum()), generator)
+    return select(unit, ranks, Limits())
+
+
+def _random_ranks(number: int, generator: torch.Generator) -> torch.Tensor:
+    """Return different margins (N, ), about half of which are above zero."""
+    return (torch.randperm(number, generator=generator) - number // 2).double()

@@ -25,6 +25,14 @@ HINT = ('Does a forward of it depend on channel counts in a way that mmgcp does 
         'register_attribute_rule in mmgcp/pruning/attributes.py')
 
 
+class BrokenError(PruningError):
+    """A model that does not do without channels what it should; ``reason`` says it in short."""
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(f'{message}. {HINT}')
+        self.reason = reason
+
+
 def remove_channels(model: nn.Module, units: Iterable[ChannelUnit],
                     removed: Dict[str, Tensor]) -> None:
     """Remove channels (K, ), by name of the unit, from all layers that have them.
@@ -110,15 +118,16 @@ def check_same_predictions(expected: Sequence[Tensor], found: Sequence[Tensor]) 
         same = same and before.shape == after.shape and torch.allclose(
             before, after, rtol=0, atol=error * scale, equal_nan=True)
     if not same:
-        raise PruningError('the pruned model does not compute what the original does without '
-                           f'the removed channels, and has been restored. {HINT}')
+        raise BrokenError('the pruned model does not compute what the original does without '
+                          'the removed channels, and has been restored',
+                          'does not compute what the original does without these channels')
 
 
 def remove_and_verify(model: nn.Module, units: Sequence[ChannelUnit], removed: Dict[str, Tensor],
                       shape: Sequence[int], progress: Progress) -> None:
     """Remove channels, and check with an image (C, H, W) of noise that this is all that changes.
 
-    Raises a PruningError if the model does not compute what it does without the channels.
+    Raises a BrokenError if the model does not compute what it does without the channels.
     """
     before = Snapshot(model)
     with channels_off(model, units, removed):
@@ -129,8 +138,10 @@ def remove_and_verify(model: nn.Module, units: Sequence[ChannelUnit], removed: D
     try:
         found = raw_predictions(model, shape)
     except Exception as error:  # whatever the model raises
-        raise PruningError(
-            f'the pruned model does not run, and has been restored: {error}. {HINT}') from error
+        reason = str(error) or type(error).__name__
+        raise BrokenError(
+            f'the pruned model does not run, and has been restored: {reason}',
+            f'does not run: {reason}') from error
     try:
         check_same_predictions(expected, found)
     except PruningError:

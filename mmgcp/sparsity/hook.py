@@ -127,11 +127,13 @@ class DynamicSparsityHook(Hook):
                                input_shape=input_shape)
         self._scale_factors: Optional[ScaleFactors] = None
         self._loaded_state: Optional[dict] = None
+        self._has_seen_training = False
         self._handles: list = []
 
     def before_train(self, runner) -> None:
         """Find the scale factors and hook into the optimizers' steps."""
         self._remove_handles()
+        self._has_seen_training = False
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._scale_factors = select_scale_factors(model, **self._selection)
         self._resume_schedule(runner)
@@ -155,10 +157,22 @@ class DynamicSparsityHook(Hook):
         self._remove_handles()
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Log, early enough for the LoggerHook to print it."""
+        """Log, early enough for the LoggerHook to print it; the first time, see what trains."""
+        if not self._has_seen_training:
+            self._has_seen_training = True
+            self._check_trained()
         if (self.every_n_inner_iters(batch_idx, self.log_interval)
                 or self.end_of_epoch(runner.train_dataloader, batch_idx)):
             self._log_scalars(runner)
+
+    def _check_trained(self) -> None:
+        """Raise a UserError if no scale factor is trained, now that detectors have frozen some."""
+        if self._scale_factors.trained() is None:
+            number = len(self._scale_factors.layers)
+            raise UserError(f'sparse training would change nothing: all {number} BatchNorm layers '
+                            'that were chosen are frozen (norm_cfg with requires_grad=False, '
+                            'frozen_stages, or bn_freeze); train them, or choose others '
+                            '(modules)')
 
     def after_train_epoch(self, runner) -> None:
         """Draw the histogram."""

@@ -364,8 +364,8 @@ def test_model_that_pruning_breaks_is_restored(how, message, compensate):
 
 
 @pytest.mark.parametrize('how, message', [
-    (ValueError, 'it cannot be removed: .* does not run.*: wants 8 channels'),
-    ('divide', 'it cannot be removed: .* does not compute what the original does')])
+    (ValueError, 'it cannot be removed: the model then does not run: wants 8 channels'),
+    ('divide', 'it cannot be removed: the model then does not compute what the original')])
 def test_unit_that_cannot_be_removed_is_left_alone(how, message, tmp_path):
     """The others are pruned, exactly; the report has its layer and the reason."""
     model = fussy_toy(how, bad=range(8))
