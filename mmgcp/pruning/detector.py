@@ -224,7 +224,7 @@ def _can_have(layer: Layer, counts: List[int], widen: bool) -> bool:
     """Whether a layer can be reduced to these numbers of channels, or widened to them."""
     present = channel_counts(layer)
     if len(present) != len(counts) or not all(
-            isinstance(a, int) and 0 < a and (widen or a <= b) for a, b in zip(counts, present)):
+            isinstance(a, int) and a > 0 and (widen or a <= b) for a, b in zip(counts, present)):
         return False
     if is_depthwise(layer):
         return counts[0] == counts[1]

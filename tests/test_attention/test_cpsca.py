@@ -325,7 +325,8 @@ def test_families(family):
                          batches=[Batch(torch.rand(1, 3, 128, 128), [])],
                          input_shape=(3, 128, 128))
     cfg = plain_config(cfg)
-    rebuilt = build_detector(make_pruned_config(cfg, 'mmyolo.YOLODetector', result.changed_channels))
+    rebuilt = build_detector(make_pruned_config(
+        cfg, 'mmyolo.YOLODetector', result.changed_channels))
     assert type(rebuilt) is type(model) is kind
     rebuilt.load_state_dict(model.state_dict(), strict=True)
     assert not any(key.startswith('sca') for key in model.state_dict())
