@@ -25,7 +25,8 @@ CHECKPOINT = '{{ fileDirname }}/pruned.pth'  # MMEngine fills in the folder of t
 
 @MODELS.register_module()
 def PrunedDetector(detector: str, channels: Union[ChannelTable, str, Path],  # noqa: N802
-                   num_classes: Optional[Sequence[int]] = None, **kwargs) -> nn.Module:
+                   original_classes: Optional[Sequence[int]] = None,
+                   **kwargs) -> nn.Module:
     """Build a pruned detector: an ordinary detector with fewer channels in some layers.
 
     The registry calls this function like a class. What it returns is of the original
@@ -47,8 +48,8 @@ def PrunedDetector(detector: str, channels: Union[ChannelTable, str, Path],  # n
             normalisation layers and bare parameters; or the ``pruned.py`` that has this
             table. A relative path starts at the working directory. None stands for as many as
             the arguments of the detector lead to, such as outputs for another number of classes.
-        num_classes (Sequence[int], optional): The numbers of classes in the arguments of the
-            detector that was pruned. Where they are others now, layers that have become too
+        original_classes (Sequence[int], optional): The numbers of classes in the arguments of
+            the detector that was pruned. Where they are others now, layers that have become too
             narrow for the table, as the hidden layers of YOLOv8's head do, are widened with
             copies of their first channels. Defaults to None: no layer is widened.
         **kwargs: The arguments of the original detector. Pretrained weights in any
@@ -64,8 +65,8 @@ def PrunedDetector(detector: str, channels: Union[ChannelTable, str, Path],  # n
     kwargs = copy.deepcopy(kwargs)
     drop_pretrained(kwargs)
     model = MMYOLO_MODELS.build(dict(type=detector, **kwargs))
-    others = num_classes is not None and list(num_classes) != _numbers_of_classes(kwargs)
-    apply_channel_table(model, table, widen=others)
+    apply_channel_table(model, table, widen=original_classes is not None and (
+        list(original_classes) != _numbers_of_classes(kwargs)))
     return model
 
 
@@ -114,11 +115,9 @@ def make_pruned_config(cfg: Config, detector: str, changed_channels: ChannelTabl
     model = content.pop('model')
     if model['type'].split('.')[-1] == PRUNED_DETECTOR.split('.')[-1]:
         changed_channels = _merged(read_channel_table(model['channels']), changed_channels)
-    model.pop('num_classes', None)
-    classes = _numbers_of_classes(model)
     model.update(type=PRUNED_DETECTOR, detector=detector, channels=changed_channels)
-    if classes:
-        model['num_classes'] = classes
+    if _numbers_of_classes(model):
+        model.setdefault('original_classes', _numbers_of_classes(model))
     drop_pretrained(model)
     content['model'] = model
     imports = content.get('custom_imports', {}).get('imports', [])

@@ -17,6 +17,7 @@ from mmgcp.nn.forward import (
     working_shape,
 )
 from mmgcp.nn.layers import WEIGHT_TYPES
+from mmgcp.nn.precision import full_precision
 from mmgcp.nn.temporarily import Snapshot
 
 from .graph import PREDICTIONS, TracingError, find_units
@@ -45,6 +46,7 @@ def find_prunable(model: nn.Module, input_shape: Sequence[int]) -> Prunable:
         return find_prunable_or_leave_head_out(model, input_shape)
 
 
+@full_precision()
 def find_prunable_or_leave_head_out(model: nn.Module, input_shape: Sequence[int]) -> Prunable:
     """Do as :func:`find_prunable`, and leave the head out from now on if it cannot be traced.
 

@@ -165,6 +165,8 @@ def drop_pretrained(content: dict) -> None:
             del part['init_cfg']
         elif isinstance(given, (list, tuple)):
             part['init_cfg'] = [item for item in given if not _is_pretrained(item)]
+        if part.get('pretrained') and isinstance(part['pretrained'], (str, bool)):
+            part['pretrained'] = None if isinstance(part['pretrained'], str) else False
 
 
 def _is_pretrained(init_cfg: dict) -> bool:

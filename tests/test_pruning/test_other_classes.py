@@ -12,6 +12,7 @@ from mmgcp.errors import PruningError
 from mmgcp.nn.forward import run_as_tensors
 from mmgcp.pruning import prune
 from mmgcp.pruning.detector import make_pruned_config, registered_name
+from mmgcp.registry import MODELS
 from mmgcp.utils.config import build_detector, load_config, nested_dicts
 
 SIZE = 128
@@ -57,7 +58,7 @@ def test_other_numbers_of_classes(name):
     table = prune(model, ratio=0.5, criterion=criterion, allocation='uniform', compensate=False,
                   input_shape=(3, SIZE, SIZE)).changed_channels
     pruned_cfg = make_pruned_config(cfg, registered_name(type(model)), table)
-    assert pruned_cfg.model.num_classes == [20]
+    assert pruned_cfg.model.original_classes == [20]
     for number in (3, 40):
         plain = build_detector(for_classes(cfg, number))
         other = build_detector(for_classes(pruned_cfg, number))
@@ -86,8 +87,12 @@ def test_hidden_layers_that_depend_on_the_classes():
     for number, there in ((80, 70), (3, 70), (160, 70)):
         found = build_detector(for_classes(pruned, number)).get_submodule(layer)
         assert (found.out_channels, len(found.weight)) == (there, 70)
+    again = make_pruned_config(for_classes(pruned, 3), 'mmyolo.YOLODetector', {
+        'backbone.stem.conv': [None, 7], 'backbone.stem.bn': [7],
+        'backbone.stage1.0.conv': [7, None]})  # pruned a second time, now for three classes
+    assert again.model.original_classes == [80]
+    assert build_detector(again).get_submodule(layer).out_channels == 70
     wrong = copy.deepcopy(pruned)
     wrong.model.channels[layer] = [None, 81]
     with pytest.raises(PruningError, match='asks for .* 81'):  # with the classes that it had
-        from mmgcp.registry import MODELS
         MODELS.build(wrong.model)
