@@ -1,5 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Running a detector, mostly on an image of noise."""
+import inspect
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Iterable, Iterator, List, Optional, Sequence, Tuple
@@ -87,10 +88,12 @@ def run_as_tensors(model: nn.Module, image: Tensor):
     boxes = torch.cat((torch.zeros(4, 2).to(image), sizes, sizes), 1)
     features = model.extract_feat(image)
     proposals = [InstanceData(bboxes=boxes) for _ in image]
-    size = tuple(image.shape[2:])
-    samples = [DetDataSample(metainfo=dict(img_shape=size, batch_input_shape=size))
-               for _ in image]  # in which the stages of a cascade look for the size
-    return model.rpn_head(features), model.roi_head(features, proposals, samples)
+    inputs = [features, proposals]
+    if 'batch_data_samples' in inspect.signature(model.roi_head.forward).parameters:
+        size = tuple(image.shape[2:])  # for which the stages of a cascade ask
+        inputs.append([DetDataSample(metainfo=dict(img_shape=size, batch_input_shape=size))
+                       for _ in image])
+    return model.rpn_head(features), model.roi_head(*inputs)
 
 
 @torch.no_grad()

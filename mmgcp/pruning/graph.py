@@ -1,6 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """From a model to its channel units, and to the layers that cannot be pruned, with the reason."""
-import warnings
 from dataclasses import replace
 from typing import Container, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
@@ -44,8 +43,7 @@ def find_units(
     (C, H, W) of noise and left as it was. Returns the prunable channel units in the order of the
     model's layers, and the layers that cannot be pruned, each with the reason. Raises a
     PruningError if the model cannot be traced or Torch-Pruning is not installed, or if there are
-    modules for training only: their attribute ``training_only`` says how to take them out. Warns
-    if there is a backbone none of whose channels can be removed.
+    modules for training only: their attribute ``training_only`` says how to take them out.
     """
     for name, module in model.named_modules():
         how = getattr(module, 'training_only', None)
@@ -67,22 +65,7 @@ def find_units(
         except PruningError as reason:
             for item in unit.side('out'):
                 skipped.setdefault(item.module, str(reason))
-    _warn_of_backbone(model, units, skipped)
     return units, skipped
-
-
-def _warn_of_backbone(model: nn.Module, units: Iterable[ChannelUnit],
-                      skipped: Dict[str, str]) -> None:
-    """Warn if no channel of a detector's backbone can be removed."""
-    backbone = getattr(model, 'backbone', None)
-    inside = [name for name, module in model.named_modules()
-              if name.startswith('backbone.') and isinstance(module, WEIGHT_TYPES)]
-    if inside and not any(item.module.startswith('backbone.')
-                          for unit in units for item in unit.side('out')):
-        reason = next((f': {skipped[name]}, which is said of {name}' for name in inside
-                       if name in skipped), ', as tracing does not see how its layers are read')
-        warnings.warn(f'no channel of the backbone ({type(backbone).__name__}) can be '
-                      f'removed{reason}', stacklevel=3)
 
 
 def _build_graph(model: nn.Module, input_shape: Sequence[int]):

@@ -4,7 +4,8 @@
 Detectors whose heads cannot be run or traced, such as those of DETR, lose channels in their
 backbones and necks alone. Units whose removal breaks the detector are found by halving.
 """
-from typing import Dict, List, NamedTuple, Optional, Sequence
+import warnings
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence
 
 import torch
 import torch.nn as nn
@@ -40,7 +41,7 @@ def find_prunable(model: nn.Module, input_shape: Sequence[int]) -> Prunable:
 
     Their channels are removed for a try, with an image of noise. ``input_shape`` is (C, H, W) of
     the images that the detector is meant for. Raises a PruningError if neither the detector nor
-    its backbone and neck can be traced.
+    its backbone and neck can be traced. Warns if no channel of a backbone can be removed.
     """
     with head_left_out_on_demand(model):
         return find_prunable_or_leave_head_out(model, input_shape)
@@ -65,7 +66,9 @@ def find_prunable_or_leave_head_out(model: nn.Module, input_shape: Sequence[int]
         except TracingError:
             raise error from None
         skipped = _with_head(model, units, skipped, str(error))
-    return Prunable(_intact(model, units, skipped, shape), skipped, shape)
+    units = _intact(model, units, skipped, shape)
+    _warn_of_backbone(model, units, skipped)
+    return Prunable(units, skipped, shape)
 
 
 def shape_or_leave_head_out(model: nn.Module, input_shape: Sequence[int]) -> Sequence[int]:
@@ -123,6 +126,20 @@ def _intact(model: nn.Module, units: List[ChannelUnit], skipped: Dict[str, str],
                 skipped.setdefault(item.module, reason)
     names = {unit.name for unit in intact}
     return [unit for unit in units if unit.name in names]
+
+
+def _warn_of_backbone(model: nn.Module, units: Iterable[ChannelUnit],
+                      skipped: Dict[str, str]) -> None:
+    """Warn if no channel of a detector's backbone can be removed."""
+    backbone = getattr(model, 'backbone', None)
+    inside = [name for name, module in model.named_modules()
+              if name.startswith('backbone.') and isinstance(module, WEIGHT_TYPES)]
+    if inside and not any(item.module.startswith('backbone.')
+                          for unit in units for item in unit.side('out')):
+        reason = next((f': {skipped[name]}, which is said of {name}' for name in inside
+                       if name in skipped), ', as tracing does not see how its layers are read')
+        warnings.warn(f'no channel of the backbone ({type(backbone).__name__}) can be '
+                      f'removed{reason}', stacklevel=4)
 
 
 def _fault(model: nn.Module, units: Sequence[ChannelUnit],

@@ -263,17 +263,6 @@ def test_dropping_is_switched_off():
     assert model.drop.training and model.own.training
 
 
-def test_backbone_without_prunable_channels_is_named():
-    def run(net, x):
-        return net.pred(net.neck(net.backbone(x).flip(1)))
-
-    model = Toy(run, backbone=Block(3, 6), neck=Block(6, 8), pred=nn.Conv2d(8, 2, 1))
-    with pytest.warns(UserWarning, match=r'no channel of the backbone \(Block\) can be removed: '
-                      'its channels are mixed .* of backbone.conv'):
-        found, _ = by_name(model)
-    assert set(found) == {'neck.conv'}
-
-
 def test_everything_is_restored_when_the_model_fails():
     def run(net, x):
         net.a(x)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn as nn
+from mmcv.cnn.bricks import ContextBlock, GeneralizedAttention, NonLocal2d
 from pruning_samples import Block, Toy, difference, randomise, set_channels
 
 from mmgcp.errors import PruningError
@@ -13,6 +14,7 @@ from mmgcp.nn.temporarily import eval_mode
 from mmgcp.pruning import prune
 from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.prunable import find_prunable
+from mmgcp.pruning.surgery import channels_off
 from mmgcp.sparsity.selection import select_scale_factors
 from mmgcp.utils.config import build_detector, drop_pretrained, load_config
 
@@ -93,6 +95,41 @@ def test_scale_factors_without_the_head():
     assert not is_head_left_out(model)
 
 
+class Wants(nn.Module):
+    """Runs only on numbers of channels."""
+
+    def __init__(self, *numbers):
+        super().__init__()
+        self.numbers = numbers
+
+    def forward(self, x):
+        if x.shape[1] not in self.numbers:
+            raise AssertionError
+        return x
+
+
+class Backbone(nn.Module):
+    """Its channels are reordered, or read by what wants all of them."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.conv, self.wants, self.what = nn.Conv2d(3, 6, 1), Wants(6), what
+
+    def forward(self, x):
+        x = self.conv(x)
+        return x.flip(1) if self.what == 'flip' else self.wants(x)
+
+
+@pytest.mark.parametrize('what, reason', [('flip', 'its channels are mixed'),
+                                          ('wants', 'it cannot be removed: the model then')])
+def test_backbone_without_prunable_channels_is_named(what, reason):
+    model = randomise(Toy(lambda net, x: net.pred(net.neck(net.backbone(x))),
+                          backbone=Backbone(what), neck=Block(6, 8), pred=nn.Conv2d(8, 2, 1)))
+    with pytest.warns(UserWarning, match=r'no channel of the backbone \(Backbone\) can be '
+                      f'removed: {reason}.* of backbone.conv'):
+        assert [unit.name for unit in find_prunable(model, SHAPE).units] == ['neck.conv']
+
+
 class Unfollowed(nn.Module):
     """What fails with gradients."""
 
@@ -113,19 +150,6 @@ def test_what_cannot_be_traced_at_all_is_one_sentence(model, message):
             action()
         assert '\n' not in str(caught.value) and not is_head_left_out(model)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-
-
-class Wants(nn.Module):
-    """Runs only on numbers of channels."""
-
-    def __init__(self, *numbers):
-        super().__init__()
-        self.numbers = numbers
-
-    def forward(self, x):
-        if x.shape[1] not in self.numbers:
-            raise AssertionError
-        return x
 
 
 def long_toy(bad):
@@ -233,6 +257,54 @@ def test_nothing_runs():
     assert working_shape(model, (3, 64, 96)) == (3, 64, 96)
     with pytest.raises(PruningError):
         find_prunable(model, SHAPE)
+
+
+class OwnAttention(nn.Module):
+    """Self-attention of several heads by views, whose sizes it has stored."""
+
+    def __init__(self, channels, heads=2):
+        super().__init__()
+        self.heads, self.size = heads, channels // heads
+        self.mixed = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x):
+        query, key, value = self.mixed(x).view(len(x), 3, self.heads, self.size, -1).unbind(1)
+        weights = (query.transpose(-2, -1) @ key).softmax(-1)
+        return x + self.out((value @ weights.transpose(-2, -1)).reshape(x.shape))
+
+
+ATTENTION = {
+    'non-local': lambda: NonLocal2d(8, reduction=2),
+    'non-local-dot': lambda: NonLocal2d(8, reduction=1, mode='dot_product', sub_sample=True),
+    'generalized': lambda: GeneralizedAttention(8, num_heads=2, attention_type='1111'),
+    'context': lambda: ContextBlock(8, 0.5),
+    'own': lambda: OwnAttention(8),
+}
+
+
+@pytest.mark.parametrize('kind', ATTENTION)
+def test_attention_by_views(kind):
+    """What surrounds it is pruned, exactly; it loses what can be removed."""
+    torch.manual_seed(0)
+    model = randomise(Toy(
+        lambda net, x: net.pred(net.c(net.attention(net.b(net.a(x))))), a=Block(3, 6, 3),
+        b=Block(6, 8), attention=ATTENTION[kind](), c=Block(8, 10), pred=nn.Conv2d(10, 2, 1)))
+    other = copy.deepcopy(model)
+    result = prune(model, ratio=0.5, criterion=dict(type='mmgcp.L1Norm'), compensate=False,
+                   groups=[dict(name='all', modules=['*'])], allocation='uniform',
+                   input_shape=(3, 16, 16))
+    removed = result.plan.removed()
+    assert {'a.conv', 'c.conv'} <= set(removed)
+    units = find_prunable(other, (3, 16, 16)).units
+    image = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)).double()
+    with torch.no_grad(), channels_off(other.double().eval(), units, removed):
+        expected = other(image)
+    with torch.no_grad():
+        assert difference([model.double().eval()(image)], [expected]) < 1e-9
+    convs = {name for name, layer in other.named_modules() if isinstance(layer, nn.Conv2d)}
+    named = {item.module for unit in units for item in unit.side('out')}
+    assert convs <= named | set(result.plan.skipped)
 
 
 DETECTORS = {  # the part of the original's parameters that is left, and whose head is left alone
