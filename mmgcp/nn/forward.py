@@ -201,8 +201,3 @@ def working_shape(model: nn.Module, input_shape: Sequence[int] = IMAGE_SHAPE) ->
             continue
         return shape
     return input_shape
-
-
-def image_shape(model: nn.Module, height: int, width: int) -> Tuple[int, int, int]:
-    """Return the shape (C, H, W) of an image of a size, with the channels that a model reads."""
-    return (working_shape(model, (IMAGE_SHAPE[0], height, width))[0], height, width)

@@ -57,7 +57,7 @@ def find_prunable_or_leave_head_out(model: nn.Module, input_shape: Sequence[int]
         shape = _running_shape(model, input_shape)
         units, skipped = find_units(model, shape)
     except TracingError as error:
-        if is_head_left_out(model) or not hasattr(model, 'extract_feat'):
+        if not _can_leave_head_out(model):
             raise
         leave_head_out(model)
         try:
@@ -76,10 +76,14 @@ def shape_or_leave_head_out(model: nn.Module, input_shape: Sequence[int]) -> Seq
     try:
         return _running_shape(model, input_shape)
     except TracingError:
-        if is_head_left_out(model) or not hasattr(model, 'extract_feat'):
+        if not _can_leave_head_out(model):
             raise
         leave_head_out(model)
         return _running_shape(model, input_shape)
+
+
+def _can_leave_head_out(model: nn.Module) -> bool:
+    return hasattr(model, 'extract_feat') and not is_head_left_out(model)
 
 
 def _running_shape(model: nn.Module, input_shape: Sequence[int]) -> Sequence[int]:
@@ -107,8 +111,7 @@ def _intact(model: nn.Module, units: List[ChannelUnit], skipped: Dict[str, str],
     """Return the units that can be removed together; others become layers that are skipped."""
     if _fault(model, units, shape) is None:
         return units
-    unstable = _fault(model, [], shape)
-    if unstable is not None:
+    if _fault(model, [], shape) is not None:
         raise PruningError('the detector does not predict the same twice for the same image, so '
                            'that pruning it cannot be checked')
     intact: List[ChannelUnit] = []

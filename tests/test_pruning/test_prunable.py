@@ -8,12 +8,18 @@ import torch.nn as nn
 from mmcv.cnn.bricks import ContextBlock, GeneralizedAttention, NonLocal2d
 from pruning_samples import Block, Toy, difference, randomise, set_channels
 
+from mmgcp.analysis import count_complexity, measure_latency
 from mmgcp.errors import PruningError
-from mmgcp.nn.forward import is_head_left_out, run_as_tensors, working_shape
+from mmgcp.nn.forward import (
+    head_left_out_on_demand,
+    is_head_left_out,
+    run_as_tensors,
+    working_shape,
+)
 from mmgcp.nn.temporarily import eval_mode
 from mmgcp.pruning import prune
 from mmgcp.pruning.graph import find_units
-from mmgcp.pruning.prunable import find_prunable
+from mmgcp.pruning.prunable import find_prunable, shape_or_leave_head_out
 from mmgcp.pruning.surgery import channels_off
 from mmgcp.sparsity.selection import select_scale_factors
 from mmgcp.utils.config import build_detector, drop_pretrained, load_config
@@ -106,6 +112,17 @@ class Wants(nn.Module):
         if x.shape[1] not in self.numbers:
             raise AssertionError
         return x
+
+
+def test_figures_without_the_head():
+    model = Headed()
+    with head_left_out_on_demand(model):
+        assert tuple(shape_or_leave_head_out(model, SHAPE)) == (3, 128, 128)
+        params, macs = count_complexity(model, SHAPE)
+        assert measure_latency(model, SHAPE, runs=1, warmup=0) > 0
+    assert params == sum(param.numel() for param in model.parameters())
+    assert macs == 16 * 24 * (9 * 3 * 8 + 9 * 8 * 10 + 10 * 12 + 12 * 6)
+    assert not is_head_left_out(model)
 
 
 class Backbone(nn.Module):

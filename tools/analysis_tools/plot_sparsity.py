@@ -8,7 +8,6 @@ from typing import Dict, List
 import mmgcp  # noqa: F401  registers the detectors
 from mmgcp.analysis.plots import plot_score_histograms, plot_sparsity
 from mmgcp.errors import UserError
-from mmgcp.nn.forward import image_shape
 from mmgcp.sparsity import select_scale_factors
 from mmgcp.sparsity.channels import Channels
 from mmgcp.utils.checkpoint import load_strictly
@@ -85,7 +84,7 @@ def draw_checkpoint(args: argparse.Namespace, out: Path) -> None:
     load_strictly(model, args.checkpoint, args.source)
     width, height = image_size(cfg)
     channels = Channels(select_scale_factors(
-        model, groups='auto', input_shape=image_shape(model, height, width)).layers)
+        model, groups='auto', input_shape=(3, height, width)).layers)
     magnitudes = channels.values().abs()
     scores: Dict[str, List[float]] = {
         name: magnitudes[mask].tolist() for name, mask in channels.groups.items()}
