@@ -144,7 +144,7 @@ class ChannelGraph(DependencyGraph):
         steps = [(self.module2node[layer], removal, indices)]
         pending = list(steps)
         done = {steps[0][:2]: [indices]}  # node and what is removed of it -> their indices
-        visited = set()
+        visited, followed = set(), 0
         while pending:
             source, trigger, indices = pending.pop()
             visited.add(source)
@@ -157,7 +157,8 @@ class ChannelGraph(DependencyGraph):
                 before = done.setdefault((dependency.target, dependency.handler), [])
                 if not mapped or dependency.target in visited and mapped in before:
                     continue
-                if len(steps) == MAX_STEPS:
+                followed += len(mapped)
+                if len(steps) == MAX_STEPS or followed > MAX_CHANNELS:
                     raise PruningError(ENDLESS)
                 before.append(mapped)
                 steps.append((dependency.target, dependency.handler, mapped))

@@ -305,16 +305,17 @@ def test_attention_by_views(kind):
     """What surrounds it is pruned, exactly; it loses what can be removed."""
     torch.manual_seed(0)
     model = randomise(Toy(
-        lambda net, x: net.pred(net.c(net.attention(net.b(net.a(x))))), a=Block(3, 6, 3),
-        b=Block(6, 8), attention=ATTENTION[kind](), c=Block(8, 10), pred=nn.Conv2d(10, 2, 1)))
+        lambda net, x: net.pred(net.c(net.attention(net.b(net.a(x))))),
+        a=Block(3, 6, 3, stride=4), b=Block(6, 8, 3, stride=4), attention=ATTENTION[kind](),
+        c=Block(8, 10), pred=nn.Conv2d(10, 2, 1)))
     other = copy.deepcopy(model)
     result = prune(model, ratio=0.5, criterion=dict(type='mmgcp.L1Norm'), compensate=False,
                    groups=[dict(name='all', modules=['*'])], allocation='uniform',
-                   input_shape=(3, 16, 16))
+                   input_shape=(3, 64, 64))
     removed = result.plan.removed()
     assert {'a.conv', 'c.conv'} <= set(removed)
-    units = find_prunable(other, (3, 16, 16)).units
-    image = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)).double()
+    units = find_prunable(other, (3, 64, 64)).units
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)).double()
     with torch.no_grad(), channels_off(other.double().eval(), units, removed):
         expected = other(image)
     with torch.no_grad():
