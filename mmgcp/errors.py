@@ -13,6 +13,9 @@ The message of each is one sentence, which the command-line tools print instead 
 traceback; see :func:`mmgcp.utils.cli.run_tool`. Any other error is a bug, or a misuse of a
 function by the code that calls it, and keeps its traceback.
 """
+from typing import Any
+
+SHOWN = 120  # characters
 
 
 class UserError(ValueError):
@@ -31,6 +34,17 @@ class DarknetError(UserError):
     """A Darknet file, or a model, that cannot be converted."""
 
 
-def described(error: BaseException) -> str:
-    """Return an error of other code in one line: its type, and its message if there is one."""
-    return ': '.join(filter(None, (type(error).__name__, ' '.join(str(error).split()))))
+def told(error: BaseException) -> str:
+    """Return what an error of another package says, in one line."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    text = ' '.join(str(text).split()).split(' Please check')[0]  # MMEngine's advice
+    return f'{type(error).__name__}: {text}' if text else type(error).__name__
+
+
+def shown(value: Any) -> str:
+    """Return a value of any kind as messages show it: in one line, and not too long."""
+    try:
+        text = ' '.join(repr(value).split())
+    except Exception:  # such as for an integer of more digits than Python prints
+        text = f'a {type(value).__name__} that cannot be shown'
+    return text if len(text) <= SHOWN else f'{text[:SHOWN]}...'

@@ -4,7 +4,7 @@
 They are children of MMEngine's root registries, beside MMDetection's and MMYOLO's,
 so that the name resolves under either's ``default_scope``.
 """
-from typing import Any, List, Optional, Type
+from typing import Any, Callable, List, Optional, Type
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
@@ -13,7 +13,7 @@ from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import Registry
 
 from mmgcp.compatibility import mend_openmmlab
-from mmgcp.errors import UserError
+from mmgcp.errors import UserError, shown, told
 
 
 class MendingRegistry(Registry):
@@ -73,15 +73,70 @@ def build_task_util(config: Any, parent: type, error: Type[UserError] = UserErro
     Raises:
         UserError: It is no config, or there is no such class, or it does not have an option.
     """
-    what = parent.__name__.lower()
+    return build_part(TASK_UTILS, config, parent.__name__.lower(),
+                      lambda kind: isinstance(kind, type) and issubclass(kind, parent), error)
+
+
+def build_part(registry: Registry, config: Any, what: str, fits: Callable[[Any], bool],
+               error: Type[UserError] = UserError) -> Any:
+    """Build what a user's config names in a registry, with errors of one sentence.
+
+    Args:
+        registry (Registry): The registry.
+        config (dict): The config.
+        what (str): What it should be, for messages.
+        fits (Callable): Whether a registered class or function is one.
+        error (type): What to raise. Defaults to UserError.
+
+    Returns:
+        Any: What was built.
+
+    Raises:
+        UserError: It is no config, there is no such class, or it cannot be built like this.
+    """
     kind = config.get('type') if isinstance(config, dict) else None
-    if kind is None:
-        raise error(f'a {what} must be a config with a type, but is {config!r}')
-    found = TASK_UTILS.get(kind) if isinstance(kind, str) else kind
-    if not (isinstance(found, type) and issubclass(found, parent)):
-        names = ', '.join(f'mmgcp.{name}' for name in task_util_names(parent))
-        raise error(f'there is no {what} {kind!r}; mmgcp has {names}')
+    if not kind:
+        raise error(f'a {what} must be a config with a type, but is {shown(config)}')
+    found = _find(registry, kind, config.get('_scope_')) if isinstance(kind, str) else kind
+    if found is None or not fits(found):
+        names = sorted(name for name, item in registry.module_dict.items() if fits(item))
+        raise error(f'there is no {what} {shown(kind)}; mmgcp has '
+                    + ', '.join(f'mmgcp.{name}' for name in names))
     try:
-        return TASK_UTILS.build(config)
-    except TypeError as reason:
-        raise error(f'the {what} {kind} cannot be built: {reason}') from reason
+        return registry.build(config)
+    except UserError:
+        raise
+    except Exception as reason:  # the constructor of a user's class can raise anything
+        raise error(f'the {what} {shown(kind)} cannot be built: {told(reason)}') from reason
+
+
+def build_model(registry: Registry, config: dict, what: str,
+                error: Type[UserError] = UserError) -> Any:
+    """Build a model, or a part of one, with errors of one sentence.
+
+    Args:
+        registry (Registry): The registry.
+        config (dict): The config.
+        what (str): What it is, for messages.
+        error (type): What to raise. Defaults to UserError.
+
+    Returns:
+        Any: The model.
+
+    Raises:
+        UserError: It cannot be built.
+    """
+    try:
+        return registry.build(config)
+    except UserError:
+        raise
+    except Exception as reason:  # the constructors of a detector's parts can raise anything
+        raise error(f'the {what} cannot be built: {told(reason)}') from reason
+
+
+def _find(registry: Registry, kind: str, scope: Optional[str]) -> Any:
+    """Return what is registered under a name; None if nothing is."""
+    try:
+        return registry.get(f'{scope}.{kind}' if scope and '.' not in kind else kind)
+    except Exception:  # MMEngine's for names with a scope that it does not know
+        return None

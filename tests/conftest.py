@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn as nn
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from mmyolo.utils import register_all_modules
 from pruning_samples import Toy, randomise
@@ -24,6 +25,7 @@ def modules():
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         register_all_modules()
+    MMLogger.get_current_instance()  # or it would write to what the first test captures, later on
 
 
 @pytest.fixture(autouse=True)

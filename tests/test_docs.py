@@ -12,6 +12,7 @@ from mmgcp.utils.options import options_table
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', ROOT / 'CHANGELOG.md', ROOT / 'CONTRIBUTING.md',
+         ROOT / 'SECURITY.md',
          *sorted((ROOT / 'docs').glob('*.md'))]
 DESIGN = (ROOT / 'docs' / 'design.md').read_text()
 

@@ -11,7 +11,8 @@ if sys.version_info < (3, 10):
     pytest.skip('sys.stdlib_module_names is new in Python 3.10', allow_module_level=True)
 
 ROOT = Path(__file__).resolve().parents[1]
-STACK = {'torch', 'mmengine', 'mmcv', 'mmdet', 'mmyolo', 'cv2', 'PIL'}  # see requirements/runtime.txt
+# See requirements/runtime.txt
+STACK = {'torch', 'mmengine', 'mmcv', 'mmdet', 'mmyolo', 'cv2', 'PIL'}
 
 
 def declared(*names):

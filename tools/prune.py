@@ -1,13 +1,11 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Prune a detector: config and checkpoint in, config and checkpoint of a smaller one out."""
 import argparse
-import os
 import os.path as osp
 import sys
-import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import List, Optional, Sequence
+from typing import ContextManager, List, Optional, Sequence
 
 import torch
 import torch.nn as nn
@@ -24,16 +22,26 @@ from mmgcp.errors import PruningError, UserError
 from mmgcp.nn.distributed import gather_over_ranks
 from mmgcp.pipeline.finetuning import IntermediateFinetuning
 from mmgcp.pipeline.recovery import Recovery
-from mmgcp.pruning import prune
-from mmgcp.pruning.detector import make_pruned_config, registered_name
+from mmgcp.pruning import check_request, prune, rehearse_pruning
+from mmgcp.pruning.detector import (
+    check_written,
+    drop_hooks,
+    make_pruned_config,
+    registered_name,
+)
 from mmgcp.pruning.options import BUDGETS, PruneOptions, options_of_config
 from mmgcp.pruning.report import summarize, write_report
 from mmgcp.utils.checkpoint import load_strictly
+from mmgcp.utils.checkpoint_files import save_checkpoint
+from mmgcp.utils.checks import COUNT, COUNT_OR_NONE, check_keys
 from mmgcp.utils.cli import CfgOptions, run_tool
-from mmgcp.utils.config import build_detector, image_size, load_config
+from mmgcp.utils.config import build_detector, check_layout, image_size, load_config
 from mmgcp.utils.devices import add_device_arguments, started
+from mmgcp.utils.folders import replacing_results, work_dir
 from mmgcp.utils.options import add_arguments, given_options
 
+RESULTS = ('pruned.py', 'pruned.pth', 'plan.json', 'report.json', 'report.md', 'channels.png',
+           'scores.png')
 NEED_IMAGES = ('adapt-norms', 'reconstruct')
 RESUMED = {'resuming': 'channel units have been pruned', 'resuming steps': 'steps have been taken'}
 
@@ -49,6 +57,9 @@ def parse_args(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument('--no-compensate', action='store_true',
                         help='make up for nothing: the pruned detector is exactly the original '
                         'without the removed channels')
+    parser.add_argument('--keep-hooks', action='store_true',
+                        help='leave the config its DynamicSparsityHook, which would go on pressing '
+                        'when the pruned detector is trained; default: drop it')
     add_arguments(parser, PruneOptions)
     data = parser.add_argument_group('data')
     data.add_argument('--calib-batches', type=int, default=16, metavar='N',
@@ -73,8 +84,13 @@ def parse_args(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.compensate and args.no_compensate:
         parser.error('--compensate and --no-compensate exclude each other')
-    if args.calib_batches < 0:
-        parser.error(f'--calib-batches must not be negative, but is {args.calib_batches}')
+    for name, check in (('calib_batches', COUNT_OR_NONE), ('val_images', COUNT)):
+        value, switch = getattr(args, name), f'--{name.replace("_", "-")}'
+        if value is not None and not check.passes(value):
+            parser.error(f'{switch} {check.text}, but is {value}')
+    for name in ('metric', 'val_images'):
+        if getattr(args, name) is not None and not args.sensitivity:
+            parser.error(f'--{name.replace("_", "-")} is for --sensitivity, which is not given')
     return args
 
 
@@ -94,7 +110,10 @@ def pruning_options(cfg: Config, args: argparse.Namespace) -> dict:
     if args.no_compensate:
         options['compensate'] = False
     width, height = args.input_size or image_size(cfg)
-    return dict(options, input_shape=(3, height, width), dry_run=args.dry_run)
+    options = dict(options, input_shape=(3, height, width), dry_run=args.dry_run)
+    check_request(**{key: value for key, value in options.items()
+                     if key not in ('finetune', 'recover')})
+    return options
 
 
 @contextmanager
@@ -155,9 +174,7 @@ def make_finetuning(cfg: Config, options: dict, progress) -> Optional[Intermedia
     if not isinstance(settings, dict):
         raise PruningError('finetune of prune_cfg must have the settings epochs, lr and every, or '
                            f'be False, but is {settings!r}')
-    unknown = set(settings) - {'epochs', 'lr', 'every'}
-    if unknown:
-        raise PruningError(f'finetune of prune_cfg has unknown settings: {sorted(unknown)}')
+    check_keys(settings, ['epochs', 'lr', 'every'], 'finetune of prune_cfg', PruningError)
     return IntermediateFinetuning(cfg, **settings, progress=progress)
 
 
@@ -170,9 +187,7 @@ def make_recovery(cfg: Config, model: nn.Module, settings,
     settings = dict(settings or dict(minutes=0))
     if minutes is not None:
         settings['minutes'] = minutes
-    unknown = set(settings) - {'minutes', 'steps', 'lr'}
-    if unknown:
-        raise PruningError(f'recover of prune_cfg has unknown settings: {sorted(unknown)}')
+    check_keys(settings, ['minutes', 'steps', 'lr'], 'recover of prune_cfg', PruningError)
     batches = CalibrationBatches(cfg, model, sys.maxsize)  # all that there are
     recovery = Recovery(ImagesOf(batches), **settings)
     if settings.get('minutes') == 0:
@@ -181,34 +196,47 @@ def make_recovery(cfg: Config, model: nn.Module, settings,
     return recovery
 
 
-def check_written(folder: Path) -> None:
-    """Raise a PruningError unless the pruned detector can be built and loaded from its files."""
-    try:
-        rebuilt = build_detector(load_config(str(folder / 'pruned.py')))
-        load_strictly(rebuilt, str(folder / 'pruned.pth'), 'its config')
-    except UserError as error:
-        raise PruningError('nothing has been written, as nobody could use the pruned detector: '
-                           f'{error}') from error
+def rehearse(args: argparse.Namespace, cfg: Config, model: nn.Module) -> None:
+    """Find what is wrong with a request before there is the checkpoint that it is for.
+
+    Args:
+        args (argparse.Namespace): The command line.
+        cfg (Config): The config.
+        model (nn.Module): Its detector with any weights, on the CPU.
+    """
+    options = pruning_options(cfg, args)
+    make_finetuning(cfg, options, None)
+    make_recovery(cfg, model, options.pop('recover', None), args.recover_minutes)
+    options.pop('finetune', None)
+    if args.sensitivity:
+        evaluate(model, cfg, args.metric, 1)
+    with attention_aside(model, put_back=True):
+        rehearse_pruning(model, **options)
 
 
 def write_outputs(result, cfg: Config, detector: str, meta: dict, folder: Path) -> List[str]:
     """Write everything, or nothing if anything fails; return the names of the files."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}-') as temporary:
-        temporary = Path(temporary)
-        make_pruned_config(cfg, detector, result.changed_channels).dump(temporary / 'pruned.py')
+    with replacing_results(folder, RESULTS) as new:
+        make_pruned_config(cfg, detector, result.changed_channels).dump(new / 'pruned.py')
         state = weights_to_cpu(result.model.state_dict())
-        torch.save(dict(meta=meta, state_dict=state), temporary / 'pruned.pth')
-        check_written(temporary)
-        result.plan.save(temporary / 'plan.json')
-        write_report(result, temporary)
-        folder.mkdir(exist_ok=True)
-        names = sorted(path.name for path in temporary.iterdir())
-        for name in names:
-            os.replace(temporary / name, folder / name)
-        if 'scores.png' not in names and (folder / 'scores.png').exists():
-            (folder / 'scores.png').unlink()  # of an earlier run
-    return names
+        save_checkpoint(dict(meta=meta, state_dict=state), new / 'pruned.pth')
+        check_written(new)
+        result.plan.save(new / 'plan.json')
+        write_report(result, new)
+        return sorted(path.name for path in new.iterdir())
+
+
+def results_folder(args: argparse.Namespace, checkpoint: str) -> ContextManager[Path]:
+    """The folder to write to, taken by the first of several processes, unless nothing is written.
+
+    Raises:
+        UserError: It cannot be written to, or another run works in it.
+    """
+    name = osp.splitext(osp.basename(args.config))[0]
+    folder = Path(args.work_dir or osp.join('work_dirs', f'{name}-pruned'))
+    if args.dry_run or not is_main_process():
+        return nullcontext(folder)
+    return work_dir(folder, osp.getsize(checkpoint) if osp.isfile(checkpoint) else 0)
 
 
 def main() -> None:
@@ -222,9 +250,18 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
     """Prune on a device, perhaps as one of several processes, of which the first one writes."""
     cfg = load_config(args.config, args.cfg_options)
     options = pruning_options(cfg, args)
+    if not args.dry_run:
+        check_layout()
     checkpoint = args.checkpoint or cfg.get('load_from')
     if not checkpoint:
         raise PruningError('there is no checkpoint: give one behind the config')
+    with results_folder(args, checkpoint) as folder:
+        prune_into(folder, args, cfg, options, checkpoint, device)
+
+
+def prune_into(folder: Path, args: argparse.Namespace, cfg: Config, options: dict,
+               checkpoint: str, device: torch.device) -> None:
+    """Prune the detector of a config and a checkpoint; write to a folder unless it is a dry run."""
     model = build_detector(cfg)
     meta = load_strictly(model, checkpoint, args.config)
     model.to(device)
@@ -241,10 +278,6 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
     options['recover'] = recovery
     if args.sensitivity:
         options['evaluate'] = lambda model: evaluate(model, cfg, args.metric, args.val_images)[1]
-    name = osp.splitext(osp.basename(args.config))[0]
-    folder = Path(args.work_dir or osp.join('work_dirs', f'{name}-pruned'))
-    if folder.exists() and not folder.is_dir():
-        raise PruningError(f'{folder} is a file, not a folder to write to')
     unfinished = folder / 'unfinished.pth'  # of a run by layers or steps that was interrupted
     with progress_bar() as progress, attention_aside(model, put_back=args.dry_run):
         options['finetune'] = make_finetuning(cfg, options, progress)
@@ -253,22 +286,28 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
         result = prune(model, progress=progress, checkpoint_file=unfinished, **options)
     print(summarize(result))
     if args.dry_run:
-        if result.plan.options.get('only_counts'):
-            print('the numbers of channels are those of a real run, which then decides layer by '
-                  'layer which channels they are')
-        elif options.get('steps', 1) > 1 and options.get('plan') is None:
-            print(f'this is what one step would remove: {options["steps"]} steps lead as far, but '
-                  'score the channels anew in each')
-        print('dry run: nothing has been written')
-        return
-    if not is_main_process():
-        return
+        print_dry_run(result, options)
+    elif is_main_process():
+        cfg = plain_config(cfg)
+        for name in [] if args.keep_hooks else drop_hooks(cfg):
+            print(f'{name} is not in pruned.py: the pruned detector needs no sparse training '
+                  '(--keep-hooks keeps it)')
+        meta = dict(dataset_meta=meta.get('dataset_meta', {}), mmgcp_version=mmgcp.__version__)
+        names = write_outputs(result, cfg, detector, meta, folder)
+        if 'finetune' in result.plan.options and unfinished.exists():
+            unfinished.unlink()
+        print(f'written to {folder}: {", ".join(names)}')
 
-    meta = dict(dataset_meta=meta.get('dataset_meta', {}), mmgcp_version=mmgcp.__version__)
-    names = write_outputs(result, plain_config(cfg), detector, meta, folder)
-    if 'finetune' in result.plan.options and unfinished.exists():
-        unfinished.unlink()
-    print(f'written to {folder}: {", ".join(names)}')
+
+def print_dry_run(result, options: dict) -> None:
+    """Say what a dry run tells, and what it does not."""
+    if result.plan.options.get('only_counts'):
+        print('the numbers of channels are those of a real run, which then decides layer by '
+              'layer which channels they are')
+    elif options.get('steps', 1) > 1 and options.get('plan') is None:
+        print(f'this is what one step would remove: {options["steps"]} steps lead as far, but '
+              'score the channels anew in each')
+    print('dry run: nothing has been written')
 
 
 if __name__ == '__main__':

@@ -11,6 +11,8 @@ from mmengine.dist import master_only
 from mmengine.logging import MessageHub
 
 import mmgcp  # noqa: F401
+from mmgcp.pipeline.rehearsal import rehearse_testing
+from mmgcp.utils.checked_runner import CheckedRunner
 from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.cli import replacing, run_tool
 from mmgcp.utils.config import build_detector, load_config
@@ -33,6 +35,9 @@ def main():
     cfg = load_config(args.config, args.cfg_options)
     # The runner would only warn of weights that do not fit, and test the model without them
     load_strictly(build_detector(cfg), args.checkpoint, args.config)
+    if 'runner_type' not in cfg:  # which may need other settings
+        rehearse_testing(cfg)
+    tool.Runner = CheckedRunner
     tool.main()
     if args.work_dir:
         write_metrics(Path(args.work_dir) / 'metrics.json')

@@ -6,7 +6,7 @@ from typing import Dict, Sequence, Tuple
 
 import torch.nn as nn
 
-from mmgcp.errors import UserError
+from mmgcp.errors import UserError, told
 from mmgcp.nn.forward import record_shapes
 from mmgcp.nn.layers import WEIGHT_TYPES, channel_counts
 
@@ -69,7 +69,7 @@ def record_convs(model: nn.Module, input_shape: Sequence[int]) -> Dict[str, Conv
         shapes = record_shapes(model, layers, input_shape)
     except Exception as error:  # whatever the model raises
         raise UserError(f'the model does not run on an image of shape {tuple(input_shape)} '
-                        f'(C, H, W): {type(error).__name__}: {error}') from error
+                        f'(C, H, W): {told(error)}') from error
     for name, inputs, outputs in shapes:
         # a transposed convolution applies its kernel at each input position
         shape = inputs if isinstance(layers[name], nn.ConvTranspose2d) else outputs

@@ -8,8 +8,26 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mmgcp.errors import UserError
+
 BEFORE_COLOR = '#d8dde3'
 NO_GROUP_COLOR = '#555555'
+
+
+def check_picture(path: Union[str, Path]) -> None:
+    """Check that a picture can be written to a path before anything is computed for it.
+
+    Args:
+        path (str | Path): The picture.
+
+    Raises:
+        UserError: Its ending is that of no kind of picture, or its folder does not exist.
+    """
+    kinds = FigureCanvasAgg.get_supported_filetypes()
+    if Path(path).suffix[1:].lower() not in kinds:
+        raise UserError(f'the picture {path} must end in one of {", ".join(sorted(kinds))}')
+    if not Path(path).parent.is_dir():
+        raise UserError(f'there is no folder {Path(path).parent} for the picture {path}')
 
 
 def plot_channels(layers: Sequence[str], before: Sequence[int], after: Sequence[int],
@@ -45,7 +63,8 @@ def plot_score_histograms(scores: Dict[str, Sequence[float]],
     """Plot a histogram of the scores of each layer group with its threshold.
 
     Args:
-        scores (dict[str, Sequence[float]]): Scores by layer group.
+        scores (dict[str, Sequence[float]]): Scores by layer group; those that are not finite are
+            only counted.
         thresholds (dict[str, float | None]): Threshold by layer group, None if it has none.
         label (str): Name of the scores, for the axis.
         path (str | Path): The PNG file to write.
@@ -54,18 +73,20 @@ def plot_score_histograms(scores: Dict[str, Sequence[float]],
     rows = -(-len(scores) // columns)
     figure = Figure(figsize=(8 * columns, 1 + 1.6 * rows), layout='constrained')
     grid: List = list(figure.subplots(rows, columns, sharex=True, squeeze=False).T.flat)
-    low = min((min(values) for values in scores.values() if len(values)), default=0.)
-    top = max((max(values) for values in scores.values() if len(values)), default=1.)
-    bins = np.linspace(min(0., low), top, 80)
+    finite = {name: np.asarray(values)[np.isfinite(values)] for name, values in scores.items()}
+    drawn = np.concatenate(list(finite.values()))
+    bins = np.linspace(min(0., drawn.min(initial=0.)), drawn.max() if len(drawn) else 1., 80)
     colors = _colors(scores)
     for axes, (name, values) in zip(grid, scores.items()):
-        axes.hist(np.asarray(values), bins=bins, color=colors[name], log=True)
+        axes.hist(finite[name], bins=bins, color=colors[name], log=True)
         threshold = thresholds.get(name)
         text = f'{name}: {len(values)} channels'
         if threshold is not None:
             axes.axvline(threshold, color='black', linestyle='--')
             below = np.mean(np.asarray(values) <= threshold) if len(values) else 0
             text += f', {below:.0%} at or below the threshold {threshold:.3g}'
+        if len(finite[name]) < len(values):
+            text += f', {len(values) - len(finite[name])} not finite'
         axes.set_title(text, fontsize=9, loc='left')
         axes.set_ylabel('channels', fontsize=8)
     for axes in grid[len(scores):]:

@@ -17,6 +17,7 @@ from mmgcp.pruning.scores.base import Criterion, Progress, unit_scores
 from mmgcp.pruning.scores.channel_gates import scoring_batches
 from mmgcp.pruning.units import ChannelUnit
 from mmgcp.registry import TASK_UTILS
+from mmgcp.utils.checks import BOOLEAN, checked
 
 from .inserted import InsertedAttention, attention_in_place, block_key, find_attention
 from .scale_folding import fold_scales
@@ -46,6 +47,7 @@ class CPSCA(Criterion):
     needs = 'images'
     not_in_steps = 'the attention that it looks at is gone after the first one'
 
+    @checked(PruningError, fold_scales=BOOLEAN)
     def __init__(self, fold_scales: bool = True):
         self.fold_scales = fold_scales
         self._scales: Dict[str, Tensor] = {}

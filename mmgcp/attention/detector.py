@@ -9,15 +9,30 @@ from mmengine.config import Config
 from mmgcp.errors import PruningError
 from mmgcp.nn.forward import IMAGE_SHAPE
 from mmgcp.nn.layers import find_layer, num_channels
-from mmgcp.registry import MODELS
+from mmgcp.registry import MODELS, build_model
+from mmgcp.utils.checks import (
+    INPUT_SHAPE,
+    MAPPING,
+    NAME,
+    PATTERNS,
+    TYPE,
+    check_keys,
+    check_value,
+    checked,
+    either,
+)
 
 from .blocks import PRUNABLE, find_blocks
 from .inserted import InsertedAttention
+from .modules import INITIAL_SCALE, NUM_GROUPS
 
-SETTINGS = {'modules', 'num_groups', 'initial_scale', 'input_shape'}
+SETTINGS = dict(
+    modules=either(NAME, PATTERNS, text="must be 'prunable' or a list of patterns"),
+    num_groups=NUM_GROUPS, initial_scale=INITIAL_SCALE, input_shape=INPUT_SHAPE)
 
 
 @MODELS.register_module()
+@checked(PruningError, detector_type=TYPE, attention=MAPPING)
 def SCADetector(detector_type: str, attention: Optional[dict] = None,  # noqa: N802
                 **kwargs) -> nn.Module:
     """Build a detector with spatial and channel attention (SCA).
@@ -56,14 +71,15 @@ def SCADetector(detector_type: str, attention: Optional[dict] = None,  # noqa: N
         nn.Module: The detector.
 
     Raises:
-        PruningError: A setting is unknown, the model cannot be traced, Torch-Pruning is not
-            installed, or there is nothing to put attention behind.
-        ValueError: ``num_groups`` or ``initial_scale`` is out of its range.
+        PruningError: A setting is unknown or not allowed, the model cannot be traced,
+            Torch-Pruning is not installed, or there is nothing to put attention behind.
     """
     settings = dict(attention or {})
-    if not set(settings) <= SETTINGS:
-        raise PruningError(f'attention may have {sorted(SETTINGS)}, but has {sorted(settings)}')
-    model = MODELS.build(dict(type=detector_type, **kwargs))
+    check_keys(settings, list(SETTINGS), 'attention', PruningError)
+    for name, value in settings.items():
+        check_value(f'{name} of the attention', value, SETTINGS[name], PruningError)
+    model = build_model(MODELS, dict(type=detector_type, **kwargs),
+                        f'detector_type {detector_type!r}', PruningError)
     modules = settings.pop('modules', PRUNABLE)
     shape = settings.pop('input_shape', IMAGE_SHAPE)
     with torch.random.fork_rng(devices=[]):  # tracing must not change the weights drawn later

@@ -6,6 +6,11 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from mmgcp.utils.checks import COUNT, checked, number_in
+
+NUM_GROUPS = number_in(1, 4096, integer=True)
+INITIAL_SCALE = number_in(0, 1, open_low=True, open_high=True)
+
 
 class SCAModule(nn.Module):
     """The spatial and channel attention of `CPSCA <https://arxiv.org/abs/2011.03891>`_.
@@ -24,14 +29,11 @@ class SCAModule(nn.Module):
             more slowly the scales are trained. Defaults to 0.9.
 
     Raises:
-        ValueError: A setting is out of its range.
+        UserError: A setting is not allowed.
     """
 
+    @checked(channels=COUNT, num_groups=NUM_GROUPS, initial_scale=INITIAL_SCALE)
     def __init__(self, channels: int, num_groups: int = 8, initial_scale: float = 0.9) -> None:
-        if not 0 < initial_scale < 1:
-            raise ValueError(f'initial_scale must be in (0, 1), but is {initial_scale}')
-        if num_groups < 1:
-            raise ValueError(f'num_groups must be at least 1, but is {num_groups}')
         super().__init__()
         fitting = [number for number in range(1, num_groups + 1)
                    if channels % number == 0 and 2 * number <= channels]

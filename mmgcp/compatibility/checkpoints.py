@@ -22,7 +22,7 @@ def allow_mmengine_checkpoints() -> bool:
     import torch
     if version_number(torch.__version__) < (2, 6, 0):
         return False
-    torch.serialization.add_safe_globals(_checkpoint_globals())
+    torch.serialization.add_safe_globals(checkpoint_globals())
     return True
 
 
@@ -45,7 +45,7 @@ def checkpoint_getattr(owner: Any, name: str) -> Callable:
     raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed in a checkpoint.')
 
 
-def _checkpoint_globals() -> List[Tuple[Any, str]]:
+def checkpoint_globals() -> List[Tuple[Any, str]]:
     """List what MMEngine's checkpoints need, each with its name in the pickle."""
     pairs = [
         (checkpoint_getattr, 'builtins.getattr'),

@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 from .checkpoints import allow_mmengine_checkpoints
+from .weights_only import load_weights_only
 
 
 @functools.lru_cache(maxsize=None)
@@ -11,6 +12,7 @@ def mend_openmmlab() -> None:
     """Mend what does not work in the installed OpenMMLab packages, once in a process.
 
     * ``torch.load`` reads MMEngine's checkpoints: :func:`allow_mmengine_checkpoints`.
+    * Checkpoints, from URLs too, are read without running code: :func:`load_weights_only`.
     * SSD heads predict: :func:`let_ssd_predict`.
     * COCO's metric rates a detector that finds nothing: :func:`let_coco_rate_nothing`.
 
@@ -26,6 +28,8 @@ def mend_openmmlab() -> None:
     done = []
     if allow_mmengine_checkpoints():
         done.append("torch.load reads MMEngine's checkpoints")
+    if load_weights_only():
+        done.append("MMEngine's loader runs no code of checkpoints, from URLs too")
     if let_ssd_predict():
         done.append("MMDetection's SSDHead predicts")
     if let_coco_rate_nothing():

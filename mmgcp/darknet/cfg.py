@@ -1,10 +1,20 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Darknet's cfg files: a list of sections with options, as in an INI file."""
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Sequence, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 from mmgcp.errors import DarknetError
+
+from .files import read_text
+
+Bounds = Optional[Tuple[float, float]]  # the lowest and the highest allowed number
+# The deepest YOLOv4 that is read has about 500 sections
+MAX_SECTIONS = 2000
+MAX_DIGITS = 40
+WHOLE_NUMBER = re.compile(r'[+-]?[0-9]+')
 
 
 def first_line(error: Exception) -> str:
@@ -28,37 +38,63 @@ class Section:
     line: int = 0
 
     def __str__(self) -> str:
-        return f'[{self.name}] in line {self.line}' if self.line else f'[{self.name}]'
+        name = f'[{shorten(self.name)}]'
+        return f'{name} in line {self.line}' if self.line else name
 
-    def ints(self, key: str, default: str = '') -> List[int]:
-        """Return an option as a list of whole numbers."""
-        return self._numbers(key, default, int, 'whole numbers')
+    def ints(self, key: str, default: str = '', bounds: Bounds = None) -> List[int]:
+        """Return an option as a list of whole numbers, which must be within bounds."""
+        return self._numbers(key, default, _whole_number, 'whole numbers', bounds)
 
-    def floats(self, key: str, default: str = '') -> List[float]:
-        """Return an option as a list of numbers."""
-        return self._numbers(key, default, float, 'numbers')
+    def floats(self, key: str, default: str = '', bounds: Bounds = None) -> List[float]:
+        """Return an option as a list of finite numbers, which must be within bounds."""
+        return self._numbers(key, default, _finite_number, 'numbers', bounds)
 
-    def integer(self, key: str, default: str = '') -> int:
-        """Return an option as a single whole number."""
-        return int(self._single(key, self.ints(key, default)))
+    def integer(self, key: str, default: str = '', bounds: Bounds = None) -> int:
+        """Return an option as a single whole number, which must be within bounds."""
+        return int(self._single(key, self.ints(key, default, bounds)))
 
-    def number(self, key: str, default: str = '') -> float:
-        """Return an option as a single number."""
-        return float(self._single(key, self.floats(key, default)))
+    def number(self, key: str, default: str = '', bounds: Bounds = None) -> float:
+        """Return an option as a single finite number, which must be within bounds."""
+        return float(self._single(key, self.floats(key, default, bounds)))
 
     def _single(self, key: str, numbers: list):
         if len(numbers) != 1:
-            raise DarknetError(f'{self}: {key} must be one number, but is {self.options[key]!r}')
+            text = shorten(self.options[key])
+            raise DarknetError(f'{self}: {key} must be one number, but is {text!r}')
         return numbers[0]
 
-    def _numbers(self, key: str, default: str, number_type: type, what: str) -> list:
+    def _numbers(self, key: str, default: str, read: type, what: str, bounds: Bounds) -> list:
         text = self.options.get(key, default)
         if not text:
             raise DarknetError(f'{self} has no option {key!r}')
         try:
-            return [number_type(item) for item in text.strip(',').split(',')]
+            numbers = [read(item) for item in text.strip(',').split(',')]
         except ValueError:
-            raise DarknetError(f'{self}: {key}={text} must be {what}') from None
+            raise DarknetError(f'{self}: {key}={shorten(text)} must be {what}') from None
+        if bounds is not None and not all(bounds[0] <= number <= bounds[1] for number in numbers):
+            raise DarknetError(f'{self}: {key}={shorten(text)} must be from {bounds[0]} to '
+                               f'{bounds[1]}')
+        return numbers
+
+
+def shorten(text: str) -> str:
+    """Return the beginning of a text of a file, to quote it in a message."""
+    return text if len(text) <= 60 else f'{text[:60]}...'
+
+
+def _whole_number(text: str) -> int:
+    """Read a whole number of as many digits as one may have; ValueError if it is none."""
+    if not WHOLE_NUMBER.fullmatch(text) or len(text) > MAX_DIGITS:
+        raise ValueError
+    return int(text)
+
+
+def _finite_number(text: str) -> float:
+    """Read a finite number; ValueError if it is none."""
+    number = float(text)
+    if not math.isfinite(number) or '_' in text:
+        raise ValueError
+    return number
 
 
 def parse_cfg(text: str, name: str = 'cfg') -> List[Section]:
@@ -74,7 +110,7 @@ def parse_cfg(text: str, name: str = 'cfg') -> List[Section]:
         list[Section]: The sections, beginning with that of the network (``[net]``).
 
     Raises:
-        DarknetError: A line is neither a section nor an option.
+        DarknetError: A line is neither a section nor an option, or there are too many.
     """
     sections: List[Section] = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -83,6 +119,8 @@ def parse_cfg(text: str, name: str = 'cfg') -> List[Section]:
             continue
         if line[0] == '[' and line[-1] == ']':
             sections.append(Section(line[1:-1], line=number))
+            if len(sections) > MAX_SECTIONS:
+                raise DarknetError(f'{name} has more than {MAX_SECTIONS} sections')
         elif '=' in line and sections:
             key, value = line.split('=', 1)
             sections[-1].options[key] = value
@@ -94,9 +132,8 @@ def parse_cfg(text: str, name: str = 'cfg') -> List[Section]:
 
 
 def read_cfg(path: Union[str, Path]) -> List[Section]:
-    """Read a cfg file; see :func:`parse_cfg`."""
-    text = Path(path).read_text(encoding='utf-8', errors='replace')
-    return parse_cfg(text, str(path))
+    """Read a cfg file, of which comments may have any encoding; see :func:`parse_cfg`."""
+    return parse_cfg(read_text(path, 'Darknet cfg', errors='replace'), str(path))
 
 
 def format_cfg(sections: Sequence[Section]) -> str:

@@ -1,5 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Conversion of Darknet's cfg and weights to a config and a checkpoint of mmgcp."""
+from functools import lru_cache
 from pathlib import Path
 from typing import Dict, List, Sequence, Tuple, Union
 
@@ -15,13 +16,15 @@ from mmgcp.pruning.detector import make_pruned_config
 from mmgcp.utils.config import build_detector, replace_scale
 
 from .base_network import changed_channels, find_widen_factor
-from .cfg import DarknetError, Section
+from .cfg import DarknetError, Section, shorten
 from .layers import BN_EPS, STAGE_BLOCKS
 from .matching import channel_table, count_blocks, match_layers
 from .weights import Header, read_weights
 
 BASE_CONFIG = 'mmyolo::yolov5/yolov5_s-v61_syncbn_fast_8xb16-300e_coco.py'
 STRIDES = [8, 16, 32]
+# What the numbers of a cfg may be; LVIS has 1203 classes
+CLASSES, SIDES, ANCHORS, SCALES = (1, 2000), (32, 8192), (1e-3, 1e5), (0.1, 10.)
 
 # What to take from the base config; its other variables only describe its own model.
 _KEPT_KEYS = (
@@ -46,7 +49,8 @@ def model_config(sections: Sequence[Section]) -> dict:
 
     Raises:
         DarknetError: The cfg is not YOLOv4, has more channels than a YOLOv4 four times as
-            wide, or numbers of residual blocks that no deepen_factor gives.
+            wide, numbers of residual blocks that no deepen_factor gives, or another number that
+            is out of bounds.
     """
     unpruned = Config(dict(model=_unpruned_model(sections)))
     return _with_channels(unpruned, sections).to_dict()['model']
@@ -54,22 +58,23 @@ def model_config(sections: Sequence[Section]) -> dict:
 
 def _with_channels(config: Config, sections: Sequence[Section]) -> Config:
     """Give a config of the unpruned detector the channels of the cfg, if they differ."""
-    changed = changed_channels(sections, build_detector(config))
+    changed = changed_channels(sections, config.model.backbone.widen_factor, _build_shallow)
     return make_pruned_config(config, 'mmyolo.YOLODetector', changed) if changed else config
 
 
 def _unpruned_model(sections: Sequence[Section]) -> dict:
     """The config of the narrowest model with at least the channels of the cfg."""
     channel_table(sections)
-    if sections[0].integer('channels', '3') != 3:
-        raise DarknetError(f'{sections[0]}: only images of 3 channels are supported')
     deepen_factor = infer_deepen_factor(count_blocks(sections))
     head = _head_config(sections)
+    return _model(head, deepen_factor, find_widen_factor(sections, _build_shallow))
 
-    def build(widen_factor: float) -> nn.Module:
-        return build_detector(Config(dict(model=_model(head, deepen_factor, widen_factor))))
 
-    return _model(head, deepen_factor, find_widen_factor(sections, build))
+@lru_cache(maxsize=None)
+def _build_shallow(widen_factor: float) -> nn.Module:
+    """Build an unpruned detector with one block in each stage, of two classes."""
+    head = _head(2, [[(8., 8.)]] * 3, [1.] * 3, 1., 0.5)
+    return build_detector(Config(dict(model=_model(head, 0.1, widen_factor))))
 
 
 def _model(head: dict, deepen_factor: float, widen_factor: float) -> dict:
@@ -113,34 +118,60 @@ def _head_config(sections: Sequence[Section]) -> dict:
     """The config of the head, without its widen_factor and norm_cfg."""
     yolos = [section for section in sections if section.name == 'yolo']
     base_sizes = [_anchors(section) for section in yolos]
-    num_classes = yolos[0].integer('classes', '20')
-    num_anchors = len(base_sizes[0])
-    _check_yolos(sections, num_classes, num_anchors)
+    num_classes = num_classes_of(yolos[0])
+    _check_yolos(sections, num_classes, len(base_sizes[0]))
+    return _head(num_classes, base_sizes,
+                 [section.number('scale_x_y', '1', SCALES) for section in yolos],
+                 yolos[0].number('iou_thresh', '1', (0, 1)),
+                 yolos[0].number('ignore_thresh', '.5', (0, 1)))
+
+
+def num_classes_of(yolo: Section) -> int:
+    """Return the number of classes of a section [yolo]; DarknetError if it is out of bounds."""
+    return yolo.integer('classes', '20', CLASSES)
+
+
+def input_size_of(net: Section) -> Tuple[int, int]:
+    """Return width and height of a section [net]; DarknetError if YOLOv4 does not run on that."""
+    size = net.integer('width', '416', SIDES), net.integer('height', '416', SIDES)
+    if size[0] % 32 or size[1] % 32:
+        raise DarknetError(f'{net}: the input size {size[0]}x{size[1]} is not a multiple of 32')
+    return size
+
+
+def check_numbers(sections: Sequence[Section]) -> None:
+    """Raise a DarknetError if a number of a YOLOv4 cfg is out of bounds."""
+    channel_table(sections)
+    input_size_of(sections[0])
+    _head_config(sections)
+
+
+def _head(num_classes: int, base_sizes: list, scale_x_y: List[float], match_iou_thr: float,
+          ignore_iou_thr: float) -> dict:
+    """The config of a head, given its anchors (width, height) by level."""
     return dict(
         type='mmgcp.YOLOv4Head',
         head_module=dict(
             type='mmgcp.YOLOv4HeadModule', num_classes=num_classes,
             in_channels=[128, 256, 512], featmap_strides=STRIDES,
-            num_base_priors=num_anchors),
+            num_base_priors=len(base_sizes[0])),
         prior_generator=dict(
             type='mmdet.YOLOAnchorGenerator', base_sizes=base_sizes, strides=STRIDES),
         bbox_coder=dict(
-            type='mmgcp.YOLOv4BBoxCoder',
-            scale_x_y=[section.number('scale_x_y', '1') for section in yolos],
-            strides=STRIDES),
+            type='mmgcp.YOLOv4BBoxCoder', scale_x_y=scale_x_y, strides=STRIDES),
         loss_cls=dict(
             type='mmdet.CrossEntropyLoss', use_sigmoid=True, reduction='mean',
             loss_weight=0.5 * num_classes / 80),
-        match_iou_thr=yolos[0].number('iou_thresh', '1'),
-        ignore_iou_thr=yolos[0].number('ignore_thresh', '.5'))
+        match_iou_thr=match_iou_thr,
+        ignore_iou_thr=ignore_iou_thr)
 
 
 def _anchors(section: Section) -> List[Tuple[float, float]]:
     """The anchors (width, height) of a level in pixels."""
-    numbers = section.floats('anchors')
-    mask = section.ints('mask')
+    numbers = section.floats('anchors', bounds=ANCHORS)
+    mask = section.ints('mask', bounds=(0, 1000))
     if len(numbers) % 2 or max(mask) >= len(numbers) // 2 or min(mask) < 0:
-        raise DarknetError(f'{section}: mask={section.options["mask"]} does not fit '
+        raise DarknetError(f'{section}: mask={shorten(section.options["mask"])} does not fit '
                            f'the {len(numbers)} numbers of anchors')
     return [(numbers[2 * i], numbers[2 * i + 1]) for i in mask]
 
@@ -151,8 +182,7 @@ def _check_yolos(sections: Sequence[Section], num_classes: int, num_anchors: int
     for before, section in zip(sections, sections[1:]):
         if section.name != 'yolo':
             continue
-        if (section.integer('classes', '20'), len(section.ints('mask'))) != (num_classes,
-                                                                             num_anchors):
+        if (num_classes_of(section), len(section.ints('mask'))) != (num_classes, num_anchors):
             raise DarknetError(f'{section} differs from the first [yolo] in its number of '
                                'classes or anchors')
         if before.integer('filters') != filters:
@@ -222,7 +252,7 @@ def complete_config(sections: Sequence[Section], classes: Sequence[str],
     Raises:
         DarknetError: See :func:`model_config`.
     """
-    scale = (sections[0].integer('width', '416'), sections[0].integer('height', '416'))
+    scale = input_size_of(sections[0])
     base = get_config(BASE_CONFIG)
     config = {key: value for key, value in base.to_dict().items() if key in _KEPT_KEYS}
     config = replace_scale(config, tuple(base.img_scale), scale)

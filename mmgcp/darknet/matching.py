@@ -4,7 +4,7 @@ from typing import Dict, List, Sequence, Tuple
 
 import torch.nn as nn
 
-from .cfg import DarknetError, Section
+from .cfg import MAX_DIGITS, WHOLE_NUMBER, DarknetError, Section, shorten
 from .layers import NUM_STAGES, Layer, yolov4_layers
 
 # Darknet's defaults for options. The layers of YOLOv4 have these values, too, unless their
@@ -87,11 +87,11 @@ def _effective(key: str, index: int, section: Section):
         if section.integer('pad', '0'):
             return section.integer('size', '1') // 2
         return section.integer('padding', '0')
-    return int(text) if text.isdecimal() else text
+    return int(text) if WHOLE_NUMBER.fullmatch(text) and len(text) < MAX_DIGITS else text
 
 
 def _text(value) -> str:
-    return ','.join(map(str, value)) if isinstance(value, list) else str(value)
+    return shorten(','.join(map(str, value)) if isinstance(value, list) else str(value))
 
 
 def sources(index: int, section: Section) -> List[int]:
@@ -128,7 +128,9 @@ def channel_table(sections: Sequence[Section]) -> Dict[str, Tuple[int, int]]:
             shortcut differ.
     """
     table = {}
-    outputs = {-1: sections[0].integer('channels', '3')}
+    if sections[0].integer('channels', '3') != 3:
+        raise DarknetError(f'{sections[0]}: only images of 3 channels are supported')
+    outputs = {-1: 3}
     for index, layer in enumerate(match_layers(sections)):
         section = sections[index + 1]
         inputs = [outputs[source] for source in sources(index, section)]

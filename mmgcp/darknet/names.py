@@ -1,19 +1,48 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Names of the classes, which Darknet keeps in a file with one name per line."""
 from pathlib import Path
-from typing import Optional, Tuple, Union
+from typing import Any, Optional, Tuple, Union
 
 from mmdet.evaluation import get_classes
 
-from .cfg import DarknetError
+from .cfg import DarknetError, shorten
+from .files import read_text
 
 _DATASETS = {80: 'coco', 20: 'voc'}
 
 
 def read_names(path: Union[str, Path]) -> Tuple[str, ...]:
-    """Read a names file; empty lines are ignored."""
-    lines = Path(path).read_text(encoding='utf-8', errors='replace').splitlines()
-    return tuple(line.strip() for line in lines if line.strip())
+    """Read a names file in UTF-8; empty lines are ignored. DarknetError if that is not possible."""
+    lines = read_text(path, 'names file').splitlines()
+    names = tuple(line.strip() for line in lines if line.strip())
+    return check_names(names, str(path))
+
+
+def check_names(names: Any, owner: str) -> Tuple[str, ...]:
+    """Check that class names can be written to a names file and to a config, one by one.
+
+    Args:
+        names (Any): The names.
+        owner (str): What has them, for the error message.
+
+    Returns:
+        tuple[str, ...]: The names.
+
+    Raises:
+        DarknetError: They are no list of texts, or a text is not one line without spaces around
+            it, or cannot be encoded, or has ``{{``, which MMEngine replaces in configs.
+    """
+    if not isinstance(names, (list, tuple)):
+        raise DarknetError(f'the class names of {owner} must be a list, but are '
+                           f'{shorten(repr(names))}')
+    for name in names:
+        if not isinstance(name, str) or name.splitlines() != [name] or name.strip() != name:
+            raise DarknetError(f'{owner} has the class name {shorten(repr(name))}, but it must be '
+                               'a text on one line, without spaces around it')
+        if '{{' in name or '\0' in name or any('\ud800' <= char <= '\udfff' for char in name):
+            raise DarknetError(f'{owner} has the class name {shorten(repr(name))}, which cannot be '
+                               'written to a file')
+    return tuple(names)
 
 
 def class_names(num_classes: int, path: Optional[Union[str, Path]] = None) -> Tuple[str, ...]:
@@ -28,7 +57,7 @@ def class_names(num_classes: int, path: Optional[Union[str, Path]] = None) -> Tu
         tuple[str, ...]: The names.
 
     Raises:
-        DarknetError: The names file has another number of names.
+        DarknetError: The names file has another number of names, or cannot be read.
     """
     if path is not None:
         names = read_names(path)

@@ -1,6 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Conversion of a detector of mmgcp to Darknet's cfg and weights."""
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 import torch.nn as nn
@@ -176,7 +176,11 @@ def _yolo_options(head: nn.Module, level: int) -> Dict[str, str]:
 
 
 def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) else repr(float(value))
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise DarknetError(f'the model has {value!r} where a number should be') from None
+    return str(int(number)) if number.is_integer() else repr(number)
 
 
 def darknet_parameters(detector: nn.Module) -> List[np.ndarray]:
@@ -190,8 +194,11 @@ def darknet_parameters(detector: nn.Module) -> List[np.ndarray]:
 
     Returns:
         list[np.ndarray]: The parameters.
+
+    Raises:
+        DarknetError: Some are not finite in single precision.
     """
-    arrays = []
+    arrays: List[np.ndarray] = []
     for layer in _convolutions(detector):
         module = detector.get_submodule(layer.module)
         state = {f'{layer.module}.{key}': value for key, value in module.state_dict().items()}
@@ -199,7 +206,10 @@ def darknet_parameters(detector: nn.Module) -> List[np.ndarray]:
             norm = _darknet_norm(module.norm, module.conv.bias)
             state.update({f'{layer.module}.bn.{key}': value for key, value in norm.items()})
         keys = layer.parameter_shapes(conv_channels(detector, layer.module))
-        arrays.extend(state[key].detach().cpu().float().numpy() for key in keys)
+        for key in keys:
+            arrays.append(state[key].detach().cpu().float().numpy())
+            if not np.isfinite(arrays[-1]).all():
+                raise DarknetError(f'{key} has values that are not finite in Darknet\'s precision')
     return arrays
 
 
@@ -234,6 +244,7 @@ def input_size(config: Config) -> Tuple[int, int]:
     scales += [transform.get('scale') for transform in config.get('test_pipeline', [])
                if transform['type'].endswith('LetterResize')]
     for scale in scales:
-        if isinstance(scale, Sequence) and len(scale) == 2:
-            return int(scale[0]), int(scale[1])
+        if isinstance(scale, (list, tuple)) and len(scale) == 2 and all(
+                isinstance(side, int) for side in scale):
+            return tuple(scale)
     raise DarknetError(f'{config.filename} does not say the input size: give --input-size')

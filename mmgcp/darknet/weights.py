@@ -9,8 +9,10 @@ from typing import BinaryIO, Dict, Iterable, Sequence, Tuple, Union
 import numpy as np
 
 from .cfg import DarknetError
+from .layers import BN_EPS
 
 Shapes = Dict[str, Tuple[int, ...]]
+MAX_VERSION = 1000  # Darknet takes higher ones to mean that weights are transposed
 
 
 @dataclass
@@ -48,7 +50,8 @@ def read_weights(path: Union[str, Path],
         tuple[Header, dict[str, np.ndarray]]: The header and the parameters by name.
 
     Raises:
-        DarknetError: The file ends inside a layer, has no layer, or continues after the last.
+        DarknetError: The file ends inside a layer, has no layer, or continues after the last, or
+            a layer has values with which outputs would not be finite.
     """
     left = Path(path).stat().st_size
     arrays: Dict[str, np.ndarray] = {}
@@ -64,6 +67,7 @@ def read_weights(path: Union[str, Path],
                                    f'but {left} are left')
             for key, shape in shapes.items():
                 arrays[key] = _read_array(file, shape)
+                _check_values(arrays[key], f'{path}: {name}', key)
             left -= needed
     if left:
         raise DarknetError(f'{path} has {left} bytes left over after the last layer, {name}')
@@ -79,7 +83,23 @@ def _read_header(file: BinaryIO, path: Union[str, Path]) -> Header:
         header.seen, = struct.unpack(header.seen_format, file.read(size))
     except struct.error:
         raise DarknetError(f'{path} ends inside its header') from None
+    if not all(0 <= part <= MAX_VERSION for part in (header.major, header.minor)):
+        raise DarknetError(f'{path} is no Darknet weights file: its header has the version '
+                           f'{header.major}.{header.minor}')
+    if header.seen < 0:
+        raise DarknetError(f'{path} is no Darknet weights file: its header counts {header.seen} '
+                           'images')
     return header
+
+
+def _check_values(values: np.ndarray, where: str, key: str) -> None:
+    """Raise a DarknetError if values of a layer would make its outputs NaN or infinite."""
+    name = key.rpartition('.')[2]
+    if not np.isfinite(values).all():
+        raise DarknetError(f'{where} has values of its {name} that are not finite')
+    if name == 'running_var' and float(values.min()) + BN_EPS <= 0:
+        raise DarknetError(f'{where} has a variance of {float(values.min()):g}, with which outputs '
+                           'are not finite')
 
 
 def _read_array(file: BinaryIO, shape: Tuple[int, ...]) -> np.ndarray:

@@ -72,6 +72,9 @@ def calibration_batches(cfg: Config, model: nn.Module, num_batches: int,
             if is_ours or all_needed:
                 data = preprocessor(_load(loader, indices), training=True)
         if is_ours:
+            if not bool(data['inputs'].isfinite().all()):
+                raise UserError(f'batch {number} of the calibration images has pixels that are not '
+                                'finite; are mean and std of the data_preprocessor right?')
             yield Batch(data['inputs'].to(next(model.parameters())), data['data_samples'])
 
 

@@ -14,7 +14,7 @@ from typing import Dict, List, Optional, Union
 import cv2
 import numpy as np
 
-from mmgcp.errors import UserError
+from mmgcp.utils.checks import SEED, check_value, number_in
 
 from .demo_images import CLASSES, DemoObject, render_image
 from .voc import ANNOTATION_DIR, IMAGE_DIR, LAYOUT, SPLIT_DIR, check_voc
@@ -76,12 +76,9 @@ class DemoOptions:
 
     def __post_init__(self) -> None:
         for name in ('num_train', 'num_val', 'num_test'):
-            if getattr(self, name) < 1:
-                raise UserError(f'{name} must be at least 1, but got {getattr(self, name)}')
-        if not 128 <= self.size <= 2048:
-            raise UserError(f'size must be from 128 to 2048, but got {self.size}')
-        if self.seed < 0:
-            raise UserError(f'seed must not be negative, but got {self.seed}')
+            check_value(name, getattr(self, name), number_in(1, 10**6, integer=True))
+        check_value('size', self.size, number_in(128, 2048, integer=True))
+        check_value('seed', self.seed, SEED)
 
 
 def make_demo_dataset(out_dir: Union[str, Path], options: Optional[DemoOptions] = None) -> bool:

@@ -4,7 +4,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from mmgcp.errors import UserError
 from mmgcp.registry import HOOKS
+from mmgcp.utils.checks import checked
 
 from .student_proxy import ADAPTERS
 
@@ -18,6 +20,14 @@ class DistillAdapterHook(Hook):
     this hook a resumed training starts with new adapters.
     """
 
+    @checked()
+    def __init__(self) -> None:
+        super().__init__()
+
+    def before_train(self, runner: Runner) -> None:
+        """Check that there is a distiller."""
+        _distiller(runner)
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add the adapters to the checkpoint."""
         adapters = _distiller(runner).distill_adapters
@@ -30,4 +40,8 @@ class DistillAdapterHook(Hook):
 
 
 def _distiller(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    if not hasattr(model, ADAPTERS):
+        raise UserError('DistillAdapterHook needs a model of the type '
+                        f'mmgcp.SpatialAttentionDistiller, but it is a {type(model).__name__}')
+    return model

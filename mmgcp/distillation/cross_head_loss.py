@@ -6,12 +6,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmgcp.errors import UserError
 from mmgcp.registry import MODELS
+from mmgcp.utils.checks import MAPPING, checked, number_in
 
 from .cross_layers import count_input_channels, find_cross_layers, read_layers
 from .feature_losses import channel_statistics, standardize
-from .head_loss import HeadLoss
+from .head_loss import TEMPERATURE, HeadLoss
 from .localization_loss import edge_divergence
 from .response_loss import box_difference
 from .responses import HeadRun, Responses
@@ -64,16 +64,13 @@ class CrossHeadLoss(HeadLoss):
     kind = 'cross'
     parts = dict(cls=1., obj=1., box=1., edge=3.)
 
+    @checked(weights=MAPPING, beta=number_in(1, 100), temperature=TEMPERATURE)
     def __init__(self,
                  layers: Optional[Sequence[Union[str, Tuple[str, str]]]] = None,
                  weights: Optional[Dict[str, float]] = None,
                  beta: float = 1.0,
                  temperature: float = 1.0):
         super().__init__(weights)
-        if not beta >= 1:
-            raise UserError(f'beta must be at least 1, but is {beta}')
-        if not temperature > 0:
-            raise UserError(f'temperature must be positive, but is {temperature}')
         self.layers = [] if layers is None else read_layers(layers)
         self.beta = beta
         self.temperature = temperature

@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from mmgcp.errors import UserError
+from mmgcp.errors import UserError, shown
 from mmgcp.nn.forward import (
     flatten_tensors,
     random_image,
@@ -27,10 +27,13 @@ Pairs = List[Tuple[str, str]]
 
 def read_layers(layers: Sequence[Union[str, Tuple[str, str]]]) -> Pairs:
     """Read names of layers of the heads, or pairs of names in student and teacher."""
-    pairs = [] if isinstance(layers, str) else [as_pair(layer) for layer in layers]
+    pairs = []
+    if isinstance(layers, (list, tuple)):
+        pairs = [as_pair(layer) for layer in layers if isinstance(layer, (str, list, tuple))]
+        pairs = pairs if len(pairs) == len(layers) else []
     if not pairs or not all(name.startswith(f'{HEAD}.') for pair in pairs for name in pair):
         raise UserError(f'layers must be a list of names of layers below {HEAD!r}, but is '
-                        f'{layers!r}')
+                        f'{shown(layers)}')
     return pairs
 
 

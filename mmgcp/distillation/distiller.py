@@ -9,8 +9,9 @@ from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from torch import Tensor
 
-from mmgcp.errors import UserError
-from mmgcp.registry import MODELS
+from mmgcp.errors import UserError, shown
+from mmgcp.registry import MODELS, build_model
+from mmgcp.utils.checks import CONFIG, MAPPING, checked
 
 from .features import FeatureRecorder, FrozenTeacher
 from .groups import check_layers, connect_groups, layer_names, read_groups
@@ -91,6 +92,7 @@ class SpatialAttentionDistiller(StudentProxy):
             layer, or a setting is wrong.
     """
 
+    @checked(student=CONFIG, teacher=MAPPING, loss=CONFIG, schedule=MAPPING)
     def __init__(self,
                  student: dict,
                  teacher: dict,
@@ -106,8 +108,8 @@ class SpatialAttentionDistiller(StudentProxy):
         schedule = build_schedule(schedule or {})
         if set(teacher) != {'config', 'checkpoint'}:
             raise UserError("teacher must have the keys 'config' and 'checkpoint', "
-                            f'but has {sorted(teacher)}')
-        student = MODELS.build(student)
+                            f'but has {shown(sorted(teacher, key=str))}')
+        student = build_model(MODELS, student, 'student')
         if not isinstance(student, BaseModel):
             raise UserError(f'student must be a detector, but is a {type(student).__name__}')
         super().__init__(student)

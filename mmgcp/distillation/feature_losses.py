@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmgcp.errors import UserError
 from mmgcp.registry import MODELS
+from mmgcp.utils.checks import LOSS_WEIGHT, checked, number_in
 
 # Added to the variance of a channel: what varies less is as good as constant
 VARIANCE_EPS = 1e-6
@@ -25,6 +26,7 @@ class FeatureLoss(nn.Module):
     """
     kind = 'feature'
 
+    @checked(loss_weight=LOSS_WEIGHT)
     def __init__(self, loss_weight: float = 1.0):
         super().__init__()
         self.loss_weight = loss_weight
@@ -100,6 +102,7 @@ class AdaptedLoss(FeatureLoss):
         loss_weight (float): Multiplier of the loss. Defaults to 1.0.
     """
 
+    @checked(loss_weight=LOSS_WEIGHT)
     def __init__(self, loss_weight: float = 1.0):
         super().__init__(loss_weight)
         self.adapter = None
@@ -166,10 +169,9 @@ class ChannelWiseLoss(AdaptedLoss):
     """
     kind = 'channel'
 
+    @checked(tau=number_in(0, 1e6, open_low=True), loss_weight=LOSS_WEIGHT)
     def __init__(self, tau: float = 1.0, loss_weight: float = 1.0):
         super().__init__(loss_weight)
-        if not tau > 0:
-            raise UserError(f'tau must be positive, but is {tau}')
         self.tau = tau
 
     def forward(self, student_feature: Tensor, teacher_feature: Tensor) -> Tensor:

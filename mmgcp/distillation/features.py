@@ -16,6 +16,7 @@ from mmgcp.nn.forward import parts_only, run_as_tensors
 from mmgcp.nn.hooks import on_outputs
 from mmgcp.nn.lookup import find_module
 from mmgcp.utils.checkpoint import load_strictly
+from mmgcp.utils.checks import MAPPING, PATH, checked, either, instance_of
 from mmgcp.utils.config import build_detector, load_config
 
 from .responses import HeadRun, recording_head, show_distributions
@@ -114,6 +115,8 @@ class FrozenTeacher:
             other.
     """
 
+    @checked(config=either(PATH, MAPPING, instance_of(Config, text=''),
+                           text='must be a file or the config of a model'), checkpoint=PATH)
     def __init__(self, config: Union[str, Path, dict], checkpoint: Union[str, Path]):
         named = isinstance(config, (str, Path))
         # Without init_weights(), which would follow init_cfg

@@ -5,16 +5,19 @@ import warnings
 from dataclasses import dataclass, field
 from typing import List, Sequence, Tuple, Union
 
+import torch
 import torch.nn as nn
 from torch import Tensor
 
-from mmgcp.errors import UserError
+from mmgcp.errors import UserError, shown, told
 from mmgcp.nn.lookup import find_module
-from mmgcp.registry import MODELS
+from mmgcp.registry import MODELS, build_part
+from mmgcp.utils.checks import CONFIG, LOSS_WEIGHT, MAPPING, NAME, check_value, list_of
 
 from .feature_losses import AdaptedLoss
 from .part_outputs import count_feature_channels, find_part_outputs
 
+GROUPS = list_of(MAPPING, "must be 'auto' or a list of groups", empty=True)
 PARTS = {'backbone_outputs': 'backbone', 'neck_outputs': 'neck'}
 # A ten-thousandth of the paper's weights for the backbone and the finer one of the other groups
 DEFAULT_WEIGHTS = dict(backbone=1e2, neck=1.)
@@ -60,12 +63,12 @@ def read_groups(configs: Union[str, Sequence[dict]], loss: dict) -> List[Distill
     The arguments are those of :class:`SpatialAttentionDistiller`. A UserError is raised if a
     group is malformed or two groups have the same name.
     """
-    optional = configs == 'auto'
+    optional = isinstance(configs, str) and configs == 'auto'
     if optional:
         configs = [dict(name=name, weight=weight, layers=f'{name}_outputs')
                    for name, weight in DEFAULT_WEIGHTS.items()]
-    elif isinstance(configs, str):
-        raise UserError(f"groups must be 'auto' or a list of groups, but it is {configs!r}")
+    check_value('groups', configs, GROUPS)
+    check_value('loss', loss, CONFIG)
     groups = [_read_group(config, loss, optional) for config in configs]
     names = [group.name for group in groups]
     if len(set(names)) < len(names):
@@ -77,25 +80,46 @@ def _read_group(config: dict, loss: dict, optional: bool) -> DistillationGroup:
     keys = {'name', 'weight', 'layers'}
     if not keys <= set(config) <= keys | {'loss'}:
         raise UserError("a group must have the keys 'name', 'weight' and 'layers' and may have "
-                        f"'loss', but has {sorted(config)}")
-    layers = config['layers']
-    if layers not in PARTS if isinstance(layers, str) else not layers:
-        raise UserError(f'the layers of the group {config["name"]!r} must be a list of names or '
-                        f'one of {list(PARTS)}, but they are {layers!r}')
+                        f"'loss', but has {shown(sorted(config, key=str))}")
+    check_value('the name of a group', config['name'], NAME)
+    where, layers = f'of the group {config["name"]!r}', config['layers']
+    check_value(f'the weight {where}', config['weight'], LOSS_WEIGHT)
+    if not (layers in PARTS if isinstance(layers, str) else isinstance(layers, (list, tuple))
+            and layers):
+        raise UserError(f'the layers {where} must be a list of names or one of {list(PARTS)}, but '
+                        f'they are {shown(layers)}')
+    check_value(f'the loss {where}', config.get('loss', loss), CONFIG)
     return DistillationGroup(
         name=config['name'],
         layers=layers if isinstance(layers, str) else [as_pair(layer) for layer in layers],
-        template=MODELS.build(dict(config.get('loss', loss), loss_weight=config['weight'])),
+        template=_build_loss(dict(config.get('loss', loss), loss_weight=config['weight'])),
         optional=optional)
+
+
+def _build_loss(config: dict) -> nn.Module:
+    """Build a loss between two features; a UserError says if it is none."""
+    kind = shown(config['type'])
+    loss = build_part(MODELS, config, 'loss between two features', callable)
+    try:
+        value = copy.deepcopy(loss)(torch.ones(1, 2, 4, 4), torch.zeros(1, 2, 4, 4))
+        fits = isinstance(value, Tensor) and value.numel() == 1
+    except Exception as error:  # whatever a module raises that is no loss
+        raise UserError(f'{kind} is no loss between two features (N, C, H, W): '
+                        f'{told(error)}') from error
+    if not fits:
+        raise UserError(f'{kind} is no loss between two features (N, C, H, W): it does not return '
+                        'one number')
+    return loss
 
 
 def as_pair(layer: Union[str, Sequence[str]]) -> Tuple[str, str]:
     """Return the names in student and teacher of a layer that is given by one name or by both."""
     if isinstance(layer, str):
         return layer, layer
-    if len(layer) != 2 or not all(isinstance(name, str) for name in layer):
+    if not (isinstance(layer, (list, tuple)) and len(layer) == 2
+            and all(isinstance(name, str) for name in layer)):
         raise UserError('a layer must be a name or a pair of names (in student and teacher), '
-                        f'but is {layer!r}')
+                        f'but is {shown(layer)}')
     return tuple(layer)
 
 

@@ -5,10 +5,14 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 import torch.nn as nn
 from torch import Tensor
 
-from mmgcp.errors import UserError
-from mmgcp.registry import MODELS
+from mmgcp.errors import UserError, shown
+from mmgcp.registry import MODELS, build_part
+from mmgcp.utils.checks import CONFIG, LOSS_WEIGHT, check_value, list_of, number_in
 
 from .responses import HeadRun, check_head
+
+RESPONSE = list_of(CONFIG, 'must be the config of a loss or a list of them', empty=True)
+TEMPERATURE = number_in(0, 1e6, open_low=True)
 
 
 class HeadLoss(nn.Module):
@@ -25,7 +29,7 @@ class HeadLoss(nn.Module):
             default. Defaults to None.
 
     Raises:
-        UserError: There is no such part.
+        UserError: There is no such part, or a multiplier is not allowed.
     """
     kind = 'head'
     parts: Dict[str, float] = {}
@@ -36,7 +40,9 @@ class HeadLoss(nn.Module):
         if unknown:
             *others, last = map(repr, self.parts)
             raise UserError(f'weights may have the keys {", ".join(others)} and {last}, '
-                            f'but has {sorted(unknown)}')
+                            f'but has {shown(sorted(unknown, key=str))}')
+        for part, value in (weights or {}).items():
+            check_value(f'the weight of {part!r}', value, LOSS_WEIGHT, owner=type(self).__name__)
         self.weights = {**self.parts, **(weights or {})}
         self.layers: List[Tuple[str, str]] = []
         self.adapters: List[nn.Module] = []
@@ -67,15 +73,10 @@ def build_head_losses(configs: Union[dict, Sequence[dict], None]) -> List[HeadLo
         return []
     if isinstance(configs, dict):
         configs = [configs]
-    if not (isinstance(configs, (list, tuple)) and all(
-            isinstance(config, dict) for config in configs)):
-        raise UserError('response must be the config of a loss or a list of them, but is '
-                        f'{configs!r}')
-    losses = [MODELS.build(config) for config in configs]
-    for loss in losses:
-        if not isinstance(loss, HeadLoss):
-            raise UserError('response must be a loss between the predictions of heads, but is a '
-                            f'{type(loss).__name__}')
+    check_value('response', configs, RESPONSE)
+    losses = [build_part(MODELS, config, 'loss between the predictions of heads',
+                         lambda kind: isinstance(kind, type) and issubclass(kind, HeadLoss))
+              for config in configs]
     if len({loss.kind for loss in losses}) < len(losses):
         names = [type(loss).__name__ for loss in losses]
         raise UserError(f'the losses of the response must be of different types, but are {names}')

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from mmgcp.errors import UserError
 from mmgcp.registry import MODELS
+from mmgcp.utils.checks import MAPPING, SHARE, checked
 
-from .head_loss import HeadLoss, mean_of
+from .head_loss import TEMPERATURE, HeadLoss, mean_of
 from .responses import Responses, check_same, count_distances
 
 
@@ -53,16 +54,13 @@ class LocalizationLoss(HeadLoss):
     kind = 'localization'
     parts = dict(main=1., valuable=1.)
 
+    @checked(temperature=TEMPERATURE, weights=MAPPING, score_thr=SHARE, valuable_ratio=SHARE)
     def __init__(self,
                  temperature: float = 10.0,
                  weights: Optional[Dict[str, float]] = None,
                  score_thr: float = 0.1,
                  valuable_ratio: float = 0.25):
         super().__init__(weights)
-        if not temperature > 0:
-            raise UserError(f'temperature must be positive, but is {temperature}')
-        if not 0 <= valuable_ratio <= 1:
-            raise UserError(f'valuable_ratio must be in [0, 1], but is {valuable_ratio}')
         self.temperature = temperature
         self.score_thr = score_thr
         self.valuable_ratio = valuable_ratio

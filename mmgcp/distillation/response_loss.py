@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
 
-from mmgcp.errors import UserError
 from mmgcp.registry import MODELS
+from mmgcp.utils.checks import MAPPING, SHARE, checked, one_of
 
-from .head_loss import HeadLoss, mean_of
+from .head_loss import TEMPERATURE, HeadLoss, mean_of
 from .responses import Responses, check_same
 
 BOX_LOSSES = ('iou', 'giou', 'l2')
@@ -52,16 +52,14 @@ class ResponseLoss(HeadLoss):
     kind = 'response'
     parts = dict(cls=1., obj=1., box=1.)
 
+    @checked(temperature=TEMPERATURE, weights=MAPPING, box_loss=one_of(*BOX_LOSSES),
+             score_thr=SHARE)
     def __init__(self,
                  temperature: float = 3.0,
                  weights: Optional[Dict[str, float]] = None,
                  box_loss: str = 'giou',
                  score_thr: float = 0.1):
         super().__init__(weights)
-        if not temperature > 0:
-            raise UserError(f'temperature must be positive, but is {temperature}')
-        if box_loss not in BOX_LOSSES:
-            raise UserError(f'box_loss must be one of {BOX_LOSSES}, but is {box_loss!r}')
         self.temperature = temperature
         self.box_loss = box_loss
         self.score_thr = score_thr

@@ -5,6 +5,16 @@ from typing import Optional
 from mmengine.logging import MessageHub
 
 from mmgcp.errors import UserError
+from mmgcp.utils.checks import (
+    COUNT,
+    MAPPING,
+    SHARE,
+    check_keys,
+    check_value,
+    checked,
+    number_in,
+    one_of,
+)
 
 DECAYS = ('none', 'linear', 'cosine')
 
@@ -28,19 +38,13 @@ class WeightSchedule:
         UserError: A setting is out of its range.
     """
 
+    @checked(warmup=number_in(0, 1e6), decay=one_of(*DECAYS), final_factor=SHARE,
+             stop_epoch=COUNT)
     def __init__(self,
                  warmup: float = 0,
                  decay: str = 'none',
                  final_factor: float = 0.,
                  stop_epoch: Optional[int] = None):
-        if not warmup >= 0:
-            raise UserError(f'warmup must not be negative, but is {warmup}')
-        if decay not in DECAYS:
-            raise UserError(f'decay must be one of {DECAYS}, but is {decay!r}')
-        if not 0 <= final_factor <= 1:
-            raise UserError(f'final_factor must be in [0, 1], but is {final_factor}')
-        if stop_epoch is not None and not stop_epoch > 0:
-            raise UserError(f'stop_epoch must be positive, but is {stop_epoch}')
         if stop_epoch is not None and warmup >= max(stop_epoch, 1):
             raise UserError(f'the warmup of {warmup} epochs must end before the stop_epoch '
                             f'{stop_epoch}')
@@ -81,8 +85,6 @@ class WeightSchedule:
 
 def build_schedule(config: dict) -> WeightSchedule:
     """Build a :class:`WeightSchedule` from its arguments; unknown ones raise a UserError."""
-    try:
-        return WeightSchedule(**config)
-    except TypeError:
-        raise UserError("schedule may have the keys 'warmup', 'decay', 'final_factor' and "
-                        f"'stop_epoch', but is {dict(config)}") from None
+    check_value('schedule', config, MAPPING)
+    check_keys(config, ['warmup', 'decay', 'final_factor', 'stop_epoch'], 'schedule')
+    return WeightSchedule(**config)

@@ -6,6 +6,8 @@ from typing import Callable, Dict
 
 from mmengine.config import Config
 
+from mmgcp.utils.cli import replacing
+
 
 def override(cfg: Config, settings: Dict[str, object]) -> Config:
     """Return a copy of a config with other settings.
@@ -33,10 +35,11 @@ def write_child(path: Path, base: str, change: Callable[[Config], Config]) -> No
             base as a child inherits it. It must not modify its argument, nor drop top-level
             settings.
     """
-    path.write_text(f'_base_ = {base!r}\n')
-    inherited = Config.fromfile(path)
-    changes = _difference(inherited.to_dict(), change(inherited).to_dict())
-    Config(dict(_base_=base, **changes)).dump(path)
+    with replacing(path) as (temporary, ):
+        temporary.write_text(f'_base_ = {base!r}\n')
+        inherited = Config.fromfile(temporary)
+        changes = _difference(inherited.to_dict(), change(inherited).to_dict())
+        Config(dict(_base_=base, **changes)).dump(temporary)
 
 
 def _difference(base: Dict[str, object], wanted: Dict[str, object]) -> Dict[str, object]:

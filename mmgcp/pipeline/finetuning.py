@@ -16,7 +16,8 @@ from mmengine.runner import Runner
 from mmgcp.errors import PruningError
 from mmgcp.nn.distributed import sum_over_ranks
 from mmgcp.nn.training_loss import LATE_EPOCH, cuda_devices
-from mmgcp.utils.config import drop_collate_scope
+from mmgcp.utils.checks import COUNT, POSITIVE, check_value
+from mmgcp.utils.config import drop_collate_scope, section
 from mmgcp.utils.process_state import random_states_kept
 
 UNWANTED_HOOKS = ('EMA', 'Sparsity')
@@ -46,13 +47,13 @@ class IntermediateFinetuning:
         settings (dict): ``epochs``, ``lr`` and ``every``.
 
     Raises:
-        PruningError: A setting is not positive, or the config cannot train by epochs.
+        PruningError: A setting is not a positive number, or the config cannot train by epochs.
     """
 
     def __init__(self, cfg: Config, epochs: int = 1, lr: Optional[float] = None, every: int = 1,
                  progress: Callable[[str, int, int], None] = lambda stage, done, steps: None):
-        loop = cfg.get('train_cfg') or {}
-        optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
+        loop = section(cfg, 'train_cfg')
+        optimizer = section(cfg, 'optim_wrapper').get('optimizer') or {}
         if not (cfg.get('train_dataloader') and 'lr' in optimizer):
             raise PruningError('fine-tuning between layers or steps needs a config with a '
                                'train_dataloader and an optim_wrapper that has a learning rate; '
@@ -60,11 +61,12 @@ class IntermediateFinetuning:
         if not loop.get('by_epoch', 'IterBased' not in loop.get('type', '')):
             raise PruningError('fine-tuning between layers or steps needs a config that trains by '
                                'epochs; prune_cfg.finetune=False does without')
-        lr = 0.1 * optimizer['lr'] if lr is None else lr
+        if lr is None:
+            check_value("the learning rate of the config", optimizer['lr'], POSITIVE, PruningError)
+            lr = 0.1 * optimizer['lr']
         self.settings = dict(epochs=epochs, lr=lr, every=every)
-        for name, value in self.settings.items():
-            if not value > 0:
-                raise PruningError(f'{name} of the fine-tuning must be positive, but is {value}')
+        for name, check in (('epochs', COUNT), ('lr', POSITIVE), ('every', COUNT)):
+            check_value(f'{name} of the fine-tuning', self.settings[name], check, PruningError)
         self._cfg = cfg
         self._progress = progress
 

@@ -10,6 +10,7 @@ from mmdet.apis import inference_detector, init_detector
 from mmengine.registry import DATASETS, DefaultScope
 
 from mmgcp.compatibility import mend_openmmlab
+from mmgcp.utils.cli import replacing
 from mmgcp.utils.config import load_config
 
 CELL = 320  # pixels
@@ -42,7 +43,9 @@ def draw_detections(stages: Iterable[Tuple[str, Path, str]], path: Path, num_ima
     for row, sample in enumerate(samples):
         image = cv2.imread(sample['img_path'])
         grid.append(np.hstack([_draw(image, *boxes[row]) for _, boxes in columns]))
-    cv2.imwrite(str(path), np.vstack(grid))
+    with replacing(path) as (temporary, ):
+        if not cv2.imwrite(str(temporary), np.vstack(grid)):
+            raise OSError(f'{path} cannot be written')
 
 
 def _test_samples(cfg, num_images: int) -> List[dict]:

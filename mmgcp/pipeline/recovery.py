@@ -14,7 +14,7 @@ from mmgcp.nn.distributed import average_gradients, from_first_rank, total_over_
 from mmgcp.nn.precision import full_precision
 from mmgcp.nn.temporarily import eval_mode, only_values_change, requiring_grad, restored_on_error
 from mmgcp.pruning.surgery import Channels
-from mmgcp.utils.options import Check, number_in
+from mmgcp.utils.checks import Check, check_value, number_in
 
 from .imitation import Imitation
 
@@ -69,10 +69,10 @@ def check_settings(minutes: Optional[float], steps: Optional[int], lr: float) ->
     """Raise a PruningError if a setting of :func:`recover` is not allowed."""
     if minutes is None and steps is None:
         raise PruningError('recovery needs minutes or steps')
-    for name, value, (test, text) in (('minutes', minutes, MINUTES), ('steps', steps, STEPS),
-                                      ('lr', lr, RATE)):
-        if not (test(value) or value is None and name != 'lr'):
-            raise PruningError(f'{name} of the recovery {text}, but is {value!r}')
+    for name, value, check in (('minutes', minutes, MINUTES), ('steps', steps, STEPS),
+                               ('lr', lr, RATE)):
+        if value is not None or name == 'lr':
+            check_value(f'{name} of the recovery', value, check, PruningError)
 
 
 @full_precision()

@@ -6,6 +6,8 @@ from typing import Dict, List, Optional
 from mmengine.config import Config
 
 from mmgcp.errors import UserError
+from mmgcp.utils.checks import COUNT, POSITIVE, check_value
+from mmgcp.utils.config import section
 
 Settings = Dict[str, object]
 
@@ -25,7 +27,9 @@ def base_epochs(cfg: Config) -> int:
     Raises:
         UserError: It has none, because it trains by iterations or not at all.
     """
-    epochs = (cfg.get('train_cfg') or {}).get('max_epochs')
+    epochs = section(cfg, 'train_cfg').get('max_epochs')
+    if epochs is not None:
+        check_value('train_cfg.max_epochs of the config', epochs, COUNT)
     if not epochs:
         raise UserError('the config says no number of epochs (train_cfg.max_epochs): only '
                         'configs that train by epochs, not by iterations, can be used')
@@ -116,9 +120,10 @@ class _Timeline:
 
 
 def _base_lr(cfg: Config) -> float:
-    lr = ((cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get('lr')
+    lr = (section(cfg, 'optim_wrapper').get('optimizer') or {}).get('lr')
     if not lr:
         raise UserError('the config says no learning rate (optim_wrapper.optimizer.lr) to change')
+    check_value('optim_wrapper.optimizer.lr of the config', lr, POSITIVE)
     return lr
 
 

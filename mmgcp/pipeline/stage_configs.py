@@ -5,6 +5,7 @@ from typing import Dict, List, Optional, Union
 from mmengine.config import Config
 
 from mmgcp.datasets import VOCInfo
+from mmgcp.pruning.detector import drop_hooks
 from mmgcp.utils.config import drop_collate_scope
 
 from .child_config import override
@@ -68,6 +69,7 @@ def sparse_config(cfg: Config, checkpoint: str, epochs: int, hook: Dict[str, obj
     """
     cfg = override(cfg, derive_schedule(cfg, epochs, lr, num_images=num_images))
     cfg.load_from = str(checkpoint)
+    drop_hooks(cfg)  # that of the user's config, which would press a second time
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
     return cfg
 

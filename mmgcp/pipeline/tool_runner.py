@@ -9,14 +9,21 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Dict
 
 from mmgcp.errors import UserError
+from mmgcp.utils.checkpoint_files import newest_checkpoint
 from mmgcp.utils.mmyolo_tools import load_script
+from mmgcp.utils.processes import start_child, stop
+
+# Seconds that a tool gets to end by itself after an interrupt, which usually reaches it as well
+PATIENCE = 2.
+BEGUN = 'begun.txt'  # as old as the training of a stage
 
 
 class ToolRunner:
-    """Runs each tool in a process of its own.
+    """Runs each tool in a process of its own, which ends with this one.
 
     Args:
         tools_dir (Path): Folder of the tools.
@@ -41,21 +48,57 @@ class ToolRunner:
         log = self.folder / stage / 'log.txt'
         log.parent.mkdir(exist_ok=True)
         print(f'[{stage}] {tool} {shlex.join(arguments)}', flush=True)
-        process = subprocess.Popen(
+        process = start_child(
             [sys.executable, '-u', str(self.tools_dir / tool), *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env=dict(os.environ, PYTHONWARNINGS='ignore'))
-        last = ''
+        last, status = '', None
         try:
             with log.open('a', buffering=1) as file:
                 for line in process.stdout:
                     file.write(line)
                     print(f'[{stage}] {line}', end='', flush=True)
                     last = line.strip() or last
-        finally:  # an interrupted tool may still have to finish a file
             status = process.wait()
+        except KeyboardInterrupt:
+            status = stop(process, PATIENCE)
+            raise
+        finally:
+            if status is None:
+                stop(process)
         if status:
             raise UserError(f'{tool} failed in stage {stage}: {last} (whole output: {log})')
+
+    def load(self, tool: str) -> ModuleType:
+        """Load a tool as a module."""
+        return load_script(self.tools_dir / tool)
+
+    def train(self, stage: str, config: Path, *options: str) -> None:
+        """Run train.py, from the last checkpoint in the stage's folder on if one is whole.
+
+        Args:
+            stage (str): Name of the stage.
+            config (Path): The config.
+            *options (str): Settings to override, as for ``--cfg-options``.
+
+        Raises:
+            UserError: The training failed.
+        """
+        folder, begun = self.folder / stage, self.folder / stage / BEGUN
+        try:
+            checkpoint = newest_checkpoint(
+                folder, since=begun.stat().st_mtime_ns if begun.exists() else 0)
+        except UserError as error:
+            print(f'[{stage}] starts from the beginning: {error}', flush=True)
+            checkpoint = None
+        self.run(stage, 'train.py', str(config), '--work-dir', str(folder),
+                 *(['--resume', checkpoint] if checkpoint else []), '--cfg-options', *options)
+
+    def begin(self, stage: str) -> None:
+        """Let the checkpoints that a stage has stay, but not be resumed from."""
+        begun = self.folder / stage / BEGUN
+        begun.parent.mkdir(exist_ok=True)
+        begun.write_text('checkpoints that are older are of a training with other settings\n')
 
     def parse(self, tool: str, *arguments: str) -> argparse.Namespace:
         """Let a tool parse arguments without running it.
@@ -70,7 +113,7 @@ class ToolRunner:
         Raises:
             UserError: The tool does not accept them; says why.
         """
-        parse_args = load_script(self.tools_dir / tool).parse_args
+        parse_args = self.load(tool).parse_args
         output = io.StringIO()
         try:
             with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):

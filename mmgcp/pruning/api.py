@@ -1,6 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The one path from a model to a pruned model."""
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -17,9 +18,9 @@ from .iterative import decide_in_steps
 from .layer_groups import Groups
 from .options import PruneOptions
 from .plan import PruningPlan, PruningResult, validate_plan
-from .scores import Criterion
+from .scores import BNScale, Criterion
 from .strategy import Decision, PruningTask, decide, trace
-from .surgery import gather_channels
+from .surgery import check_finite, gather_channels
 
 
 @full_precision()
@@ -52,22 +53,18 @@ def prune(model: nn.Module, groups: Groups = 'auto', ratio: Optional[float] = No
     Raises:
         PruningError: The request cannot be met; the model has not been touched.
     """
-    check_names(PruneOptions, options, 'prune()', PruningError)
-    options = PruneOptions(groups=groups, ratio=ratio, **options)
-    plan = options.plan
-    if isinstance(plan, (str, Path)):
-        plan = PruningPlan.load(plan)
+    options = check_request(groups=groups, ratio=ratio, **options)
     with head_left_out_on_demand(model):
-        return _prune(model, options, plan)
+        return _prune(model, options)
 
 
-def _prune(model: nn.Module, options: PruneOptions,
-           plan: Optional[PruningPlan]) -> PruningResult:
+def _prune(model: nn.Module, options: PruneOptions) -> PruningResult:
     """Trace a model, decide unless there is a plan, and apply what has been decided."""
-    task, criterion = trace(model, options), None
+    plan, criterion = options.plan, None
     if plan is None:
         criterion = build_task_util(options.criterion, Criterion, PruningError)
-    else:
+    task = trace(model, options)
+    if plan is not None:
         validate_plan(plan, task.units)
     in_place = not options.dry_run and (
         task.compensator().fits_weights or options.steps > 1 or options.recover is not None
@@ -81,6 +78,66 @@ def _prune(model: nn.Module, options: PruneOptions,
         else:
             decision = decide(criterion, task)
         return _apply(task, decision, original)
+
+
+def check_request(**options: Any) -> PruneOptions:
+    """Check the options of :func:`prune` as far as that needs no model.
+
+    Args:
+        **options: The options.
+
+    Returns:
+        PruneOptions: The options.
+
+    Raises:
+        PruningError: One is unknown or not allowed, the plan cannot be read, or the criterion
+            cannot be built.
+    """
+    check_names(PruneOptions, options, 'prune()', PruningError)
+    options = PruneOptions(**options)
+    if isinstance(options.plan, (str, Path)):
+        options.plan = PruningPlan.load(options.plan)
+    if options.plan is None:
+        criterion = build_task_util(options.criterion, Criterion, PruningError)
+        if options.steps > 1 and criterion.not_in_steps is not None:
+            raise PruningError(f'{type(criterion).__name__} cannot prune in {options.steps} steps: '
+                               f'{criterion.not_in_steps}')
+    return options
+
+
+def rehearse_pruning(model: nn.Module, **options: Any) -> None:
+    """Find whether a model can be pruned like this, whatever its weights will be.
+
+    Layer groups are looked up, and the budget is compared with the least that can be left.
+    Criteria that need data are replaced by BNScale; how near a budget can be met depends on the
+    scores and is left open.
+
+    Args:
+        model (nn.Module): The model, which is not changed.
+        **options: As for :func:`prune`.
+
+    Raises:
+        PruningError: The request cannot be met.
+    """
+    options = check_request(**options)
+    options = replace(options, batches=None, calibration=None, evaluate=None, compensate=False,
+                      steps=1, dry_run=True)
+    with head_left_out_on_demand(model):
+        _rehearse(model, options)
+
+
+def _rehearse(model: nn.Module, options: PruneOptions) -> None:
+    task = trace(model, options)
+    if options.plan is not None:
+        validate_plan(options.plan, task.units)
+        return
+    criterion = build_task_util(options.criterion, Criterion, PruningError)
+    if criterion.needs and not (criterion.trains and criterion.allocation_criterion is None):
+        criterion = BNScale()
+        task = replace(task, options=replace(task.options, allocation='global'))
+    shares = [replace(task.budget, strict=False, **{other: None}) for other in ('flops', 'params')]
+    for budget in list(filter(None, shares)) or [task.budget]:  # together depends on the scores
+        decide(criterion, replace(task, budget=budget))
 
 
 def _apply(task: PruningTask, decision: Decision,
@@ -102,4 +159,5 @@ def _apply(task: PruningTask, decision: Decision,
         if task.options.recover is not None:
             result.recovery = task.options.recover(
                 task.model, original, gather_channels(task.units, removed))
+            check_finite(task.model, 'recovery has failed, and the model has been restored')
     return result

@@ -80,8 +80,8 @@ def find_thresholds(selection: Selection, groups: Sequence[LayerGroup], cost: Co
     target = search.targets[index]
     if (share < target * (1 - budget.tolerance) and selection.limits.round_to == 1
             and budget.strict):
-        raise PruningError(f'{target:.1%} of the {QUANTITIES[index]} cannot be met within '
-                           f'{budget.tolerance:.0%}: the nearest share below is {share:.1%}')
+        raise PruningError(f'{percent(target)} of the {QUANTITIES[index]} cannot be met within '
+                           f'{budget.tolerance:.0%}: the nearest share below is {percent(share)}')
     return thresholds
 
 
@@ -143,8 +143,8 @@ class _Search:
 
         least = share(-1)
         if least > target * (1 + tolerance):
-            raise PruningError(f'{target:.1%} of the {QUANTITIES[index]} cannot be reached: these '
-                               f'layer groups and limits leave {least:.1%} at least')
+            raise PruningError(f'{percent(target)} of the {QUANTITIES[index]} cannot be reached: '
+                               f'these layer groups and limits leave {percent(least)} at least')
         if least > target:
             return least, self.thresholds(factors[-1], mix)
         low, high = -1, len(factors) - 1  # above the target, and not above it
@@ -201,10 +201,15 @@ class _Search:
             tried, key=lambda item: (rounding and item[1][1] > macs, item[0]))
         missed = shares[1] > macs if rounding else deviation > self.tolerance
         if missed and self.strict:
-            raise PruningError(f'with {params:.1%} of the parameters, {macs:.1%} of the MACs '
-                               f'cannot be reached; the nearest are {shares[0]:.1%} and '
-                               f'{shares[1]:.1%}')
+            raise PruningError(f'with {percent(params)} of the parameters, {percent(macs)} of the '
+                               f'MACs cannot be reached; the nearest are {percent(shares[0])} and '
+                               f'{percent(shares[1])}')
         return thresholds
+
+
+def percent(share: float) -> str:
+    """Return a share as a percentage; of a small one three digits, as 0.0% would say nothing."""
+    return f'{share:.1%}' if share >= 0.01 or not share else f'{100 * share:.3g}%'
 
 
 def _mean_costs(scored: Iterable[ScoredUnit], group: LayerGroup,

@@ -2,7 +2,7 @@
 """Pruned detectors: ordinary ones, reduced to the channels that a table lists; their configs."""
 import copy
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -11,19 +11,30 @@ from mmengine.registry import MODELS as ROOT
 from mmyolo.registry import MODELS as MMYOLO_MODELS
 from torch import Tensor
 
-from mmgcp.errors import PruningError
+from mmgcp.errors import PruningError, UserError
 from mmgcp.nn.layers import Layer, channel_counts, has_channels, is_depthwise, keep_channels
-from mmgcp.registry import MODELS
-from mmgcp.utils.config import drop_collate_scope, drop_pretrained, load_config, nested_dicts
+from mmgcp.registry import MODELS, build_model
+from mmgcp.utils.checkpoint import load_strictly
+from mmgcp.utils.checks import MAPPING, PATH, TYPE, checked, either
+from mmgcp.utils.config import (
+    build_detector,
+    drop_collate_scope,
+    drop_pretrained,
+    load_config,
+    nested_dicts,
+)
 
 from .attributes import refresh_attributes
 
 ChannelTable = Dict[str, List[Optional[int]]]
 PRUNED_DETECTOR = 'mmgcp.PrunedDetector'
+SPARSITY_HOOK = 'DynamicSparsityHook'
 CHECKPOINT = '{{ fileDirname }}/pruned.pth'  # MMEngine fills in the folder of the config file
 
 
 @MODELS.register_module()
+@checked(PruningError, detector=TYPE, channels=either(
+    PATH, MAPPING, text='must be the channels by layer, or a file that has them'))
 def PrunedDetector(detector: str, channels: Union[ChannelTable, str, Path],  # noqa: N802
                    original_classes: Optional[Sequence[int]] = None,
                    **kwargs) -> nn.Module:
@@ -64,7 +75,8 @@ def PrunedDetector(detector: str, channels: Union[ChannelTable, str, Path],  # n
     table = read_channel_table(channels)
     kwargs = copy.deepcopy(kwargs)
     drop_pretrained(kwargs)
-    model = MMYOLO_MODELS.build(dict(type=detector, **kwargs))
+    model = build_model(MMYOLO_MODELS, dict(type=detector, **kwargs), f'detector {detector!r}',
+                        PruningError)
     apply_channel_table(model, table, widen=original_classes is not None and (
         list(original_classes) != _numbers_of_classes(kwargs)))
     return model
@@ -102,6 +114,24 @@ def read_channel_table(channels: Union[ChannelTable, str, Path]) -> ChannelTable
         raise PruningError(f'{path} is not the config of a pruned detector: its model has no '
                            'channel table')
     return table.to_dict()
+
+
+def drop_hooks(cfg: Config) -> List[str]:
+    """Remove the hooks for sparse training from a config, in place; return their types.
+
+    In the training of a pruned detector they would go on pressing the channels that stay.
+    """
+    hooks = cfg.get('custom_hooks') or []
+    dropped = [hook for hook in hooks if _hook_type(hook) == SPARSITY_HOOK]
+    if dropped:
+        cfg.custom_hooks = [hook for hook in hooks if hook not in dropped]
+    return [_hook_type(hook) for hook in dropped]
+
+
+def _hook_type(hook: Any) -> str:
+    """Return the name of a hook's class, without its scope."""
+    kind = hook.get('type') if isinstance(hook, dict) else type(hook)
+    return str(getattr(kind, '__name__', kind)).split('.')[-1]
 
 
 def make_pruned_config(cfg: Config, detector: str, changed_channels: ChannelTable) -> Config:
@@ -158,6 +188,16 @@ def check_channels(content: dict) -> None:
     for part in nested_dicts(content):
         if part.get('type') == PRUNED_DETECTOR and 'channels' in part:
             read_channel_table(part['channels'])
+
+
+def check_written(folder: Path) -> None:
+    """Raise a PruningError unless the pruned detector can be built and loaded from its files."""
+    try:
+        rebuilt = build_detector(load_config(str(folder / 'pruned.py')))
+        load_strictly(rebuilt, str(folder / 'pruned.pth'), 'its config')
+    except UserError as error:
+        raise PruningError('nothing has been written, as nobody could use the pruned detector: '
+                           f'{error}') from error
 
 
 def count_channels(model: nn.Module) -> ChannelTable:

@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from mmgcp.errors import PruningError, described
+from mmgcp.errors import PruningError, told
 from mmgcp.nn.layers import (
     WEIGHT_TYPES,
     Layer,
@@ -78,7 +78,7 @@ def _build_graph(model: nn.Module, input_shape: Sequence[int]):
     try:
         return ChannelGraph(model, input_shape)
     except Exception as error:  # whatever the model or Torch-Pruning raises
-        raise TracingError(f'the model cannot be traced: {described(error)}') from error
+        raise TracingError(f'the model cannot be traced: {told(error)}') from error
 
 
 def _follow_layers(graph, skipped: Dict[str, str]) -> List[ChannelUnit]:

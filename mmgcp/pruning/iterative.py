@@ -23,7 +23,7 @@ from mmgcp.errors import PruningError
 from mmgcp.nn.temporarily import only_values_change
 from mmgcp.registry import build_task_util
 
-from .budget import QUANTITIES
+from .budget import QUANTITIES, percent
 from .options import PruneOptions
 from .resume import Unfinished, digest_request
 from .scores import Criterion
@@ -36,13 +36,10 @@ def decide_in_steps(criterion: Criterion, task: PruningTask) -> Tuple[PruningTas
 
     Returns the task with what has been done, and the decision. Finished steps are in the
     checkpoint file, if there is one, and are not repeated. In a dry run the model stays as it is,
-    and a single step is decided on. Raises a PruningError if the criterion cannot be used in
-    steps or, before anything is changed, if the request cannot be met.
+    and a single step is decided on. Raises a PruningError, before anything is changed, if the
+    request cannot be met.
     """
     options = task.options
-    if criterion.not_in_steps is not None:
-        raise PruningError(f'{type(criterion).__name__} cannot prune in {options.steps} steps: '
-                           f'{criterion.not_in_steps}')
     if options.dry_run:
         return task, decide(criterion, task)
     unfinished = Unfinished(options.checkpoint_file,
@@ -89,8 +86,9 @@ def _warn_if_missed(task: PruningTask, decision: Decision) -> None:
     least = 0 if task.options.round_to > 1 else 1 - budget.tolerance
     for share, target, name in zip(shares, (budget.params, budget.flops), QUANTITIES):
         if target is not None and not least <= share / target <= 1 + budget.tolerance:
-            warnings.warn(f'{share:.1%} of the {name} are left instead of {target:.1%}, which is '
-                          'the nearest that can be reached from what earlier steps have left',
+            warnings.warn(f'{percent(share)} of the {name} are left instead of {percent(target)}, '
+                          'which is the nearest that can be reached from what earlier steps have '
+                          'left',
                           stacklevel=2)
 
 

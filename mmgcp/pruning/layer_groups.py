@@ -8,12 +8,15 @@ from typing import Dict, Iterable, List, Optional, Sequence, Set, Tuple, Union
 
 import torch.nn as nn
 
-from mmgcp.errors import PruningError
+from mmgcp.errors import PruningError, shown
 from mmgcp.nn.forward import IMAGE_SHAPE, record_shapes
 from mmgcp.nn.layers import channel_counts
+from mmgcp.utils.checks import check_value, instance_of, list_of
 
 from .units import LayerGroup
 
+GROUPS = list_of(instance_of(LayerGroup, dict, text=''),
+                 "must be 'auto' or a list of layer groups", empty=True)
 KINDS = ('backbone', 'top-down', 'bottom-up', 'head')
 BOTTOM_UP = ('bottom_up', 'downsample', 'pafpn', 'out_', 'extra_')
 NO_STRIDE = math.inf
@@ -30,18 +33,30 @@ def make_groups(model: nn.Module, groups: Groups, ratio: Optional[float],
 
     Raises a PruningError if they are not well-formed or there are none.
     """
-    if groups == 'auto':
-        groups = auto_groups(model, input_shape)
-    elif isinstance(groups, str):
-        raise PruningError(f"groups must be 'auto' or a list of layer groups, but is {groups!r}")
+    made = read_groups(groups)
+    if made is None:
+        made = auto_groups(model, input_shape)
+    if ratio is not None:
+        made = [replace(group, ratio=ratio, threshold=None) for group in made]
+    return made
+
+
+def read_groups(groups: Groups) -> Optional[List[LayerGroup]]:
+    """Read the layer groups of an option, which needs no model; None for 'auto'.
+
+    Raises a PruningError if they are not well-formed or there are none.
+    """
+    if isinstance(groups, str) and groups == 'auto':
+        return None
+    check_value('groups', groups, GROUPS, PruningError)
     allowed, made = {field.name for field in fields(LayerGroup)}, []
     for group in groups:
         if not isinstance(group, LayerGroup):
             if not {'name', 'modules'} <= set(group) <= allowed:
                 raise PruningError('a layer group has name, modules and perhaps ratio or '
-                                   f'threshold, but here it has {sorted(group)}')
+                                   f'threshold, but here it has {shown(sorted(group, key=str))}')
             group = LayerGroup(**group)
-        made.append(group if ratio is None else replace(group, ratio=ratio, threshold=None))
+        made.append(group)
     if not made:
         raise PruningError('there are no layer groups: nothing would be pruned')
     return made

@@ -15,14 +15,30 @@ from torch import Tensor
 from mmgcp.errors import PruningError
 from mmgcp.nn.forward import IMAGE_SHAPE
 from mmgcp.nn.training_loss import Batch
-from mmgcp.utils.options import check_options, number_in, one_of, option
+from mmgcp.utils.checks import (
+    BOOLEAN,
+    CONFIG,
+    FUNCTION,
+    INPUT_SHAPE,
+    ITERABLE,
+    MAPPING,
+    PATH,
+    check_keys,
+    check_value,
+    either,
+    instance_of,
+    number_in,
+    one_of,
+)
+from mmgcp.utils.options import check_options, option
 
-from .layer_groups import Groups
+from .layer_groups import Groups, read_groups
 from .plan import PruningPlan
 from .scores import criterion_names
 from .scores.base import Progress
 from .select import MERGES
 from .surgery import Channels
+from .units import RATIO
 
 AMOUNT, CHANNELS, OTHER = 'how much', 'which channels', 'other'
 
@@ -42,7 +58,7 @@ class PruneOptions:
         help="layer groups, each with a ratio, a threshold or neither, which leaves it to the "
         "budget; 'auto' makes them by kind of module and stride")
     ratio: Optional[float] = option(
-        None, in_config=True, recorded=True, cli=dict(group=AMOUNT, type=float),
+        None, in_config=True, recorded=True, check=RATIO, cli=dict(group=AMOUNT, type=float),
         help='share of the channels of every layer group that is below its threshold, instead '
         "of the groups' own ratios and thresholds")
     target_params: Optional[float] = option(
@@ -53,7 +69,7 @@ class PruneOptions:
         cli=dict(group=AMOUNT, type=float), help='share of the MACs to keep')
     steps: int = option(
         1, in_config=True, recorded=True,
-        check=number_in(1, math.inf, 'must be a positive integer', integer=True),
+        check=number_in(1, 1000, integer=True),
         cli=dict(group=AMOUNT, type=int, metavar='N'),
         help='get there in so many steps, each of which removes the same share of what is left '
         'and scores channels anew, with training in between')
@@ -67,7 +83,7 @@ class PruneOptions:
         cli=dict(group=AMOUNT, type=float, metavar='SHARE'),
         help='share of the channels of a layer that stays at least')
     criterion: Optional[dict] = option(
-        None, in_config=True, recorded=True,
+        None, in_config=True, recorded=True, check=CONFIG,
         cli=dict(group=CHANNELS, choices=criterion_names, metavar='NAME'),
         default_help='OBS where there are training data, else BNScale',
         help='how channels are scored: the config of a criterion, of which the command line '
@@ -86,7 +102,8 @@ class PruneOptions:
         cli=dict(group=CHANNELS, choices=tuple(MERGES)),
         help='how the layers of a unit decide together')
     plan: Union[PruningPlan, str, Path, None] = option(
-        None, cli=dict(group=CHANNELS, metavar='FILE'),
+        None, check=either(PATH, instance_of(PruningPlan, text=''), text='must be a plan, or its '
+                           'file'), cli=dict(group=CHANNELS, metavar='FILE'),
         help='what to remove, perhaps edited by hand; nothing else decides it then')
     compensate: Union[bool, str] = option(
         True, in_config=True, recorded=True,
@@ -96,37 +113,47 @@ class PruneOptions:
         help='make up for what removed channels emit: fold its mean into the layers that read '
         'them, adapt their BatchNorms, too, or fit all layers behind to their original outputs')
     finetune: Optional[Callable[[nn.Module, int], None]] = option(
-        None, in_config=True, check=(callable, 'must be a function'),
+        None, in_config=True, check=FUNCTION,
         help='training between channel units, with a layer-wise criterion, or between steps: '
         'called with the model and the number of finished units or steps; prune_cfg has its '
         'settings (epochs, lr, every), or False for none')
     recover: Optional[Callable[[nn.Module, nn.Module, Channels], dict]] = option(
-        None, in_config=True, check=(callable, 'must be a function'),
+        None, in_config=True, check=FUNCTION,
         help='training without labels at the end: called with the pruned model, a copy of the '
         'original, and the channels that its layers have lost; the report has what it returns; '
         'prune_cfg has its settings (minutes, steps, lr)')
     input_shape: Sequence[int] = option(
-        IMAGE_SHAPE, recorded=True,
+        IMAGE_SHAPE, recorded=True, check=INPUT_SHAPE,
         help='shape (C, H, W) of an image in pixels, which MACs are counted for')
     calibration: Optional[Iterable[Tensor]] = option(
-        None, help='batches (N, C, H, W) of preprocessed images to measure on what is made up '
+        None, check=ITERABLE,
+        help='batches (N, C, H, W) of preprocessed images to measure on what is made up '
         'for; without them only constants are; each process has its own')
     batches: Optional[Iterable[Batch]] = option(
-        None, help='batches of training data, on the device of the model, for criteria that need '
+        None, check=ITERABLE,
+        help='batches of training data, on the device of the model, for criteria that need '
         'them; each process has its own')
     evaluate: Optional[Callable[[nn.Module], float]] = option(
-        None, help='gives a metric of a model, higher is better; the budget is spent where this '
+        None, check=FUNCTION,
+        help='gives a metric of a model, higher is better; the budget is spent where this '
         'metric suffers least')
     checkpoint_file: Union[str, Path, None] = option(
-        None, help='file for what is done after each unit, with a layer-wise criterion, or after '
+        None, check=PATH,
+        help='file for what is done after each unit, with a layer-wise criterion, or after '
         'each step: the same request for the same weights goes on from there')
-    dry_run: bool = option(False, help='make the plan and leave the model alone')
+    dry_run: bool = option(
+        False, check=BOOLEAN, help='make the plan and leave the model alone')
     progress: Progress = option(
-        factory=lambda: lambda stage, done, steps: None, default_help='nothing',
+        factory=lambda: lambda stage, done, steps: None, check=FUNCTION, default_help='nothing',
         help='called with a stage, the steps done in it, and all its steps')
 
     def __post_init__(self):
         check_options(self, PruningError)
+        read_groups(self.groups)
+        for name in ('target_params', 'target_flops'):
+            if self.ratio is not None and getattr(self, name) is not None:
+                raise PruningError(f'ratio={self.ratio} and {name}={getattr(self, name)} exclude '
+                                   'each other: both say how much is pruned')
         if self.criterion is None:
             self.criterion = dict(type='mmgcp.BNScale' if self.batches is None else 'mmgcp.OBS')
         for name in ('calibration', 'batches'):  # they are gone through several times
@@ -151,8 +178,6 @@ def options_of_config(config: Dict[str, Any], owner: str) -> Dict[str, Any]:
     Raises a PruningError that names the owner if it has anything else.
     """
     allowed = [item.name for item in fields(PruneOptions) if item.metadata.get('in_config')]
-    unknown = sorted(set(config) - set(allowed))
-    if unknown:
-        raise PruningError(f'prune_cfg of {owner} has unknown settings: {unknown}; it may have '
-                           f'{", ".join(allowed)}')
+    check_value(f'prune_cfg of {owner}', config, MAPPING, PruningError)
+    check_keys(config, allowed, f'prune_cfg of {owner}', PruningError)
     return dict(config)

@@ -2,6 +2,7 @@
 """The pruning plan, made from scores and perhaps edited by people, and what it led to."""
 import difflib
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, NamedTuple, Sequence, Union
@@ -11,6 +12,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from mmgcp.errors import PruningError
+from mmgcp.utils.json_files import parse_json, read_text, shorten
 
 from .detector import ChannelTable, changed_sides
 from .scored import ScoredUnit
@@ -72,23 +74,37 @@ class PruningPlan:
         Raises:
             PruningError: There is no such file, or it is no plan.
         """
-        try:
-            data = json.loads(Path(path).read_text())
-        except OSError as error:
-            raise PruningError(f'the plan {path} cannot be read: {error.strerror}') from None
-        except ValueError as error:
-            raise PruningError(f'the plan {path} is not JSON: {error}') from None
+        data = parse_json(read_text(path, 'the plan', PruningError), f'the plan {path}',
+                          PruningError)
         if not isinstance(data, dict) or data.get('format') != FORMAT:
             raise PruningError(f'{path} is not a pruning plan')
         if data.get('version') != 2:
-            raise PruningError(f'the plan {path} is of version {data.get("version")}; this mmgcp '
-                               'reads version 2')
+            raise PruningError(f'the plan {path} is of version {shorten(data.get("version"))}; '
+                               'this mmgcp reads version 2')
         known = {item.name: data[item.name] for item in fields(cls) if item.name in data}
         units = known.get('units')
         if not isinstance(units, list) or not units:
             raise PruningError(f'the plan {path} has no units')
         known['units'] = [_read_unit(number, item) for number, item in enumerate(units)]
+        for name, kind, test in _CONTENTS:
+            content = known.get(name, {})
+            if not isinstance(content, dict) or not all(map(test, content.values())):
+                raise PruningError(f'{name} of the plan {path} must be {kind}, but is '
+                                   f'{shorten(content)}')
         return cls(**known)
+
+
+def _is_threshold(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)
+                             and not math.isnan(value))
+
+
+# What parts of a plan file have to contain besides the units
+_CONTENTS = (
+    ('thresholds', 'numbers by layer group', _is_threshold),
+    ('skipped', 'texts by layer', lambda value: isinstance(value, str)),
+    ('options', 'values by option', lambda value: True),
+)
 
 
 def make_plan(units: Sequence[ChannelUnit], removed: Dict[str, Tensor],
@@ -122,10 +138,11 @@ def validate_plan(plan: PruningPlan, units: Iterable[ChannelUnit]) -> None:
     names = [item.name for item in plan.units]
     for item in plan.units:
         if item.name not in units:
-            close = difflib.get_close_matches(item.name, units, n=1)
+            close = difflib.get_close_matches(item.name[:200], units, n=1)
             hint = f'; the closest is {close[0]!r}' if close else ''
-            raise PruningError(f'the plan names the unit {item.name!r}, which the model does not '
-                               f'have{hint}: is it the architecture that the plan was made for?')
+            raise PruningError(f'the plan names the unit {shorten(item.name)}, which the model '
+                               f'does not have{hint}: is it the architecture that the plan was '
+                               'made for?')
         if names.count(item.name) > 1:
             raise PruningError(f'the plan names the unit {item.name!r} twice')
         _validate_unit(item, units[item.name])
@@ -138,12 +155,17 @@ def validate_plan(plan: PruningPlan, units: Iterable[ChannelUnit]) -> None:
 def _read_unit(number: int, data) -> UnitPlan:
     expected = {item.name for item in fields(UnitPlan)}
     if (not isinstance(data, dict) or set(data) != expected or not isinstance(data['name'], str)
-            or not isinstance(data['layers'], dict)):
+            or not isinstance(data['layers'], dict)
+            or not all(isinstance(group, str) for group in data['layers'].values())):
         raise PruningError(f'unit {number} of the plan must have {sorted(expected)}, layers with '
                            'the group of each')
+    if type(data['size']) is not int:
+        raise PruningError(f'"size" of the unit {shorten(data["name"])} must be a whole number, '
+                           f'but is {shorten(data["size"])}')
     indices = data['removed']
     if not isinstance(indices, list) or not all(type(index) is int for index in indices):
-        raise PruningError(f'"removed" of the unit {data["name"]!r} must be a list of integers')
+        raise PruningError(f'"removed" of the unit {shorten(data["name"])} must be a list of '
+                           'integers')
     return UnitPlan(**dict(data, removed=sorted(indices)))
 
 
@@ -156,7 +178,7 @@ def _validate_unit(item: UnitPlan, unit: ChannelUnit) -> None:
     if set(item.layers) != layers:
         name = sorted(layers.symmetric_difference(item.layers))[0]
         raise PruningError(f'{where} disagrees with the model about the layers that are coupled: '
-                           f'{name!r} is {"not " if name in layers else ""}in the plan')
+                           f'{shorten(name)} is {"not " if name in layers else ""}in the plan')
     if len(set(item.removed)) != len(item.removed):
         raise PruningError(f'{where} removes a channel twice')
     wrong = [index for index in item.removed if not 0 <= index < item.size]

@@ -10,7 +10,7 @@ from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence
 import torch
 import torch.nn as nn
 
-from mmgcp.errors import PruningError, described
+from mmgcp.errors import PruningError, told
 from mmgcp.nn.forward import (
     head_left_out_on_demand,
     is_head_left_out,
@@ -92,7 +92,7 @@ def _running_shape(model: nn.Module, input_shape: Sequence[int]) -> Sequence[int
         return working_shape(model, input_shape)
     except Exception as error:  # whatever the model raises
         raise TracingError('the model cannot be run on an image alone: '
-                           f'{described(error)}') from error
+                           f'{told(error)}') from error
 
 
 def _with_head(model: nn.Module, units: Sequence[ChannelUnit], skipped: Dict[str, str],
@@ -155,7 +155,7 @@ def _fault(model: nn.Module, units: Sequence[ChannelUnit],
     except BrokenError as error:
         return f'it cannot be removed: the model then {error.reason}'
     except Exception as error:  # whatever the model, or correcting its attributes, raises
-        return f'it cannot be removed: {described(error)}'
+        return f'it cannot be removed: {told(error)}'
     finally:
         before.restore()
     return None

@@ -1,9 +1,10 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """What was pruned, for people and for programs."""
 import json
+import warnings
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Dict, List
+from typing import Any, Callable, Dict, List
 
 from mmgcp.analysis.plots import plot_channels, plot_score_histograms
 
@@ -48,16 +49,26 @@ def summarize(result: PruningResult) -> str:
 def write_report(result: PruningResult, folder: Path) -> None:
     """Write ``report.json``, ``report.md`` and its pictures into a folder, which exists."""
     rows = result.layers
-    plot_channels([row.layer for row in rows], [row.before for row in rows],
-                  [row.after for row in rows], [row.group for row in rows],
-                  folder / 'channels.png')
+    _draw(plot_channels, [row.layer for row in rows], [row.before for row in rows],
+          [row.after for row in rows], [row.group for row in rows], folder / 'channels.png')
     if result.scores:
         criterion = result.plan.options['criterion']['type'].split('.')[-1]
-        plot_score_histograms({name: values.tolist() for name, values in result.scores.items()},
-                              result.plan.thresholds, f'score ({criterion})',
-                              folder / 'scores.png')
+        _draw(plot_score_histograms,
+              {name: values.tolist() for name, values in result.scores.items()},
+              result.plan.thresholds, f'score ({criterion})', folder / 'scores.png')
     (folder / 'report.json').write_text(json.dumps(result.report, indent=2) + '\n')
     (folder / 'report.md').write_text(_markdown(result, rows))
+
+
+def _draw(plot: Callable, *arguments: Any) -> None:
+    """Draw a picture, without which the results are still written."""
+    try:
+        plot(*arguments)
+    except OSError:  # nothing else could be written, either
+        raise
+    except Exception as error:
+        warnings.warn(f'{arguments[-1].name} has not been drawn: {type(error).__name__}: {error}',
+                      stacklevel=3)
 
 
 def _markdown(result: PruningResult, rows: List[LayerRow]) -> str:

@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from mmgcp.errors import PruningError
 from mmgcp.nn.distributed import from_first_rank
 from mmgcp.nn.layers import WEIGHT_TYPES, find_layer
 
@@ -66,6 +67,7 @@ def score_units(model: nn.Module, units: Sequence[ChannelUnit], criterion: Crite
     found = from_first_rank(found)  # those of others may have other rounding errors
     scored = []
     for unit in units:
+        _check_scores(found[unit.name], unit, type(criterion).__name__)
         scores = {layer: _without_ties(share_scores(values, unit), unit, generator)
                   for layer, values in found[unit.name].items()}
         if not scores:
@@ -96,6 +98,20 @@ def share_scores(scores: Tensor, unit: ChannelUnit) -> Tensor:
     counts = sums.index_add(0, unit.norm_groups, (~scores.isnan()).to(scores))
     means = sums.index_add(0, unit.norm_groups, scores.nan_to_num()) / counts
     return torch.where(scores.isnan(), scores, means[unit.norm_groups])
+
+
+def _check_scores(found: Dict[str, Tensor], unit: ChannelUnit, criterion: str) -> None:
+    """Raise a PruningError if scores (C, ) by layer are infinite, or NaN where it has channels."""
+    for layer, values in found.items():
+        wrong = values.isinf()
+        for item in unit.slices:
+            if item.module == layer and layer != unit.name:
+                wrong[item.unit_index] |= values[item.unit_index].isnan()
+        if bool(wrong.any()):
+            number = int(wrong.nonzero()[0])
+            raise PruningError(f'{criterion} gives channel {number} of {layer} the score '
+                               f'{float(values[number])}; are the weights those of a trained '
+                               'detector?')
 
 
 def _without_ties(scores: Tensor, unit: ChannelUnit, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """How much depends on each layer group: measured by pruning it alone."""
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Sequence
 
@@ -8,6 +9,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from mmgcp.errors import PruningError
 from mmgcp.nn.temporarily import Snapshot
 
 from .scored import group_scores
@@ -46,7 +48,7 @@ def measure_sensitivity(model: nn.Module, selection: Selection, groups: Sequence
     shares = (POSITION, ) if by_position else SHARES
     steps = 1 + len(groups) * len(shares)
     progress('sensitivity', 0, steps)
-    baseline = evaluate(model)
+    baseline = _finite(evaluate(model), 'the unpruned detector')
     metrics: Dict[str, Dict[float, float]] = {}
     costs: Dict[str, float] = {}
     for group in groups:
@@ -84,6 +86,13 @@ def _relative(costs: Dict[str, float]) -> Dict[str, float]:
             for name, cost in costs.items()}
 
 
+def _finite(metric: Any, what: str) -> float:
+    """Return a metric, or raise a PruningError if it is no finite number."""
+    if not isinstance(metric, numbers.Real) or not math.isfinite(metric):
+        raise PruningError(f'the metric of {what} must be a finite number, but is {metric!r}')
+    return float(metric)
+
+
 def _metric_without(model: nn.Module, selection: Selection, removed: Dict[str, Tensor],
                     evaluate: Callable, compensate: Callable) -> float:
     """Evaluate the model without some channels."""
@@ -91,6 +100,6 @@ def _metric_without(model: nn.Module, selection: Selection, removed: Dict[str, T
     try:
         compensate(removed)
         with channels_off(model, [item.unit for item in selection.scored], removed):
-            return evaluate(model)
+            return _finite(evaluate(model), 'a pruned detector')
     finally:
         snapshot.restore()

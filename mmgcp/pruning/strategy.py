@@ -26,7 +26,7 @@ from .scored import ScoredUnit, group_scores, score_units
 from .scores import Criterion
 from .select import Limits, Selection
 from .sensitivity import Sensitivity, measure_sensitivity
-from .surgery import remove_and_verify
+from .surgery import check_finite, remove_and_verify
 from .units import ChannelUnit, LayerGroup
 
 # Images that compensation has while sensitivities are measured
@@ -72,6 +72,8 @@ class PruningTask:
             progress('compensating', 0, 1)
             compensated = self.compensator()(removed)
             progress('compensating', 1, 1)
+        check_finite(self.model, 'compensation or training has failed, and the model has been '
+                     'restored')
         remove_and_verify(self.model, self.left, removed, self.shape, progress)
         incomplete = [*self.uncompensated, *compensated.incomplete]
         return replace(compensated, incomplete=list(dict.fromkeys(incomplete)))
@@ -97,8 +99,10 @@ def trace(model: nn.Module, options: PruneOptions) -> PruningTask:
     From now on its head is left out of all runs if it cannot be traced.
     """
     options.progress('tracing', 0, 2)
+    check_finite(model, 'the model cannot be pruned')
     units, skipped, shape = find_prunable_or_leave_head_out(model, options.input_shape)
     options = replace(options, input_shape=(shape[0], *options.input_shape[1:]))
+    check_finite(model, 'the model cannot be pruned', shape)
     options.progress('tracing', 1, 2)
     cost = CostModel(model, record_convs(model, options.input_shape), units)
     options.progress('tracing', 2, 2)

@@ -3,17 +3,19 @@
 import copy
 from contextlib import contextmanager
 from functools import partial
-from typing import Dict, Iterable, Iterator, List, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
 from mmgcp.errors import PruningError
+from mmgcp.nn.finite import first_not_finite
 from mmgcp.nn.forward import flatten_tensors, run_on_noise
 from mmgcp.nn.hooks import on_inputs, on_outputs
 from mmgcp.nn.layers import Layer, find_layer, is_depthwise, keep_channels, num_channels
 from mmgcp.nn.temporarily import Snapshot
+from mmgcp.utils.finite import describe_not_finite
 
 from .attributes import refresh_attributes
 from .scores.base import Progress
@@ -109,6 +111,20 @@ def raw_predictions(model: nn.Module, shape: Sequence[int]) -> List[Tensor]:
     return flatten_tensors(run_on_noise(model, shape))
 
 
+def check_finite(model: nn.Module, problem: str, shape: Optional[Sequence[int]] = None) -> None:
+    """Raise a PruningError if weights or statistics, or predictions on noise, are not finite.
+
+    Predictions are looked at if the shape (C, H, W) of an image is given. The message begins with
+    the problem and names the layer.
+    """
+    found = describe_not_finite(model)
+    if not found and shape is not None:
+        layer = first_not_finite(model, shape)
+        found = layer and f'{layer} emits values that are not finite'
+    if found:
+        raise PruningError(f'{problem}: {found}')
+
+
 def check_same_predictions(expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
     """Raise a PruningError unless predictions are the same up to rounding errors."""
     same = len(expected) == len(found)
@@ -132,6 +148,9 @@ def remove_and_verify(model: nn.Module, units: Sequence[ChannelUnit], removed: D
     before = Snapshot(model)
     with channels_off(model, units, removed):
         expected = raw_predictions(model, shape)
+    if not all(bool(values.isfinite().all()) for values in expected):
+        raise PruningError('without the removed channels the model predicts values that are not '
+                           'finite, so it has been restored')
     progress('removing channels', 0, 2)
     remove_channels(model, units, removed)
     progress('removing channels', 1, 2)

@@ -1,5 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The data that the steps of pruning hand to each other."""
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import List, Optional, Tuple
@@ -8,6 +9,10 @@ import torch
 from torch import Tensor
 
 from mmgcp.errors import PruningError
+from mmgcp.utils.checks import NAME, PATTERNS, check_value, number_in
+
+RATIO = number_in(0, 1, 'must be in [0, 1)', open_high=True)
+THRESHOLD = number_in(-math.inf, text='must be a finite number')
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class LayerGroup:
             nor threshold leaves it to a budget.
 
     Raises:
-        PruningError: The modules are a string, or the ratio is not in [0, 1) or not alone.
+        PruningError: A value is not allowed, or there are both a ratio and a threshold.
     """
     name: str
     modules: Tuple[str, ...]
@@ -100,12 +105,14 @@ class LayerGroup:
     threshold: Optional[float] = None
 
     def __post_init__(self):
-        if isinstance(self.modules, str):  # its letters would be taken for patterns
-            raise PruningError(f'modules of layer group {self.name!r} must be a list of patterns')
+        check_value('the name of a layer group', self.name, NAME, PruningError)
+        where = f'of layer group {self.name!r}'
+        check_value(f'modules {where}', self.modules, PATTERNS, PruningError)
         object.__setattr__(self, 'modules', tuple(self.modules))
         if self.ratio is not None and self.threshold is not None:
             raise PruningError(
                 f'layer group {self.name!r} has both a ratio and a threshold; give one of them')
-        if not (self.ratio is None or isinstance(self.ratio, (int, float)) and 0 <= self.ratio < 1):
-            raise PruningError(
-                f'the ratio of layer group {self.name!r} must be in [0, 1), but is {self.ratio!r}')
+        if self.ratio is not None:
+            check_value(f'the ratio {where}', self.ratio, RATIO, PruningError)
+        if self.threshold is not None:
+            check_value(f'the threshold {where}', self.threshold, THRESHOLD, PruningError)

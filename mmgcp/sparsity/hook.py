@@ -12,16 +12,30 @@ from torch import Tensor
 from mmgcp.compatibility import register_step_post_hook, register_step_pre_hook
 from mmgcp.errors import UserError
 from mmgcp.nn.forward import IMAGE_SHAPE
-from mmgcp.registry import HOOKS, TASK_UTILS
+from mmgcp.registry import HOOKS
+from mmgcp.utils.checks import (
+    BOOLEAN,
+    CONFIG,
+    COUNT,
+    COUNT_OR_NONE,
+    INPUT_SHAPE,
+    NOT_NEGATIVE,
+    checked,
+    number_in,
+    one_of,
+)
 
 from .channels import Channels, ScaleFactors
+from .divergence import FiniteWatch
 from .logs import show_histograms, summarize
 from .penalties import add_subgradient, has_skipped, shrink
+from .schedules import build_schedule
 from .selection import check_selection, select_scale_factors
 from .weight_decay import describe_weight_decay, remove_weight_decay
 
 PENALTIES = ('subgradient', 'proximal')
 WEIGHT_DECAYS = ('remove', 'keep')
+RATE = number_in(0, 1e6)
 STATE = 'sparsity_schedule'  # key of the schedule's state in checkpoints
 
 
@@ -87,11 +101,14 @@ class DynamicSparsityHook(Hook):
     Raises:
         UserError: A setting is wrong; at the start of the training, if a pattern matches no
             BatchNorm layer, none is left, a layer is in two groups, or the model cannot be
-            traced.
+            traced; during it, at the next log or checkpoint, if scale factors are not finite.
     """
 
     priority = 'NORMAL'
 
+    @checked(rate=RATE, schedule=CONFIG, near_zero_thr=NOT_NEGATIVE, log_interval=COUNT,
+             histogram_interval=COUNT_OR_NONE, penalty=one_of(*PENALTIES), coupled=BOOLEAN,
+             weight_decay=one_of(*WEIGHT_DECAYS), input_shape=INPUT_SHAPE)
     def __init__(self,
                  rate: float = 1e-3,
                  schedule: Optional[dict] = None,
@@ -105,17 +122,9 @@ class DynamicSparsityHook(Hook):
                  groups: Union[str, Sequence[dict], None] = None,
                  weight_decay: str = 'remove',
                  input_shape: Sequence[int] = IMAGE_SHAPE) -> None:
-        _check_not_negative(rate=rate, near_zero_thr=near_zero_thr,
-                            histogram_interval=histogram_interval)
-        if log_interval < 1:
-            raise UserError(f'log_interval must be at least 1, but got {log_interval}')
-        _check_choice('penalty', penalty, PENALTIES)
-        _check_choice('weight_decay', weight_decay, WEIGHT_DECAYS)
         check_selection(modules, exclude, groups)
         self.rate = rate
-        # With the scope, because a bare name would be looked up in the default scope.
-        self.schedule = TASK_UTILS.build(
-            dict(schedule or dict(type='constant'), _scope_='mmgcp'))
+        self.schedule = build_schedule(schedule or dict(type='constant'))
         self.near_zero_thr = near_zero_thr
         self.log_interval = log_interval
         self.histogram_interval = histogram_interval
@@ -126,6 +135,7 @@ class DynamicSparsityHook(Hook):
         self._selection = dict(modules=modules, exclude=exclude, coupled=coupled, groups=groups,
                                input_shape=input_shape)
         self._scale_factors: Optional[ScaleFactors] = None
+        self._watch: Optional[FiniteWatch] = None
         self._loaded_state: Optional[dict] = None
         self._has_seen_training = False
         self._handles: list = []
@@ -136,6 +146,7 @@ class DynamicSparsityHook(Hook):
         self._has_seen_training = False
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._scale_factors = select_scale_factors(model, **self._selection)
+        self._watch = FiniteWatch(self._scale_factors.layers)
         self._resume_schedule(runner)
         optimizers = _optimizers(runner.optim_wrapper)
         gammas = self._scale_factors.gammas
@@ -157,12 +168,17 @@ class DynamicSparsityHook(Hook):
         self._remove_handles()
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Log, early enough for the LoggerHook to print it; the first time, see what trains."""
+        """Log, early enough for the LoggerHook to print it, unless the training has diverged.
+
+        The first time, see whether anything is trained.
+        """
         if not self._has_seen_training:
             self._has_seen_training = True
             self._check_trained()
+        self._watch.look(runner.iter + 1)
         if (self.every_n_inner_iters(batch_idx, self.log_interval)
                 or self.end_of_epoch(runner.train_dataloader, batch_idx)):
+            self._watch.check()
             self._log_scalars(runner)
 
     def _check_trained(self) -> None:
@@ -180,7 +196,9 @@ class DynamicSparsityHook(Hook):
             self._log_histogram(runner)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Save the schedule's state, if it has any."""
+        """Save the schedule's state, if it has any; of a diverged training nothing is saved."""
+        if self._watch is not None:
+            self._watch.check()
         if hasattr(self.schedule, 'state_dict'):
             checkpoint[STATE] = dict(
                 type=type(self.schedule).__name__, state=self.schedule.state_dict())
@@ -256,19 +274,12 @@ class DynamicSparsityHook(Hook):
         if channels is not None:
             step = runner.epoch + 1
             title = f'epoch {step}, iteration {runner.iter}, rate {self.rate:g}'
-            show_histograms(runner.visualizer, channels, self.near_zero_thr, title, step,
-                            by_group=bool(self.groups))
-
-
-def _check_not_negative(**values: float) -> None:
-    for name, value in values.items():
-        if not value >= 0:
-            raise UserError(f'{name} must not be negative, but got {value}')
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError(f'{name} must be one of {choices}, but got {value!r}')
+            try:
+                show_histograms(runner.visualizer, channels, self.near_zero_thr, title, step,
+                                by_group=bool(self.groups))
+            except Exception as error:  # of backends, files and matplotlib: a picture ends nothing
+                runner.logger.warning('Sparsity: there is no histogram of this epoch: '
+                                      f'{type(error).__name__}: {error}')
 
 
 def _progress(runner) -> float:

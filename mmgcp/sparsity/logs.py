@@ -63,11 +63,14 @@ def draw_gamma_histogram(values: np.ndarray, near_zero_thr: float, title: str) -
     figure = Figure(figsize=(6.4, 4.8), dpi=100)
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.hist(values, bins=100, log=True)
+    finite = values[np.isfinite(values)]
+    axes.hist(finite, bins=100, log=True)
     for threshold in (-near_zero_thr, near_zero_thr):
         axes.axvline(threshold, color='tab:red', linestyle='--', linewidth=0.8)
     share = np.mean(np.abs(values) < near_zero_thr)
-    axes.set_title(f'{title}\n{share:.1%} of {values.size} channels below {near_zero_thr:g}')
+    others = f', {values.size - finite.size} not finite' if finite.size < values.size else ''
+    axes.set_title(
+        f'{title}\n{share:.1%} of {values.size} channels below {near_zero_thr:g}{others}')
     axes.set_xlabel('BatchNorm scale factor')
     axes.set_ylabel('channels')
     canvas.draw()

@@ -11,18 +11,25 @@ once after each step of the optimizer with the share of near-zero channels, and 
 and ``load_state_dict(state)``, with which checkpoints keep the state.
 """
 import math
-from typing import Dict, Optional, Sequence, Union
+from typing import Any, Dict, Optional, Sequence, Union
 
 import torch
 from torch import Tensor
 
 from mmgcp.errors import UserError
-from mmgcp.registry import TASK_UTILS
+from mmgcp.registry import TASK_UTILS, build_part
+from mmgcp.utils.checks import SHARE, checked, list_of, number_in
+
+FACTOR = number_in(0, 1e6)
 
 
 @TASK_UTILS.register_module(name=['constant', 'ConstantSchedule'])
 class ConstantSchedule:
     """The same rate for all channels at all times, as in https://arxiv.org/abs/1708.06519."""
+
+    @checked()
+    def __init__(self) -> None:
+        pass
 
     def rates(self, magnitudes: Tensor, rate: float, progress: float) -> float:
         """Return ``rate``."""
@@ -49,12 +56,11 @@ class TwoPhaseSchedule:
         UserError: A setting is out of its range.
     """
 
+    @checked(begin=SHARE, percentile=SHARE, kept_factor=FACTOR)
     def __init__(self,
                  begin: float = 0.4,
                  percentile: float = 0.65,
                  kept_factor: float = 0.01) -> None:
-        _check_shares(begin=begin, percentile=percentile)
-        _check_not_negative(kept_factor=kept_factor)
         self.begin = begin
         self.percentile = percentile
         self.kept_factor = kept_factor
@@ -80,15 +86,14 @@ class LinearSchedule:
         UserError: A setting is out of its range.
     """
 
+    @checked(start=FACTOR, stop=FACTOR, begin=SHARE, end=SHARE)
     def __init__(self,
                  start: float = 0.,
                  stop: float = 1.,
                  begin: float = 0.,
                  end: float = 1.) -> None:
-        _check_not_negative(start=start, stop=stop)
-        _check_shares(begin=begin, end=end)
         if begin >= end:
-            raise UserError(f'begin must be below end, but got {begin} and {end}')
+            raise UserError(f'begin must be below end, but they are {begin} and {end}')
         self.start = start
         self.stop = stop
         self.begin = begin
@@ -124,12 +129,11 @@ class StepSchedule:
         UserError: A setting is out of its range.
     """
 
+    @checked(milestones=list_of(SHARE, 'must be a list of numbers in [0, 1]', empty=True),
+             factor=FACTOR)
     def __init__(self, milestones: Sequence[float] = (0.5, 0.75), factor: float = 0.1) -> None:
-        for milestone in milestones:
-            _check_shares(milestones=milestone)
         if list(milestones) != sorted(milestones):
-            raise UserError(f'milestones must be in ascending order, but got {milestones}')
-        _check_not_negative(factor=factor)
+            raise UserError(f'milestones must be in ascending order, but they are {milestones}')
         self.milestones = tuple(milestones)
         self.factor = factor
 
@@ -179,6 +183,8 @@ class FeedbackSchedule:
         UserError: A setting is out of its range.
     """
 
+    @checked(target=SHARE, ramp=SHARE, strength=FACTOR, kept_factor=FACTOR,
+             min_factor=number_in(0, 1, open_low=True), max_factor=number_in(1, 1e6))
     def __init__(self,
                  target: float,
                  ramp: float = 0.5,
@@ -186,11 +192,6 @@ class FeedbackSchedule:
                  min_factor: float = 0.01,
                  max_factor: float = 10.,
                  kept_factor: float = 0.01) -> None:
-        _check_shares(target=target, ramp=ramp)
-        _check_not_negative(strength=strength, kept_factor=kept_factor)
-        if not 0 < min_factor <= 1 <= max_factor < math.inf:
-            raise UserError('min_factor must be in (0, 1] and max_factor at least 1, but got '
-                            f'{min_factor} and {max_factor}')
         self.target = target
         self.ramp = ramp
         self.strength = strength
@@ -238,13 +239,8 @@ def _shrink_small(magnitudes: Tensor, share: float, rate: float, kept_rate: floa
                        torch.full_like(magnitudes, rate))
 
 
-def _check_shares(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise UserError(f'{name} must be in [0, 1], but got {value}')
-
-
-def _check_not_negative(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value < math.inf:
-            raise UserError(f'{name} must be finite and not negative, but got {value}')
+def build_schedule(config: dict) -> Any:
+    """Build a schedule from its config; a UserError says what is wrong with it."""
+    # With the scope, because a bare name would be looked up in the default scope
+    return build_part(TASK_UTILS, dict(config, _scope_='mmgcp'), 'sparsity schedule',
+                      lambda kind: callable(getattr(kind, 'rates', None)))

@@ -4,22 +4,24 @@ import fnmatch
 from typing import Any, ContextManager, Dict, List, Optional, Sequence, Set, Tuple, Union
 
 import torch
-from mmengine.utils import is_seq_of
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmgcp.attention import attention_aside
-from mmgcp.errors import PruningError, UserError
+from mmgcp.errors import PruningError, UserError, shown
 from mmgcp.nn.forward import IMAGE_SHAPE, head_left_out_on_demand
 from mmgcp.nn.layers import find_layer
 from mmgcp.pruning.layer_groups import assign_groups, auto_groups
 from mmgcp.pruning.prunable import find_prunable_or_leave_head_out, shape_or_leave_head_out
 from mmgcp.pruning.units import LayerGroup
+from mmgcp.utils.checks import MAPPING, NAME, PATTERNS, check_value, list_of, number_in
 from mmgcp.utils.process_state import random_states_kept
 
 from .channels import OTHER, LayerScales, ScaleFactors
 
 PRUNABLE = 'prunable'
+GROUPS = list_of(MAPPING, "must be 'auto' or a sequence of dicts")
+RATE_FACTOR = number_in(0, 1e6)
 
 Groups = Union[str, Sequence[dict], None]
 
@@ -80,37 +82,31 @@ def _select(model: nn.Module, modules: Union[str, Sequence[str], None],
 def check_selection(modules: Any, exclude: Any, groups: Any) -> None:
     """Raise a UserError if one of these arguments of :func:`select_scale_factors` is malformed."""
     for name, value in dict(modules=modules, exclude=exclude).items():
-        if value is None or (name == 'modules' and value == PRUNABLE):
+        if value is None or name == 'modules' and isinstance(value, str) and value == PRUNABLE:
             continue
-        if not _is_list_of(str, value):
-            raise UserError(f'{name} must be a sequence of patterns, but got {value!r}')
-    if groups is None or groups == 'auto':
+        check_value(name, value, PATTERNS)
+    if groups is None or isinstance(groups, str) and groups == 'auto':
         return
-    if not _is_list_of(dict, groups):
-        raise UserError(f"groups must be 'auto' or a sequence of dicts, but got {groups!r}")
+    check_value('groups', groups, GROUPS)
     for group in groups:
         _check_group(group)
+    names = [group['name'] for group in groups]
+    if len(set(names)) < len(names):
+        raise UserError(f'the names of the groups must differ, but they are {names}')
 
 
 def _check_group(group: dict) -> None:
     keys = set(group)
     if not {'name', 'modules'} <= keys <= {'name', 'modules', 'rate_factor'}:
         raise UserError("a group must have the keys 'name' and 'modules' and may have "
-                        f"'rate_factor', but got {sorted(keys)}")
+                        f"'rate_factor', but has {shown(sorted(group, key=str))}")
     name = group['name']
-    if not _is_list_of(str, group['modules']):
-        raise UserError(f'modules of the group {name!r} must be a sequence of patterns, '
-                        f'but got {group["modules"]!r}')
-    if not group.get('rate_factor', 1) >= 0:
-        raise UserError(f'rate_factor of the group {name!r} must not be negative, '
-                        f'but got {group["rate_factor"]}')
+    check_value('the name of a group', name, NAME)
+    check_value(f'modules of the group {name!r}', group['modules'], PATTERNS)
+    check_value(f'rate_factor of the group {name!r}', group.get('rate_factor', 1), RATE_FACTOR)
     if name == OTHER:
         raise UserError(f'a group must not have the name {OTHER!r}, which stands for the '
                         'layers of no group')
-
-
-def _is_list_of(kind: type, values: Any) -> bool:
-    return not isinstance(values, str) and is_seq_of(values, kind)
 
 
 def _find_layers(model: nn.Module, modules: Optional[Sequence[str]],

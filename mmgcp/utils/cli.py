@@ -1,6 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """What the command-line tools share."""
 import argparse
+import glob
 import os
 import sys
 import traceback
@@ -11,6 +12,14 @@ from typing import Any, Callable, Iterator, List, Optional, Union
 from mmengine.config import DictAction
 
 from mmgcp.errors import UserError
+
+from .processes import (
+    Terminated,
+    end_with_parent,
+    end_workers_with_this,
+    ending_in_order,
+    is_running,
+)
 
 TRACEBACK_OPTION = '--traceback'
 TRACEBACK_VARIABLE = 'MMGCP_TRACEBACK'
@@ -29,17 +38,23 @@ class CfgOptions(DictAction):
         """Parse ``key=value`` pairs into a dict.
 
         Raises:
-            argparse.ArgumentError: A pair has no ``=``, or its brackets are not balanced.
+            argparse.ArgumentError: A pair has no ``=`` or an empty name, or its brackets are not
+                balanced.
         """
         try:
+            if not all(all(pair.split('=', 1)[0].split('.')) for pair in values):
+                raise ValueError(f'an empty name in {values}')
             super().__call__(parser, namespace, values, option_string)
-        except (ValueError, AssertionError):
+        except (ValueError, AssertionError, RecursionError):
             raise argparse.ArgumentError(
                 self, f'expected key=value pairs, but got {" ".join(values)}') from None
 
 
 def run_tool(main: Callable[[], Any]) -> None:
     """Run a tool; an error that the user can mend ends it with one sentence and status 1.
+
+    An interrupt, SIGTERM and SIGHUP end it in order, with the status that shells give them. As a
+    process of torchrun, it does not outlive it.
 
     ``--traceback``, which is removed from ``sys.argv`` before the tool parses it, or the
     environment variable ``MMGCP_TRACEBACK=1`` prints the whole traceback before the sentence,
@@ -51,8 +66,12 @@ def run_tool(main: Callable[[], Any]) -> None:
     """
     _read_traceback_option()
     wants_help = bool(HELP_OPTIONS.intersection(sys.argv[1:]))
+    if 'TORCHELASTIC_RUN_ID' in os.environ:
+        end_with_parent()
+    end_workers_with_this()
     try:
-        main()
+        with ending_in_order():
+            main()
     except (UserError, OSError) as error:
         if os.environ.get(TRACEBACK_VARIABLE, '0') not in ('', '0'):
             _print_traceback(error)
@@ -60,6 +79,9 @@ def run_tool(main: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         print('\ninterrupted', file=sys.stderr)
         sys.exit(130)
+    except Terminated as end:
+        print(f'\nended by {end.signal_name}', file=sys.stderr)
+        raise
     except SystemExit as exit_:
         if wants_help and not exit_.code:
             print(TRACEBACK_HELP)
@@ -86,7 +108,9 @@ def _print_traceback(error: BaseException) -> None:
 def replacing(*paths: Union[str, Path]) -> Iterator[List[Path]]:
     """Write several files or none: yield temporary paths, which are renamed at the end.
 
-    If the block raises, the temporary files are deleted and nothing is replaced.
+    If the block raises, the temporary files are deleted and nothing is replaced. If the process
+    is killed while several are renamed, some may be missing, but no old one is beside a new one.
+    Temporary files of processes that were killed are deleted.
 
     Args:
         *paths (str | Path): The files to write.
@@ -95,12 +119,28 @@ def replacing(*paths: Union[str, Path]) -> Iterator[List[Path]]:
         list[Path]: Where to write them, in the same folders and with the same suffixes.
     """
     paths = [Path(path) for path in paths]
+    for path in paths:
+        _clear_temporaries(path)
     temporaries = [path.with_name(f'.{os.getpid()}-{path.name}') for path in paths]
     try:
         yield temporaries
+        for temporary in temporaries:
+            with temporary.open('rb') as file:
+                os.fsync(file.fileno())
+        for path in paths[1:]:
+            if path.is_file():
+                path.unlink()
         for temporary, path in zip(temporaries, paths):
             os.replace(temporary, path)
     finally:
         for temporary in temporaries:
             if temporary.exists():
                 temporary.unlink()
+
+
+def _clear_temporaries(path: Path) -> None:
+    """Delete what processes that are no longer running wrote in place of a file."""
+    for temporary in path.parent.glob(f'.[0-9]*-{glob.escape(path.name)}'):
+        number = temporary.name[1:].split('-')[0]
+        if number.isdigit() and not is_running(int(number)):
+            temporary.unlink()

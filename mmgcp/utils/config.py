@@ -4,14 +4,16 @@ import copy
 import os.path as osp
 from typing import Any, Iterator, Optional, Tuple
 
+import mmengine
 import torch.nn as nn
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 
 from mmgcp.compatibility import mend_openmmlab
-from mmgcp.errors import UserError
+from mmgcp.errors import UserError, told
 
+from .checks import MAPPING, check_value
 from .process_state import alone
 
 
@@ -67,9 +69,9 @@ def _override(cfg: Config, cfg_options: dict, path: str) -> None:
     """Merge options into a config, in place."""
     try:
         cfg.merge_from_dict(cfg_options)
-    except (KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # whatever MMEngine meets on the way to a key
         given = ' '.join(f'{key}={value}' for key, value in cfg_options.items())
-        reason = str(error.args[0] if error.args else error).splitlines()[0]
+        reason = ' '.join(str(error.args[0] if error.args else error).split())
         raise UserError(f'the options {given} do not fit the config {path}: {reason}') from error
 
 
@@ -91,9 +93,10 @@ def build_detector(cfg: Config) -> nn.Module:
     try:
         with alone(), DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmyolo')):
             return revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
+    except UserError as error:
+        raise UserError(f'the model of the config cannot be built: {error}') from error
     except Exception as error:  # the constructors of a detector's parts can raise anything
-        raise UserError('the model of the config cannot be built: '
-                        f'{type(error).__name__}: {error}') from error
+        raise UserError(f'the model of the config cannot be built: {told(error)}') from error
 
 
 def image_size(cfg: Config) -> Tuple[int, int]:
@@ -107,8 +110,9 @@ def image_size(cfg: Config) -> Tuple[int, int]:
         first ``scale`` in the test pipeline, else 640 and 640.
     """
     scales = [cfg.get('img_scale')]
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    scales += [step.get('scale') for step in dataset.get('pipeline') or []]
+    dataset = section(cfg, 'test_dataloader').get('dataset') or {}
+    steps = dataset.get('pipeline') if isinstance(dataset, dict) else None
+    scales += [step.get('scale') for step in steps or [] if isinstance(step, dict)]
     for scale in scales:
         if isinstance(scale, int):
             return scale, scale
@@ -184,3 +188,35 @@ def nested_dicts(content: Any) -> Iterator[dict]:
     if isinstance(content, (list, tuple)):
         for value in content:
             yield from nested_dicts(value)
+
+
+def section(cfg: Config, name: str) -> dict:
+    """Return a part of a config that is a dictionary; an empty one if it is missing or None.
+
+    Args:
+        cfg (Config): The config.
+        name (str): Name of the part, such as ``'optim_wrapper'``.
+
+    Returns:
+        dict: The part.
+
+    Raises:
+        UserError: It is anything else.
+    """
+    found = cfg.get(name)
+    check_value(f'{name} of the config', {} if found is None else found, MAPPING)
+    return found or {}
+
+
+def check_layout() -> None:
+    """Check that the installed yapf lays out configs, which MMEngine does before writing them.
+
+    Raises:
+        UserError: It does not.
+    """
+    try:
+        Config(dict(checked=True)).pretty_text  # noqa: B018  a property that runs yapf
+    except Exception as error:  # such as for an argument that yapf no longer has
+        raise UserError(
+            f'MMEngine {mmengine.__version__} cannot write configs with the installed yapf '
+            f"({error}): pip install 'yapf<0.40.2'") from error

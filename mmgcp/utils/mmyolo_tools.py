@@ -8,6 +8,8 @@ import mmyolo
 
 from mmgcp.errors import UserError
 
+from .cli import CfgOptions
+
 
 def load_mmyolo_tool(name: str) -> ModuleType:
     """Load one of MMYOLO's tools as a module.
@@ -25,7 +27,9 @@ def load_mmyolo_tool(name: str) -> ModuleType:
     # Installed from a wheel, or from a clone of its repository
     for folder in (package / '.mim' / 'tools', package.parent / 'tools'):
         if (folder / name).is_file():
-            return load_script(folder / name)
+            tool = load_script(folder / name)
+            tool.DictAction = CfgOptions  # whose errors argparse reports
+            return tool
     raise UserError(f'the MMYOLO in {package} comes without its tools ({name})')
 
 

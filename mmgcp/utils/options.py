@@ -5,16 +5,12 @@ What Python functions, configs, command lines and documentation say of an option
 its field, so that each option is described once.
 """
 import argparse
-import difflib
-import math
-import numbers
 from dataclasses import MISSING, Field, field, fields
-from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple, Type
+from typing import Any, Dict, Iterable, List, Optional, Type
 
 from mmgcp.errors import UserError
 
-# A test of a value, and what it has to be, as 'must be in [0, 1]'
-Check = Tuple[Callable[[Any], bool], str]
+from .checks import Check, check_keys, check_value
 
 
 def option(default: Any = MISSING, *, help: str, check: Optional[Check] = None,
@@ -24,7 +20,7 @@ def option(default: Any = MISSING, *, help: str, check: Optional[Check] = None,
     Args:
         default (Any): Its default; options without one have to be given.
         help (str): One sentence or two, without the default.
-        check (tuple, optional): What values have to satisfy; see :func:`check_options`. None as
+        check (Check, optional): What values have to satisfy; see :func:`check_options`. None as
             a value is not checked if it is the default.
         factory (Callable, optional): Makes the default instead.
         cli (dict, optional): Arguments for ``ArgumentParser.add_argument``, ``group`` for the
@@ -36,27 +32,6 @@ def option(default: Any = MISSING, *, help: str, check: Optional[Check] = None,
     """
     return field(default=default, default_factory=factory,
                  metadata=dict(notes, help=help, check=check, cli=cli))
-
-
-def one_of(*values: Any) -> Check:
-    """Allow some values, compared with their types."""
-    def test(value: Any) -> bool:
-        return any(type(value) is type(allowed) and value == allowed for allowed in values)
-
-    return test, f'must be one of {list(values)}'
-
-
-def number_in(low: float, high: float, text: str, integer: bool = False,
-              open_low: bool = False) -> Check:
-    """Allow numbers from ``low`` to ``high``, ``low`` itself only if ``open_low`` is not set."""
-    kind = numbers.Integral if integer else numbers.Real
-
-    def test(value: Any) -> bool:
-        return (isinstance(value, kind) and not isinstance(value, bool)
-                and not math.isnan(value) and low <= value <= high
-                and not (open_low and value == low))
-
-    return test, text
 
 
 def check_options(options: Any, error: Type[UserError] = UserError) -> None:
@@ -73,8 +48,7 @@ def check_options(options: Any, error: Type[UserError] = UserError) -> None:
         value, check = getattr(options, item.name), item.metadata['check']
         if check is None or (value is None and item.default is None):
             continue
-        if not check[0](value):
-            raise error(f'{item.name} {check[1]}, but is {value!r}')
+        check_value(item.name, value, check, error)
 
 
 def check_names(cls: type, names: Iterable[str], owner: str,
@@ -87,12 +61,7 @@ def check_names(cls: type, names: Iterable[str], owner: str,
         owner (str): Who has these options, for the message.
         error (type): What to raise. Defaults to UserError.
     """
-    known = [item.name for item in fields(cls)]
-    for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f'; did you mean {close[0]!r}?' if close else f'; there are {", ".join(known)}'
-            raise error(f'{owner} has an unknown option {name!r}{hint}')
+    check_keys(names, [item.name for item in fields(cls)], owner, error)
 
 
 def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:

@@ -52,3 +52,14 @@ def test_score_histograms(tmp_path):
 def test_few_scores(scores, tmp_path):
     plot_score_histograms(scores, dict.fromkeys(scores, 0.5), 'score', tmp_path / 'few.png')
     assert cv2.imread(str(tmp_path / 'few.png')).std() > 1
+
+
+@pytest.mark.parametrize('values', [[float('nan')], [], [float('inf'), 0.5, -float('inf')],
+                                    [float('nan'), 0.1, 0.9]])
+def test_scores_that_are_not_finite(tmp_path, values):
+    """They are counted, not drawn."""
+    path = tmp_path / 'scores.png'
+    plot_score_histograms(dict(one=values, two=[0.2]), dict(one=0.5), 'score', path)
+    assert cv2.imread(str(path)).std() > 10
+    plot_score_histograms(dict(one=values), {}, 'score', path)
+    assert path.stat().st_size > 1000

@@ -108,7 +108,7 @@ def test_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
     dict(num_train=0), dict(num_val=-1), dict(num_test=0), dict(size=64), dict(seed=-1)])
 def test_options_are_checked(options):
     name, value = next(iter(options.items()))
-    with pytest.raises(UserError, match=f'{name} must .* got {value}'):
+    with pytest.raises(UserError, match=f'{name} must .* is {value}'):
         DemoOptions(**options)
 
 

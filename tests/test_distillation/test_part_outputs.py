@@ -162,7 +162,7 @@ def test_different_numbers_of_outputs(distiller_config):
 
 
 @pytest.mark.parametrize('groups, message', [
-    ('all', "groups must be 'auto' or a list of groups, but it is 'all'"),
+    ('all', "groups must be 'auto' or a list of groups, but is 'all'"),
     ([dict(name='a', weight=1., layers='head_outputs')],
      "must be a list of names or one of .*neck_outputs.*, but they are 'head_outputs'"),
     ([dict(name='a', weight=1., layers=['neck'], tau=1)],

@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from mmgcp.errors import UserError
 from mmgcp.pipeline.state import State
 
 
@@ -15,7 +16,7 @@ def start(tmp_path):
         worked = []
         for step, value in inputs.items():
 
-            def work(_, step=step, value=value):
+            def work(step=step, value=value):
                 worked.append(step)
                 if step == stop_in:
                     raise KeyboardInterrupt
@@ -76,22 +77,52 @@ def test_change_back_in_the_middle(start):
     assert start(INPUTS) == []
 
 
-def test_work_is_told_whether_it_was_begun_with_the_same_inputs(tmp_path):
-    """Then a step that was interrupted can resume."""
-    begun = []
+def test_what_other_inputs_have_left_is_cleared(tmp_path):
+    """A step that was begun with the same inputs can go on, and keeps it."""
+    begun, cleared = [], []
 
-    def work(same):
-        begun.append(same)
+    def work():
+        begun.append(not cleared)
         raise KeyboardInterrupt
 
     for inputs in ('a', 'a', 'b', 'b', 'a'):
+        cleared.clear()
         with pytest.raises(KeyboardInterrupt):
-            State(tmp_path / 'state.json').run('train', inputs, work)
+            State(tmp_path / 'state.json').run('train', inputs, work,
+                                               clear=lambda: cleared.append(True))
     assert begun == [False, True, False, True, False]
 
 
+def test_interrupted_while_it_is_cleared(tmp_path):
+    """Then the step has not begun, and what was not cleared is not of it."""
+    cleared = []
+
+    def clear():
+        cleared.append(True)
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            State(tmp_path / 'state.json').run('train', 'a', dict, clear=clear)
+    assert cleared == [True, True]
+
+
+@pytest.mark.parametrize('text', [
+    b'', b'{', b'null', b'[]', b'3', b'{"train": 3}', b'{"train": {}}', b'{"train": {"inputs": 1}}',
+    b'{"train": {"inputs": "a", "result": []}}', b'\xff\xfe', b'[' * 200000, b'\0'])
+def test_broken_file(tmp_path, text):
+    """It is left as it is: the checkpoints of the stages may be worth hours."""
+    path = tmp_path / 'state.json'
+    path.write_bytes(text)
+    with pytest.raises(UserError) as caught:
+        State(path)
+    assert str(caught.value).startswith(f'{path} does not say which stages are finished (')
+    assert str(caught.value).endswith('); delete it to begin with the first one')
+    assert '\n' not in str(caught.value) and path.read_bytes() == text
+
+
 def test_file(tmp_path):
-    State(tmp_path / 'state.json').run('train', 'a', lambda _: dict(mAP=0.5))
+    State(tmp_path / 'state.json').run('train', 'a', lambda: dict(mAP=0.5))
     record = json.loads((tmp_path / 'state.json').read_text())
     assert record['train']['result'] == dict(mAP=0.5)
     assert [path.name for path in tmp_path.iterdir()] == ['state.json']

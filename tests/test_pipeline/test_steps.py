@@ -66,6 +66,7 @@ def start(monkeypatch, tmp_path):
     """A function that starts the pipeline and returns the steps it made."""
     module = importlib.import_module('mmgcp.pipeline.compress')
     monkeypatch.setattr(module, 'ToolRunner', FakeTools)
+    monkeypatch.setattr(module, 'rehearse_stages', lambda *args: None)  # there are no data
     monkeypatch.setattr(module, 'draw_detections', lambda stages, path: None)
     monkeypatch.setattr(module, 'measure_detector', lambda config: dict(
         parameters=10, macs=20, latency_ms=1.5))
@@ -206,8 +207,8 @@ def test_prune_options(start):
     (dict(checkpoint='none.pth'), 'there is no checkpoint none.pth'),
     (dict(cfg_options={'train_cfg': dict(_delete_=True, type='IterBasedTrainLoop',
                                          max_iters=9)}, epochs=None), 'no number of epochs'),
-    (dict(sparse_epochs=0), 'sparse_epochs must be positive, but is 0'),
-    (dict(lr=-1.), 'lr must be positive'),
+    (dict(sparse_epochs=0), 'sparse_epochs must be an integer .* but is 0'),
+    (dict(lr=-1.), 'lr must be a finite number above 0, but is -1.0'),
 ])
 def test_wrong_options(start, folder, options, message):
     """They are noticed before anything is done."""

@@ -131,11 +131,53 @@ def edited_set(path, **changes):
     (dict(units=[]), 'has no units'),
     (dict(units={'a': 1}), 'has no units'),
     (dict(units=['a']), r"unit 0 of the plan must have \['layers', 'name', 'removed', 'size'\]"),
+    (dict(version='9' * 3000), r"is of version '9{99}\.\.\.; this"),
+    (dict(thresholds=[1]), r'thresholds of the plan .*plan\.json must be numbers by layer group, '
+                           r'but is \[1\]$'),
+    (dict(thresholds='a'), "must be numbers by layer group, but is 'a'$"),
+    (dict(thresholds=dict(a='0.5')), r"must be numbers by layer group, but is \{'a': '0.5'\}$"),
+    (dict(thresholds=dict(a=True)), 'must be numbers by layer group'),
+    (dict(thresholds=dict(a=float('nan'))), 'must be numbers by layer group'),
+    (dict(skipped=['a']), r"skipped of the plan .* must be texts by layer, but is \['a'\]$"),
+    (dict(skipped=dict(a=None)), 'must be texts by layer'),
+    (dict(skipped=dict(a=['b'])), 'must be texts by layer'),
+    (dict(options=[1]), r'options of the plan .* must be values by option, but is \[1\]$'),
+    (dict(options=0), 'must be values by option, but is 0$'),
+    (dict(options=dict(a='\ud800')), 'has a text that is not Unicode'),
+    (dict(options=dict(a=10**50)), 'is not JSON: it has a number of 51 digits$'),
 ])
 def test_file_that_is_no_plan(tmp_path, changes, message):
     edited(tmp_path / 'plan.json', **changes)
     with pytest.raises(PruningError, match=message):
         PruningPlan.load(tmp_path / 'plan.json')
+
+
+@pytest.mark.parametrize('text, message', [
+    ('[' * 200000, 'is nested too deep'),
+    ('{"options": ' * 60 + '1' + '}' * 60, 'is nested too deep'),
+    ('{"format": ' + '9' * 5000 + '}', 'is not JSON: it has a number of 5000 digits')])
+def test_files_that_are_too_much(tmp_path, text, message):
+    (tmp_path / 'plan.json').write_text(text)
+    with pytest.raises(PruningError, match=f'the plan .*plan.json {message}$'):
+        PruningPlan.load(tmp_path / 'plan.json')
+
+
+def test_nul_in_a_path():
+    with pytest.raises(PruningError, match=r"the plan 'a\\x00b' cannot be read: embedded null"):
+        PruningPlan.load('a\0b')
+
+
+def test_infinite_thresholds_are_read(tmp_path):
+    """A group of which nothing or everything goes may have one."""
+    edited(tmp_path / 'plan.json', thresholds=dict(a=-float('inf'), b=None, c=3))
+    assert PruningPlan.load(tmp_path / 'plan.json').thresholds == dict(
+        a=-float('inf'), b=None, c=3)
+
+
+def test_long_names_are_cut():
+    plan = make_plan(stem=dict(name='x' * 100000))
+    with pytest.raises(PruningError, match="names the unit 'x{99}\\.\\.\\., which the model"):
+        validate_plan(plan, SETS)
 
 
 def test_list_instead_of_a_plan(tmp_path):
@@ -153,6 +195,11 @@ def test_list_instead_of_a_plan(tmp_path):
     (dict(removed=[1, '2']), "unit 'neck.norm.conv' must be a list of integers"),
     (dict(removed=[1.5]), "unit 'neck.norm.conv' must be a list of integers"),
     (dict(removed=[True]), "unit 'neck.norm.conv' must be a list of integers"),
+    (dict(size='6'), '"size" of the unit \'neck.norm.conv\' must be a whole number, but is \'6\''),
+    (dict(size=6.), 'must be a whole number, but is 6.0'),
+    (dict(size=True), 'must be a whole number, but is True'),
+    (dict(layers={'neck.norm.conv': 3}), 'unit 1 of the plan must have'),
+    (dict(layers={'neck.norm.conv': None}), 'unit 1 of the plan must have'),
 ])
 def test_set_that_cannot_be_read(tmp_path, changes, message):
     edited_set(tmp_path / 'plan.json', **changes)

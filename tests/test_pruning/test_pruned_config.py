@@ -12,7 +12,7 @@ from mmyolo.models import YOLODetector
 from pruning_samples import difference, run
 from scripts import run_here
 
-from mmgcp.pruning.detector import make_pruned_config
+from mmgcp.pruning.detector import drop_hooks, make_pruned_config
 from mmgcp.utils.config import build_detector
 
 
@@ -151,6 +151,29 @@ def test_make_pruned_config(small):
     assert content['custom_imports']['imports'] == ['other', 'mmgcp']
     assert content['train_dataloader'] == dict(collate_fn=dict(type='x'))
     assert 'work_dir' not in content and content['resume'] is False
+
+
+class DynamicSparsityHook:
+    """As a config that names classes instead of strings would."""
+
+
+@pytest.mark.parametrize('kind', [
+    'mmgcp.DynamicSparsityHook', 'DynamicSparsityHook', DynamicSparsityHook])
+def test_hooks_for_sparse_training_are_dropped(kind):
+    """They would press the channels that stay when the pruned detector is trained."""
+    ema, press = dict(type='EMAHook', momentum=0.1), dict(type=kind, rate=1.)
+    cfg = Config(dict(model=dict(type='RetinaNet'), custom_hooks=[press, ema, press]))
+    assert drop_hooks(cfg) == ['DynamicSparsityHook'] * 2
+    assert [dict(hook) for hook in cfg.custom_hooks] == [ema]
+    assert drop_hooks(cfg) == []
+
+
+@pytest.mark.parametrize('hooks', [{}, dict(custom_hooks=None), dict(custom_hooks=[]),
+                                   dict(custom_hooks=[dict(type='mmgcp.DistillAdapterHook')])])
+def test_nothing_to_drop(hooks):
+    cfg = Config(dict(hooks, model=dict(type='RetinaNet')))
+    before = cfg.to_dict()
+    assert drop_hooks(cfg) == [] and cfg.to_dict() == before
 
 
 def test_scope_in_the_type_is_dropped(small):

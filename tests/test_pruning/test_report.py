@@ -31,6 +31,19 @@ def result(model):
     return prune(model, GROUPS, input_shape=(3, 16, 16))
 
 
+def test_results_without_a_picture(result, tmp_path, monkeypatch):
+    """One that cannot be drawn is not worth the hours before."""
+
+    def fail(*_):
+        raise ValueError('supplied range of [nan, nan] is not finite')
+
+    monkeypatch.setattr('mmgcp.pruning.report.plot_score_histograms', fail)
+    with pytest.warns(UserWarning, match='scores.png has not been drawn: ValueError: supplied'):
+        write_report(result, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        'channels.png', 'report.json', 'report.md']
+
+
 def test_layers_by_hand(result):
     assert sorted(tuple(row) for row in result.layers) == [
         ('a.conv', 'one', 4, 3), ('b.conv', 'two', 4, 3), ('c.conv', 'two', 10, 6),

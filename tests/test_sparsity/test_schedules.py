@@ -107,14 +107,14 @@ def test_feedback_state():
     (LinearSchedule, dict(start=-1), '-1'), (LinearSchedule, dict(end=2), '2'),
     (CosineSchedule, dict(begin=0.5, end=0.5), '0.5 and 0.5'),
     (LinearSchedule, dict(stop=math.inf), 'inf'),
-    (StepSchedule, dict(milestones=[0.5, 1.5]), '1.5'),
+    (StepSchedule, dict(milestones=[0.5, 1.5]), r'\[0.5, 1.5\]'),
     (StepSchedule, dict(milestones=[0.5, 0.2]), r'\[0.5, 0.2\]'),
     (StepSchedule, dict(factor=-0.1), '-0.1'),
     (FeedbackSchedule, dict(target=60), '60'), (FeedbackSchedule, dict(target=1, ramp=-1), '-1'),
     (FeedbackSchedule, dict(target=1, strength=float('nan')), 'nan'),
-    (FeedbackSchedule, dict(target=1, min_factor=0), '0 and 10.0'),
-    (FeedbackSchedule, dict(target=1, max_factor=0.5), '0.01 and 0.5'),
+    (FeedbackSchedule, dict(target=1, min_factor=0), '0'),
+    (FeedbackSchedule, dict(target=1, max_factor=0.5), '0.5'),
     (FeedbackSchedule, dict(target=1, kept_factor=-2), '-2')])
 def test_wrong_arguments(cls, wrong, value):
-    with pytest.raises(UserError, match=f'but got {value}'):
+    with pytest.raises(UserError, match=f'but (is|they are) {value}'):
         cls(**wrong)

@@ -352,7 +352,8 @@ def test_names_of_groups_in_logs(tmp_path):
     ([dict(name='a', modules=['neck.*'])], r"pattern 'neck\.\*' of layer group 'a' matches no"),
     ([dict(name='a', modules=['bn1']), dict(name='b', modules=['bn?'])],
      "'bn1' is in two layer groups: 'a' and 'b'"),
-    ([dict(name='a', modules=['bn1']), dict(name='a', modules=['bn2'])], 'the same name'),
+    ([dict(name='a', modules=['bn1']), dict(name='a', modules=['bn2'])],
+     'names of the groups must differ'),
     ([dict(name='a', modules=['conv1'])], "group 'a' has none of the chosen")])
 def test_wrong_groups(tmp_path, groups, message):
     with pytest.raises(UserError, match=message):
@@ -360,16 +361,16 @@ def test_wrong_groups(tmp_path, groups, message):
 
 
 @pytest.mark.parametrize('wrong, message', [
-    (dict(penalty='l2'), "penalty must be one of .* but got 'l2'"),
-    (dict(weight_decay='half'), "weight_decay must be one of .* but got 'half'"),
-    (dict(modules='prunables'), "modules .* got 'prunables'"),
-    (dict(exclude='prunable'), "exclude .* got 'prunable'"),
-    (dict(groups='manual'), "groups .* got 'manual'"),
-    (dict(groups=['a']), r"groups .* got \['a'\]"),
-    (dict(groups=[dict(name='a')]), r"got \['name'\]"),
+    (dict(penalty='l2'), "penalty must be one of .* but is 'l2'"),
+    (dict(weight_decay='half'), "weight_decay must be one of .* but is 'half'"),
+    (dict(modules='prunables'), "modules .* is 'prunables'"),
+    (dict(exclude='prunable'), "exclude .* is 'prunable'"),
+    (dict(groups='manual'), "groups .* is 'manual'"),
+    (dict(groups=['a']), r"groups .* is \['a'\]"),
+    (dict(groups=[dict(name='a')]), r"has \['name'\]"),
     (dict(groups=[dict(name='a', modules=['b'], ratio=1)]), 'ratio'),
-    (dict(groups=[dict(name='a', modules='b')]), "'a' must .* got 'b'"),
-    (dict(groups=[dict(name='a', modules=['b'], rate_factor=-2)]), "'a' .* got -2"),
+    (dict(groups=[dict(name='a', modules='b')]), "'a' must .* is 'b'"),
+    (dict(groups=[dict(name='a', modules=['b'], rate_factor=-2)]), "'a' .* is -2"),
     (dict(groups=[dict(name='other', modules=['b'])]), "name 'other'")])
 def test_wrong_arguments(wrong, message):
     with pytest.raises(UserError, match=message):

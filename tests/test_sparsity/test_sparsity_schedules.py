@@ -59,5 +59,5 @@ def test_defaults_are_the_authors():
     dict(kept_factor=-1)])
 def test_wrong_arguments(wrong):
     (name, value), = wrong.items()
-    with pytest.raises(UserError, match=f'{name} must .* but got {value}'):
+    with pytest.raises(UserError, match=f'{name} must .* but is {value}'):
         TwoPhaseSchedule(**wrong)

@@ -118,11 +118,44 @@ def test_errors(tmp_path, write_config):
         ((empty, 'x.pth'), 'empty is a folder: give either'),
         ((config, tmp_path / 'x.pth'), 'there is no checkpoint .*x.pth'),
         ((tmp_path / 'absent.py', 'x.pth'), 'there is no config .*absent.py'),
-        ((empty, '--near-zero-thr', '-1'), '--near-zero-thr must not be negative, but is -1.0')):
+        ((empty, '--near-zero-thr', '-1'), '--near-zero-thr must be .* but is -1.0')):
         message = complaint_of(TOOL, *arguments)
         assert re.search(wanted, message), message
     file.write_text('{broken\n{}\n')
     assert 'scalars.json is damaged in line 1' in complaint_of(TOOL, other)
+
+
+ROW = dict(step=10, sparsity_rate=1e-3, sparsity_loss=2., sparsity_near_zero=0.5)
+
+
+@pytest.mark.parametrize('content, message', [
+    (b'\x80\x02\xff', 'scalars.json is not JSON: it is no text in UTF-8'),
+    (b'[1, 2]\n{}\n', r"is not the log of a training with DynamicSparsityHook: line 1 is '\[1, 2"),
+    (b'"step"\n', "line 1 is '\"step\"'"),
+    (json.dumps({**ROW, 'step': 'x'}).encode(), 'line 1 is'),
+    (json.dumps({**ROW, 'sparsity_rate': None}).encode(), 'line 1 is'),
+    (json.dumps({**ROW, 'sparsity_near_zero/a': [1]}).encode(), 'line 1 is'),
+    (json.dumps(dict(sparsity_near_zero=0.5)).encode(), 'line 1 is'),
+    (b'[' * 9999 + b'\n{}', 'is damaged in line 1: the line is nested too deep'),
+    (json.dumps(dict(step=1)).encode(), 'no training in .* has logged sparsity')])
+def test_foreign_logs(tmp_path, content, message):
+    write_run(tmp_path, '20240101_000000', []).write_bytes(content)
+    assert re.search(message, complaint_of(TOOL, tmp_path))
+    assert not (tmp_path / 'sparsity.png').exists()
+
+
+def test_what_is_refused_before_anything_is_read(tmp_path, write_config):
+    config = write_config(tmp_path / 'tiny.py')
+    write_run(tmp_path, '20240101_000000', [10])
+    for arguments, wanted in (
+        ((config, ), 'tiny.py is a file: give the checkpoint of this config behind it'),
+        ((tmp_path, '--out', 'x.xyz'), r'the picture x.xyz must end in one of .*jpg, .*png'),
+        ((tmp_path, '--out', 'x'), 'the picture x must end in one of'),
+        ((tmp_path, '--out', tmp_path / 'no' / 'x.png'), 'there is no folder .*no for the picture'),
+        ((tmp_path, '--near-zero-thr', 'nan'), '--near-zero-thr must be .* but is nan'),
+        ((tmp_path, '--near-zero-thr', 'inf'), '--near-zero-thr must be .* but is inf')):
+        message = complaint_of(TOOL, *arguments, cwd=tmp_path)
+        assert re.search(wanted, message), message
 
 
 def test_curves_have_their_places(tmp_path):

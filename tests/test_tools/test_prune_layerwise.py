@@ -93,9 +93,9 @@ def test_dry_run_says_what_it_does_not_know(files, tmp_path):
 
 
 @pytest.mark.parametrize('setting, message', [
-    ('prune_cfg.finetune.epoch=2', "finetune of prune_cfg has unknown settings: ['epoch']"),
-    ('prune_cfg.finetune.epochs=0', 'epochs of the fine-tuning must be positive, but is 0'),
-    ('prune_cfg.criterion.positions=0', 'positions must be a positive number'),
+    ('prune_cfg.finetune.epoch=2', "finetune of prune_cfg has an unknown option 'epoch'"),
+    ('prune_cfg.finetune.epochs=0', 'epochs of the fine-tuning must be an integer'),
+    ('prune_cfg.criterion.positions=0', 'positions must be an integer'),
     ('train_cfg.by_epoch=False', 'needs a config that trains by epochs'),
     ('train_dataloader=None', 'needs a config with a train_dataloader'),
 ])

@@ -72,7 +72,7 @@ def test_minutes(files, tmp_path, monkeypatch):
     (['--recover-minutes', -1],
      'minutes of the recovery must be a finite number that is not negative, but is -1'),
     (['--recover-minutes', 'nan'], 'minutes of the recovery must be a finite number'),
-    (['--cfg-options', 'prune_cfg.recover.epochs=3'], "unknown settings: ['epochs']"),
+    (['--cfg-options', 'prune_cfg.recover.epochs=3'], "unknown option 'epochs'"),
     (['--cfg-options', 'prune_cfg.recover=3'], 'recover of prune_cfg must have the settings'),
     (['--cfg-options', 'train_dataloader.dataset.ann_file=absent.json'],
      'the calibration images cannot be loaded'),

@@ -127,15 +127,15 @@ def test_plan_is_applied_in_one_go(files, tmp_path, numbers):
 
 
 @pytest.mark.parametrize('arguments, message', [
-    (['--steps', 0], 'steps must be a positive integer, but is 0'),
+    (['--steps', 0], 'steps must be an integer from 1 to 1000, but is 0'),
     (['--cfg-options', 'prune_cfg.steps=some', 'prune_cfg.finetune=None'],
-     "steps must be a positive integer, but is 'some'"),
+     "steps must be an integer from 1 to 1000, but is 'some'"),
     (['--criterion', 'ThiNet'], 'ThiNet cannot prune in 3 steps: it goes layer by layer'),
     (['--criterion', 'CPSCA'], 'CPSCA cannot prune in 3 steps: the attention'),
     (['--steps', 1], 'finetune is for layer-wise criteria, but mmgcp.Taylor is none'),
     (['--cfg-options', 'prune_cfg.min_keep_ratio=0.9'], 'of the parameters cannot be reached'),
     (['--cfg-options', 'prune_cfg.finetune=2'], 'finetune of prune_cfg must have the settings'),
-    (['--cfg-options', 'prune_cfg.finetune.epoch=2'], "unknown settings: ['epoch']"),
+    (['--cfg-options', 'prune_cfg.finetune.epoch=2'], "unknown option 'epoch'"),
     (['--cfg-options', 'train_cfg.by_epoch=False'],
      'needs a config that trains by epochs; prune_cfg.finetune=False does without'),
 ])

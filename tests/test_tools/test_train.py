@@ -1,11 +1,16 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+import argparse
 import re
 import shutil
 
+import pytest
 import torch
-from scripts import complaint, complaint_of, run_process
+from faults import write_training
+from mmengine.config import Config
+from scripts import complaint, complaint_of, load_script, run_process
 
 from mmgcp.datasets.demo import CLASSES
+from mmgcp.utils.folders import work_dir
 
 
 def train_epochs(text):
@@ -85,3 +90,62 @@ def test_unknown_class(write_config, tmp_path):
     last = complaint(result)
     unknown = re.search(r"Class '(\w+)' in \S+\.xml is not one of the known classes", last)
     assert unknown.group(1) in CLASSES[2:]
+
+
+@pytest.fixture(scope='module')
+def tool():
+    return load_script('train.py')
+
+
+@pytest.mark.parametrize('resume, settings, left, chosen, says', [
+    ('auto', {}, {'epoch_1.pth': 'whole', 'epoch_2.pth': 'cut'}, 'epoch_1.pth', 'is the newest'),
+    ('auto', {}, {'epoch_1.pth': 'whole', 'epoch_2.pth': 'whole', 'last_checkpoint':
+                  'epoch_1.pth'}, 'epoch_2.pth', ''),
+    ('auto', {}, {}, None, 'has no checkpoint to resume from: the training starts from the begin'),
+    (None, {}, {'epoch_1.pth': 'whole'}, None, ''),
+    (None, dict(resume=True), {'epoch_1.pth': 'whole'}, 'epoch_1.pth', ''),
+    (None, dict(resume=True, load_from='a.pth'), {'epoch_1.pth': 'whole'}, None, '')])
+def test_checkpoint_to_resume_from(tool, tmp_path, capsys, resume, settings, left, chosen, says):
+    write_training(tmp_path, left)
+    args = argparse.Namespace(resume=resume)
+    tool.choose_checkpoint(Config(settings), args, tmp_path)
+    assert args.resume == (chosen and str(tmp_path / chosen))
+    printed = capsys.readouterr().out
+    assert says in printed and bool(says) == bool(printed)
+
+
+@pytest.mark.parametrize('given', [None, 'epoch_2.pth'])
+def test_checkpoints_that_are_not_whole(write_config, tmp_path, given):
+    """Nothing is overwritten: perhaps they can be saved."""
+    config, folder = write_config(tmp_path / 'tiny.py'), tmp_path / 'run'
+    write_training(folder, {'epoch_2.pth': 'cut', 'last_checkpoint': 'epoch_1.pth'})
+    message = complaint_of('train.py', config, '--work-dir', folder, '--resume',
+                           *([folder / given] if given else []))
+    assert f'{folder}/epoch_2.pth cannot be read as a checkpoint: ' in message
+    assert given or message.endswith('without --resume the training starts from the beginning')
+    assert sorted(path.name for path in folder.iterdir()) == ['epoch_2.pth', 'last_checkpoint']
+
+
+@pytest.mark.parametrize('place', ['option', 'config', 'default'])
+def test_work_dir_that_is_taken(write_config, tmp_path, monkeypatch, place):
+    """As another run's, or by a file."""
+    monkeypatch.chdir(tmp_path)
+    config = write_config(tmp_path / 'tiny.py')
+    folder = dict(option='one', config='two', default='work_dirs/tiny')[place]
+    options = dict(option=('--work-dir', folder), default=(),
+                   config=('--cfg-options', f'work_dir={folder}'))[place]
+    with work_dir(tmp_path / folder):
+        assert complaint_of('train.py', config, *options) == (
+            f'train.py: this process works in {tmp_path}/{folder} already')
+    (tmp_path / folder).parent.mkdir(exist_ok=True)
+    (tmp_path / folder).write_text('mine')
+    assert complaint_of('train.py', config, *options) == (
+        f'train.py: {tmp_path}/{folder} is a file, not a folder to write to')
+
+
+@pytest.mark.parametrize('name', ['RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'])
+def test_first_of_several_processes_takes_the_folder(tool, tmp_path, monkeypatch, name):
+    for rank in '01':
+        monkeypatch.setenv(name, rank)
+        with tool.alone_in(tmp_path):
+            assert (tmp_path / '.lock').exists() == (rank == '0')

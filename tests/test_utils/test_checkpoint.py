@@ -159,3 +159,52 @@ def test_pickled_code_is_not_run(tmp_path):
     with pytest.raises(UserError):
         read_checkpoint(str(path))
     assert not witness.exists()
+
+
+@pytest.mark.parametrize('meta, expected', [
+    (None, {}), (dict(dataset_meta=None, a=1), dict(a=1)),
+    (dict(dataset_meta=dict(classes=('a', ))), dict(dataset_meta=dict(classes=('a', ))))])
+def test_meta(save, meta, expected):
+    model = make_model()
+    assert load_strictly(model, save(dict(state_dict=model.state_dict(), meta=meta))) == expected
+
+
+@pytest.mark.parametrize('meta, name', [
+    ('epoch 3', 'meta'), ([1], 'meta'), ({3: 1}, 'meta'), (torch.ones(2), 'meta'),
+    (dict(dataset_meta='voc'), 'dataset_meta'), (dict(dataset_meta={1: 2}), 'dataset_meta')])
+def test_meta_of_other_kinds(save, meta, name):
+    model = make_model(seed=1)
+    path = save(dict(state_dict=model.state_dict(), meta=meta))
+    value = meta if name == 'meta' else meta['dataset_meta']
+    assert_refused(make_model(), path, f'{name} of the checkpoint {path} must be a dictionary with '
+                   f'names as its keys, but is {str(value)[:60]!r}')
+
+
+@pytest.mark.parametrize('change, kind', [
+    (lambda value: value.to_sparse(), 'sparse'), (lambda value: value.to('meta'), 'without values '
+                                                  '(on the device meta)'),
+    (lambda value: value.to(torch.complex64), 'complex'),
+    (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), 'quantized')])
+def test_tensors_of_other_kinds(save, change, kind):
+    state = make_model(seed=1).state_dict()
+    state['2.weight'] = change(state['2.weight'])
+    path = save(dict(state_dict=state))
+    assert_refused(make_model(), path, f'the checkpoint {path} cannot be used: 2.weight is {kind}, '
+                   'but weights are ordinary tensors')
+
+
+@pytest.mark.parametrize('name, value, problem', [
+    ('0.weight', float('nan'), '0.weight has 1 of 108 values that are not finite'),
+    ('1.weight', float('inf'), '1.weight has 1 of 4 values that are not finite'),
+    ('1.running_mean', float('nan'), '1.running_mean has 1 of 4 values that are not finite'),
+    ('1.running_var', -1., '1.running_var has a variance of -1, with which outputs are not '
+     'finite')])
+def test_values_that_are_not_finite(save, name, value, problem):
+    state = make_model(seed=1).state_dict()
+    state[name].view(-1)[0] = value
+    path = save(dict(state_dict=state))
+    assert_refused(make_model(), path, f'the checkpoint {path} cannot be used: {problem}')
+
+
+def test_nul_in_a_path():
+    assert_refused(make_model(), 'a\0b.pth', 'there is no checkpoint a\0b.pth')

@@ -11,7 +11,15 @@ from mmengine.registry import DefaultScope
 
 import mmgcp  # noqa: F401
 from mmgcp.errors import UserError
-from mmgcp.utils.config import build_detector, drop_pretrained, load_config, replace_scale
+from mmgcp.utils.config import (
+    build_detector,
+    check_layout,
+    drop_pretrained,
+    image_size,
+    load_config,
+    replace_scale,
+    section,
+)
 
 COCO_CONFIG = (Path(__file__).parents[2] / 'configs' / 'yolov4' /
                'yolov4_syncbn_fast_8xb16-300e_coco.py')
@@ -186,3 +194,30 @@ def test_drop_pretrained():
         backbone=dict(type='X', pretrained=None, init_cfg=kaiming),
         timm=dict(type='TIMMBackbone', pretrained=False),
         necks=[dict(init_cfg=[kaiming]), {}, {}, dict(pretrained=None, init_cfg=None)])
+
+
+def test_section():
+    cfg = Config(dict(train_cfg=dict(max_epochs=3), val_cfg=None, test_cfg=3))
+    assert section(cfg, 'train_cfg') == dict(max_epochs=3)
+    assert section(cfg, 'val_cfg') == {} and section(cfg, 'optim_wrapper') == {}
+    with pytest.raises(UserError, match='^test_cfg of the config must be a dict, but is 3$'):
+        section(cfg, 'test_cfg')
+
+
+def test_layout_of_configs(monkeypatch):
+    """As with yapf 0.43 and MMEngine before 0.10."""
+    check_layout()
+
+    def refuse(text, **settings):
+        raise TypeError("FormatCode() got an unexpected keyword argument 'verify'")
+
+    monkeypatch.setattr('mmengine.config.config.FormatCode', refuse)
+    with pytest.raises(UserError, match="cannot write configs with the installed yapf .*'verify'.*"
+                       "pip install 'yapf<0.40.2'"):
+        check_layout()
+
+
+def test_image_size_of_a_config_that_is_none():
+    with pytest.raises(UserError, match='test_dataloader of the config must be a dict, but is 3'):
+        image_size(Config(dict(test_dataloader=3)))
+    assert image_size(Config(dict(test_dataloader=dict(dataset=3)))) == (640, 640)

@@ -7,18 +7,17 @@ from typing import Dict, Optional
 import pytest
 
 from mmgcp.errors import PruningError, UserError
+from mmgcp.utils.checks import number_in, one_of
 from mmgcp.utils.cli import CfgOptions
 from mmgcp.utils.options import (
     add_arguments,
     check_options,
     given_options,
-    number_in,
-    one_of,
     option,
     options_table,
 )
 
-POSITIVE = number_in(0, math.inf, 'must be positive', open_low=True)
+POSITIVE = number_in(0, text='must be positive', open_low=True)
 
 
 @dataclass

@@ -1,20 +1,22 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Draw the sparse training of a run, or the scale factors of a checkpoint by layer group."""
 import argparse
-import json
 from pathlib import Path
 from typing import Dict, List
 
 import mmgcp  # noqa: F401  registers the detectors
-from mmgcp.analysis.plots import plot_score_histograms, plot_sparsity
+from mmgcp.analysis.plots import check_picture, plot_score_histograms, plot_sparsity
 from mmgcp.errors import UserError
 from mmgcp.sparsity import select_scale_factors
 from mmgcp.sparsity.channels import Channels
 from mmgcp.utils.checkpoint import load_strictly
+from mmgcp.utils.checks import NOT_NEGATIVE, check_value
 from mmgcp.utils.cli import CfgOptions, replacing, run_tool
 from mmgcp.utils.config import build_detector, image_size, load_config
+from mmgcp.utils.json_files import parse_json, read_text
 
 SHARE = 'sparsity_near_zero'
+COLUMNS = (SHARE, 'step', 'sparsity_rate', 'sparsity_loss')  # of a line about sparsity
 
 
 def parse_args():
@@ -53,21 +55,32 @@ def read_scalars(work_dir: Path) -> List[dict]:
 
 
 def _read_lines(file: Path) -> List[dict]:
-    lines = file.read_text().splitlines()
+    lines = read_text(file, 'the log').splitlines()
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
+            row = parse_json(line, 'the line')
+        except UserError as error:
             if number < len(lines):  # the last one may be of a training that was killed
                 raise UserError(f'{file} is damaged in line {number}: {error}') from None
+            continue
+        if not isinstance(row, dict) or SHARE in row and not all(
+                type(row.get(name)) in (int, float) for name in (*COLUMNS, *_shares(row))):
+            raise UserError(f'{file} is not the log of a training with DynamicSparsityHook: line '
+                            f'{number} is {line[:60]!r}')
+        rows.append(row)
     return rows
+
+
+def _shares(row: dict) -> List[str]:
+    """The names of the shares of layer groups in a line."""
+    return [name for name in row if name.startswith(f'{SHARE}/')]
 
 
 def draw_run(work_dir: Path, out: Path) -> None:
     """Draw the curves of a training."""
     rows = read_scalars(work_dir)
-    names = list(dict.fromkeys(key for row in rows for key in row if key.startswith(f'{SHARE}/')))
+    names = list(dict.fromkeys(name for row in rows for name in _shares(row)))
     near_zero = {'': [row[SHARE] for row in rows]}
     for name in names:
         near_zero[name[len(SHARE) + 1:]] = [row.get(name, float('nan')) for row in rows]
@@ -96,8 +109,9 @@ def draw_checkpoint(args: argparse.Namespace, out: Path) -> None:
 def main():
     args = parse_args()
     source = Path(args.source)
-    if args.near_zero_thr < 0:
-        raise UserError(f'--near-zero-thr must not be negative, but is {args.near_zero_thr}')
+    check_value('--near-zero-thr', args.near_zero_thr, NOT_NEGATIVE)
+    if args.out:
+        check_picture(args.out)
     if source.is_dir():
         if args.checkpoint:
             raise UserError(f'{source} is a folder: give either a work_dir, or a config and a '
@@ -109,6 +123,9 @@ def main():
         folder = Path() if '://' in args.checkpoint else checkpoint.parent
         out = Path(args.out or folder / f'{checkpoint.stem}-gamma.png')
         draw_checkpoint(args, out)
+    elif source.is_file():
+        raise UserError(f'{source} is a file: give the checkpoint of this config behind it, or the '
+                        'work_dir of a training instead')
     else:
         raise UserError(f'there is no folder {source}; give the work_dir of a training, or a '
                         'config and a checkpoint')

@@ -8,22 +8,23 @@ beside itself.
 import argparse
 from pathlib import Path
 
-import torch
-
 from mmgcp.darknet import (
     DarknetError,
-    channel_table,
     check_file,
     check_folder,
+    check_numbers,
     checkpoint,
     class_names,
     complete_config,
     is_pruned,
     load_parameters,
     match_layers,
+    num_classes_of,
     read_cfg,
 )
+from mmgcp.utils.checkpoint_files import save_checkpoint
 from mmgcp.utils.cli import replacing, run_tool
+from mmgcp.utils.config import check_layout
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,6 +50,7 @@ def main():
     for what in ('cfg', 'weights', 'names'):
         if getattr(args, what) is not None:
             check_file(getattr(args, what), f'{what} file')
+    check_layout()
     convert(args, out)
 
 
@@ -56,7 +58,7 @@ def convert(args: argparse.Namespace, out: Path):
     """Convert the files and say what was found."""
     sections = _read_network(args.cfg)
     header, parameters = load_parameters(sections, args.weights)
-    classes = class_names(sections[-1].integer('classes', '20'), args.names)
+    classes = class_names(num_classes_of(sections[-1]), args.names)
     config = complete_config(sections, classes, out.name)
     convs = [(index, layer) for index, layer in enumerate(match_layers(sections)) if layer.module]
     found = [index for index, layer in convs if f'{layer.module}.weight' in parameters
@@ -66,7 +68,7 @@ def convert(args: argparse.Namespace, out: Path):
         raise DarknetError(f'{args.weights} ends before layer {index}, {layer}: the network has '
                            'been pruned, so its weights must be complete')
     with replacing(out, out.with_suffix('.py')) as (checkpoint_file, config_file):
-        torch.save(checkpoint(parameters, header, classes), checkpoint_file)
+        save_checkpoint(checkpoint(parameters, header, classes), checkpoint_file)
         config.dump(config_file)
 
     extent = 'all' if len(found) == len(convs) else 'PARTIAL, the first'
@@ -81,7 +83,7 @@ def convert(args: argparse.Namespace, out: Path):
 def _read_network(path: str) -> list:
     sections = read_cfg(path)
     try:
-        channel_table(sections)
+        check_numbers(sections)
     except DarknetError as error:
         raise DarknetError(f'{path}: {error}') from None
     return sections

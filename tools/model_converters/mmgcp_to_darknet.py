@@ -7,6 +7,8 @@ from mmgcp.darknet import (
     DarknetError,
     Header,
     check_folder,
+    check_names,
+    check_numbers,
     class_names,
     darknet_parameters,
     darknet_sections,
@@ -37,10 +39,11 @@ def main():
     config = load_config(args.config)
     detector, meta = load_detector(config, args.checkpoint)
     sections = darknet_sections(detector, tuple(args.input_size or input_size(config)))
+    check_numbers(sections)
     names = _class_names(meta, detector.bbox_head.num_classes)
     parameters = darknet_parameters(detector)
 
-    header = Header(seen=meta.get('darknet', {}).get('seen', 0))
+    header = Header(seen=_images_seen(meta))
     outputs = [f'{args.out}.{ending}' for ending in ('cfg', 'weights', 'names')]
     with replacing(*outputs) as (cfg_file, weights_file, names_file):
         cfg_file.write_text(format_cfg(sections), encoding='utf-8')
@@ -52,11 +55,22 @@ def main():
 
 def _class_names(meta: dict, num_classes: int) -> Sequence[str]:
     dataset_meta = {key.lower(): value for key, value in meta.get('dataset_meta', {}).items()}
-    names = dataset_meta.get('classes') or class_names(num_classes)
+    names = dataset_meta.get('classes')
+    names = class_names(num_classes) if names is None else check_names(names, 'the checkpoint')
     if len(names) != num_classes:
         raise DarknetError(f'the checkpoint names {len(names)} classes, but the model has '
                            f'{num_classes}')
     return names
+
+
+def _images_seen(meta: dict) -> int:
+    """The number of images that the checkpoint says it has been trained with in Darknet."""
+    darknet = {} if meta.get('darknet') is None else meta['darknet']
+    seen = darknet.get('seen', 0) if isinstance(darknet, dict) else None
+    if type(seen) is not int or not 0 <= seen < 2**63:
+        raise DarknetError('the meta of the checkpoint must have a number of images, as darknet '
+                           f'and in it as seen, but has {str(darknet)[:60]!r}')
+    return seen
 
 
 if __name__ == '__main__':

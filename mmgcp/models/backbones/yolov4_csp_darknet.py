@@ -9,6 +9,16 @@ from mmyolo.models.utils import make_divisible, make_round
 
 from mmgcp.models.layers import CSPDarknetLayer, DefaultInitMixin
 from mmgcp.registry import MODELS
+from mmgcp.utils.checks import (
+    BOOLEAN,
+    CHANNELS,
+    CONFIG_OR_NONE,
+    FACTOR,
+    MAPPING,
+    checked,
+    list_of,
+    number_in,
+)
 
 
 @MODELS.register_module()
@@ -38,6 +48,12 @@ class YOLOv4CSPDarknet(DefaultInitMixin, BaseBackbone):
     arch_setting = [[32, 64, 64, 32, 1], [64, 128, 64, 64, 2], [128, 256, 128, 128, 8],
                     [256, 512, 256, 256, 8], [512, 1024, 512, 512, 4]]
 
+    @checked(plugins=list_of(MAPPING, 'must be a list of dicts', empty=True),
+             deepen_factor=FACTOR, widen_factor=FACTOR, input_channels=CHANNELS,
+             out_indices=list_of(number_in(0, 5, integer=True), 'must be a list of 0 to 5'),
+             frozen_stages=number_in(-1, 5, integer=True), norm_cfg=CONFIG_OR_NONE,
+             act_cfg=CONFIG_OR_NONE,
+             norm_eval=BOOLEAN)
     def __init__(self,
                  plugins: Union[dict, List[dict]] = None,
                  deepen_factor: float = 1.0,

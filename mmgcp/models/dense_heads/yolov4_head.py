@@ -2,6 +2,7 @@
 from typing import Sequence, Tuple, Union
 
 import torch
+import torch.nn as nn
 from mmdet.structures.bbox import bbox_overlaps
 from mmdet.utils import ConfigType, OptInstanceList
 from mmengine.dist import get_dist_info
@@ -10,6 +11,7 @@ from mmyolo.models.dense_heads import YOLOv5Head
 from torch import Tensor
 
 from mmgcp.registry import MODELS
+from mmgcp.utils.checks import CONFIG, checked, either, instance_of
 
 
 @MODELS.register_module()
@@ -48,6 +50,8 @@ class YOLOv4Head(YOLOv5Head):
         **kwargs: See :class:`mmyolo.models.YOLOv5Head`.
     """
 
+    @checked(head_module=either(CONFIG, instance_of(nn.Module, text=''), text=CONFIG.text),
+             prior_generator=CONFIG, bbox_coder=CONFIG, loss_bbox=CONFIG)
     def __init__(self,
                  head_module: ConfigType,
                  prior_generator: ConfigType = dict(

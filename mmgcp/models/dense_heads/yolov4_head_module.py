@@ -9,6 +9,17 @@ from mmyolo.models.dense_heads import YOLOv5HeadModule
 from torch import Tensor
 
 from mmgcp.registry import MODELS
+from mmgcp.utils.checks import (
+    CHANNEL_LIST,
+    CHANNELS,
+    CONFIG_OR_NONE,
+    COUNT,
+    FACTOR,
+    checked,
+    either,
+    list_of,
+    number_in,
+)
 
 
 @MODELS.register_module()
@@ -28,6 +39,12 @@ class YOLOv4HeadModule(YOLOv5HeadModule):
         init_cfg (dict, optional): Initialisation config. Defaults to None.
     """
 
+    @checked(num_classes=number_in(1, 2**16, integer=True),
+             in_channels=either(CHANNELS, CHANNEL_LIST, text=CHANNEL_LIST.text),
+             widen_factor=FACTOR,
+             num_base_priors=number_in(1, 64, integer=True), norm_cfg=CONFIG_OR_NONE,
+             act_cfg=CONFIG_OR_NONE,
+             featmap_strides=list_of(COUNT, 'must be a list of strides'))
     def __init__(self,
                  num_classes: int,
                  in_channels: Union[int, Sequence[int]],

@@ -9,6 +9,15 @@ from mmyolo.models.utils import make_divisible
 
 from mmgcp.models.layers import DefaultInitMixin, SPPBlock, alternating_convs
 from mmgcp.registry import MODELS
+from mmgcp.utils.checks import (
+    BOOLEAN,
+    CHANNEL_LIST,
+    CONFIG_OR_NONE,
+    FACTOR,
+    checked,
+    list_of,
+    number_in,
+)
 
 
 @MODELS.register_module()
@@ -31,6 +40,10 @@ class YOLOv4PAFPN(DefaultInitMixin, BaseYOLONeck):
         init_cfg (dict, optional): Initialisation config. Defaults to None.
     """
 
+    @checked(in_channels=CHANNEL_LIST, out_channels=CHANNEL_LIST, deepen_factor=FACTOR,
+             widen_factor=FACTOR, freeze_all=BOOLEAN, norm_cfg=CONFIG_OR_NONE,
+             act_cfg=CONFIG_OR_NONE,
+             spp_kernel_sizes=list_of(number_in(1, 99, integer=True), 'must be a list of sizes'))
     def __init__(self,
                  in_channels: List[int],
                  out_channels: List[int],

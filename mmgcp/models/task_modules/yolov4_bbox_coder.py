@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mmgcp.errors import UserError
 from mmgcp.registry import TASK_UTILS
+from mmgcp.utils.checks import COUNT, checked, list_of, number_in
 
 
 @TASK_UTILS.register_module()
@@ -31,6 +32,8 @@ class YOLOv4BBoxCoder(BaseBBoxCoder):
         UserError: ``scale_x_y`` and ``strides`` have different lengths.
     """
 
+    @checked(scale_x_y=list_of(number_in(0, 10, open_low=True), 'must be a list of factors to 10'),
+             strides=list_of(COUNT, 'must be a list of strides'))
     def __init__(self,
                  scale_x_y: Sequence[float] = (1.2, 1.1, 1.05),
                  strides: Sequence[int] = (8, 16, 32)):

@@ -1,7 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import copy
 from dataclasses import dataclass
-from typing import Dict, Iterable, List, Optional, Sequence, Union
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Union
 
 import torch.nn as nn
 from torch import Tensor
@@ -56,7 +56,7 @@ class Compensator:
         """
         if not self.mode:
             return []
-        return compensate(self.model, self.units, removed, self.images, self.shape, means)
+        return compensate(self.model, self.units, removed, self._checked(), self.shape, means)
 
     def reference(self) -> Optional[nn.Module]:
         """Copy the model as it is, for :meth:`adapt`; None if the mode needs none.
@@ -75,7 +75,24 @@ class Compensator:
         if reference is None:
             return Compensated()
         if self.fits_weights:
-            return reconstruct(self.model, self.units, removed, self.images, self.shape, reference)
+            return reconstruct(self.model, self.units, removed, self._checked(), self.shape,
+                               reference)
         with channels_off(self.model, self.units, removed):
-            adapt_norms(self.model, reference, self.images)
+            adapt_norms(self.model, reference, self._checked())
         return Compensated()
+
+    def _checked(self) -> Optional[Iterable[Tensor]]:
+        return None if self.images is None else _FiniteImages(self.images)
+
+
+@dataclass
+class _FiniteImages:
+    """Batches of images, of which those with values that are not finite are a PruningError."""
+    images: Iterable[Tensor]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for number, batch in enumerate(self.images):
+            if not bool(batch.isfinite().all()):
+                raise PruningError(f'batch {number} of the calibration images has pixels that are '
+                                   'not finite')
+            yield batch

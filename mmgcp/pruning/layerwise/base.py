@@ -5,10 +5,12 @@ from typing import Dict, Iterable, Optional, Sequence
 import torch.nn as nn
 from torch import Tensor
 
+from mmgcp.errors import PruningError
 from mmgcp.nn.training_loss import Batch
 from mmgcp.pruning.compensation.statistics import Norms
 from mmgcp.pruning.scores.base import Criterion, Progress
 from mmgcp.pruning.units import ChannelUnit
+from mmgcp.utils.checks import CONFIG, checked
 
 # Consumer -> its BatchNorms -> mean (K, ) of those of its inputs that belong to a unit
 Means = Dict[str, Dict[Norms, Tensor]]
@@ -42,6 +44,7 @@ class LayerwiseCriterion(Criterion):
                     'channel unit')
     folded = False
 
+    @checked(PruningError, allocation_criterion=CONFIG)
     def __init__(self, allocation_criterion: Optional[dict] = None):
         self.allocation_criterion = allocation_criterion
 

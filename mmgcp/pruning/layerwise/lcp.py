@@ -10,10 +10,12 @@ from mmdet.models.losses.iou_loss import giou_loss
 from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 from torch import Tensor
 
+from mmgcp.errors import PruningError
 from mmgcp.nn.training_loss import Batch
 from mmgcp.pruning.layerwise.auxiliary import AuxiliaryCriterion
 from mmgcp.pruning.layerwise.auxiliary.targets import Positives, PriorBoxes, find_positives
 from mmgcp.registry import TASK_UTILS
+from mmgcp.utils.checks import COUNT, LOSS_WEIGHT, POSITIVE, SHARE, checked, list_of, number_in
 
 # Interpolated values per cell, along each axis. RoIAlign's default, as many as there are pixels,
 # would take most of the time of LCP on a CPU.
@@ -104,6 +106,9 @@ class LCP(AuxiliaryCriterion):
         **kwargs: See :class:`AuxiliaryCriterion`.
     """
 
+    @checked(PruningError, box_weight=LOSS_WEIGHT, roi_size=number_in(1, 64, integer=True),
+             width=number_in(1, 4096, integer=True), iou_threshold=SHARE, max_positives=COUNT,
+             point_scales=list_of(POSITIVE, 'must be a list of positive numbers'))
     def __init__(self, box_weight: float = 50., roi_size: int = 7, width: int = 32,
                  iou_threshold: float = 0.5, max_positives: int = 64,
                  point_scales: Sequence[float] = (2, 4, 8), **kwargs):

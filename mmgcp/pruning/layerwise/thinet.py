@@ -21,6 +21,7 @@ from mmgcp.pruning.compensation.statistics import Norms, measure_inputs
 from mmgcp.pruning.surgery import gather_channels
 from mmgcp.pruning.units import ChannelSlice, ChannelUnit
 from mmgcp.registry import TASK_UTILS
+from mmgcp.utils.checks import BOOLEAN, SEED, checked, number_in
 
 from .base import LayerwiseCriterion, Means
 from .consumers import find_consumers
@@ -65,11 +66,11 @@ class ThiNet(LayerwiseCriterion):
         PruningError: ``positions`` is not positive.
     """
 
+    @checked(PruningError, positions=number_in(1, 10**6, integer=True), rescale=BOOLEAN,
+             skip_shortcuts=BOOLEAN, seed=SEED)
     def __init__(self, positions: int = 100, rescale: bool = True, skip_shortcuts: bool = False,
                  seed: int = 0, allocation_criterion: Optional[dict] = None):
         super().__init__(allocation_criterion)
-        if positions < 1:
-            raise PruningError(f'positions must be a positive number, but is {positions}')
         self.positions = positions
         self.rescale = rescale
         self.skip_shortcuts = skip_shortcuts

@@ -12,6 +12,7 @@ from mmgcp.nn.temporarily import eval_mode
 from mmgcp.nn.training_loss import Batch
 from mmgcp.pruning.units import ChannelUnit
 from mmgcp.registry import TASK_UTILS
+from mmgcp.utils.checks import NOT_NEGATIVE, checked, one_of
 
 from .base import Criterion, Progress
 from .channel_gates import Reads, on_unit_inputs, scoring_batches
@@ -40,11 +41,8 @@ class APoZ(Criterion):
     """
     needs = 'images'
 
+    @checked(PruningError, zero=one_of(*ZEROS), zero_thr=NOT_NEGATIVE)
     def __init__(self, zero: str = 'nonpositive', zero_thr: float = 0.):
-        if zero not in ZEROS:
-            raise PruningError(f'zero must be one of {ZEROS}, but is {zero!r}')
-        if zero_thr < 0:
-            raise PruningError(f'zero_thr must not be negative, but is {zero_thr}')
         self.zero = zero
         self.zero_thr = zero_thr
         self._scores: Dict[str, Tensor] = {}

@@ -7,9 +7,11 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from mmgcp.errors import PruningError
 from mmgcp.nn.training_loss import Batch
 from mmgcp.pruning.units import ChannelSlice, ChannelUnit
 from mmgcp.registry import TASK_UTILS, task_util_names
+from mmgcp.utils.checks import SEED, checked
 
 Progress = Callable[[str, int, int], None]
 
@@ -76,6 +78,7 @@ class Random(Criterion):
         seed (int): Seed. Defaults to 0.
     """
 
+    @checked(PruningError, seed=SEED)
     def __init__(self, seed: int = 0):
         self.seed = seed
 

@@ -28,6 +28,9 @@ def scoring_batches(batches: Iterable[Batch], progress: Progress) -> Iterator[Ba
     number, total = 0, length_hint(batches)
     progress('scoring', 0, total)
     for number, batch in enumerate(batches, 1):
+        if not bool(batch.images.isfinite().all()):
+            raise PruningError(f'batch {number} of the training data has pixels that are not '
+                               'finite')
         yield batch
         progress('scoring', number, max(number, total))
     if not total_over_ranks(number):

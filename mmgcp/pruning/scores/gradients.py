@@ -14,6 +14,7 @@ from mmgcp.nn.layers import WEIGHT_TYPES, find_layer, num_channels
 from mmgcp.nn.training_loss import Batch, loss_mode, seed_batch
 from mmgcp.pruning.units import ChannelUnit
 from mmgcp.registry import TASK_UTILS
+from mmgcp.utils.checks import checked, one_of
 
 from .base import Criterion, Progress, relative_roots
 from .channel_gates import ChannelGates, scoring_batches
@@ -45,6 +46,7 @@ class Taylor(Criterion):
     """
     needs = 'losses'
 
+    @checked(PruningError)
     def __init__(self):
         self._scores: Dict[str, Tensor] = {}
 
@@ -84,10 +86,9 @@ class GroupFisher(Taylor):
         PruningError: ``normalize`` is unknown.
     """
 
+    @checked(PruningError, normalize=one_of(*SAVINGS))
     def __init__(self, normalize: Optional[str] = 'memory'):
         super().__init__()
-        if normalize not in SAVINGS:
-            raise PruningError(f'normalize must be one of {SAVINGS}, but is {normalize!r}')
         self.normalize = normalize
 
     def prepare(self, model: nn.Module, units: Sequence[ChannelUnit],

@@ -16,6 +16,7 @@ from mmgcp.nn.sampling import DrawnPlaces
 from mmgcp.nn.training_loss import Batch, detection_loss, loss_mode, seed_batch
 from mmgcp.pruning.units import ChannelUnit
 from mmgcp.registry import TASK_UTILS
+from mmgcp.utils.checks import checked, number_in
 
 from .base import Criterion, Progress, relative_roots
 from .channel_gates import scoring_batches
@@ -56,9 +57,8 @@ class OBS(Criterion):
     needs = 'losses'
     default_allocation = 'measured'
 
+    @checked(PruningError, ridge=number_in(0, 1e6, open_low=True))
     def __init__(self, ridge: float = 1e-2):
-        if not ridge > 0:
-            raise PruningError(f'ridge must be above 0, but is {ridge!r}')
         self.ridge = ridge
         self._scores: Dict[str, Tensor] = {}
 

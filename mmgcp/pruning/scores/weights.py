@@ -12,6 +12,7 @@ from mmgcp.nn.layers import NORM_TYPES, WEIGHT_TYPES, find_layer, is_depthwise, 
 from mmgcp.nn.training_loss import Batch
 from mmgcp.pruning.units import ChannelUnit
 from mmgcp.registry import TASK_UTILS
+from mmgcp.utils.checks import BOOLEAN, checked, one_of
 
 from .base import Criterion, Progress, unit_scores
 
@@ -40,9 +41,8 @@ class BNScale(Criterion):
         PruningError: ``without_norm`` is unknown.
     """
 
+    @checked(PruningError, without_norm=one_of(*FALLBACKS))
     def __init__(self, without_norm: str = 'weight_norm'):
-        if without_norm not in FALLBACKS:
-            raise PruningError(f'without_norm must be one of {FALLBACKS}, but is {without_norm!r}')
         self.without_norm = without_norm
 
     def __call__(self, model: nn.Module, unit: ChannelUnit) -> Dict[str, Tensor]:
@@ -111,9 +111,8 @@ class FilterCriterion(Criterion):
 
     default_allocation = 'uniform'
 
+    @checked(PruningError, normalize=one_of(*NORMALIZATIONS), fold_norm=BOOLEAN)
     def __init__(self, normalize: str = 'mean', fold_norm: bool = False):
-        if normalize not in NORMALIZATIONS:
-            raise PruningError(f'normalize must be one of {NORMALIZATIONS}, but is {normalize!r}')
         self.normalize = normalize
         self.fold_norm = fold_norm
         self._gains: Dict[str, Tensor] = {}

@@ -358,7 +358,7 @@ def test_errors():
         LCP().score(model, units['stem.conv'], make_batches())
     with pytest.raises(PruningError, match='there are no batches'):
         begun(LCP(), model, units.values(), [])
-    with pytest.raises(PruningError, match='rounds must be at least 1, but is 0'):
+    with pytest.raises(PruningError, match='rounds must be .* but is 0'):
         LCP(rounds=0)
     with pytest.raises(PruningError, match='needs a detector whose head has num_classes'):
         begun(LCP(), randomise(Toy(lambda net, x: net.b(net.a(x)), a=Block(3, 4),

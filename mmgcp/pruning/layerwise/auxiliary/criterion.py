@@ -2,6 +2,7 @@
 """Layer-by-layer pruning guided by reconstruction and by auxiliary networks."""
 import warnings
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import partial
 from typing import Any, Dict, Iterable, Iterator, Optional, Sequence
 
@@ -17,6 +18,7 @@ from mmgcp.pruning.layerwise.base import LayerwiseCriterion
 from mmgcp.pruning.layerwise.consumers import ConsumerKernels, find_consumers
 from mmgcp.pruning.scores.base import Progress
 from mmgcp.pruning.units import ChannelUnit
+from mmgcp.utils.checks import check_keys
 
 from .attached import Auxiliary, attach, train_jointly, watch_consumers
 from .joint_loss import JointLoss
@@ -65,6 +67,8 @@ class AuxiliaryCriterion(LayerwiseCriterion):
 
     def __init__(self, allocation_criterion: Optional[dict] = None, **settings):
         super().__init__(allocation_criterion)
+        known = [item.name for item in fields(AuxiliarySettings)]
+        check_keys(settings, known, type(self).__name__, PruningError)
         self.settings = AuxiliarySettings(**settings)
         self.auxiliaries: Dict[str, Auxiliary] = {}  # by name of the unit
         self._num_classes = 0

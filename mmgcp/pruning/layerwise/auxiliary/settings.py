@@ -4,6 +4,23 @@ from dataclasses import dataclass
 from typing import Sequence
 
 from mmgcp.errors import PruningError
+from mmgcp.utils.checks import (
+    BOOLEAN,
+    LOSS_WEIGHT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    check_value,
+    list_of,
+    number_in,
+)
+
+EPOCHS = number_in(0, 10**6, integer=True)
+CHECKS = dict(
+    alpha=LOSS_WEIGHT, rounds=number_in(1, 10**6, integer=True), round_epochs=EPOCHS, epochs=EPOCHS,
+    lr=POSITIVE, lr_steps=list_of(EPOCHS, 'must be a list of epochs', empty=True),
+    momentum=number_in(0, 1, open_high=True), relative=BOOLEAN, aux_epochs=EPOCHS, aux_lr=POSITIVE,
+    joint_lr=NOT_NEGATIVE, seed=SEED, cache_mib=NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
@@ -37,7 +54,7 @@ class AuxiliarySettings:
             pass. Defaults to 256.
 
     Raises:
-        PruningError: There is not even one round.
+        PruningError: A value is not allowed.
     """
     alpha: float = 1.
     rounds: int = 1
@@ -54,5 +71,5 @@ class AuxiliarySettings:
     cache_mib: float = 256.
 
     def __post_init__(self):
-        if self.rounds < 1:
-            raise PruningError(f'rounds must be at least 1, but is {self.rounds}')
+        for name, check in CHECKS.items():
+            check_value(name, getattr(self, name), check, PruningError)
