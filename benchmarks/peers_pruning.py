@@ -22,7 +22,7 @@ from mmgcp.nn.temporarily import modes
 from mmgcp.nn.training_loss import Batch, detection_loss, loss_mode
 from mmgcp.pruning import prune
 from mmgcp.pruning.dependencies import ChannelGraph
-from mmgcp.pruning.detector import make_pruned_config
+from mmgcp.pruning.detector import make_pruned_config, registered_name
 from mmgcp.utils.config import build_detector
 
 STEPS = 12  # of bisection: the pruning ratio is exact to a 4096th
@@ -66,14 +66,14 @@ def keep(task: Task) -> Pruned:
 
 def prune_with_mmgcp(task: Task) -> Pruned:
     """Prune with :func:`mmgcp.pruning.prune`."""
-    package = type(task.model).__module__.split('.')[0]
+    detector = registered_name(type(task.model))
     options = dict(task.options)
     if task.seed is not None:
         options['criterion'] = dict(options['criterion'], seed=task.seed)
     with attention_aside(task.model):
         result = prune(task.model, target_flops=1 - task.share, input_shape=task.shape,
                        batches=task.batches, calibration=ImagesOf(task.batches), **options)
-    cfg = make_pruned_config(plain_config(task.cfg), package, result.changed_channels)
+    cfg = make_pruned_config(plain_config(task.cfg), detector, result.changed_channels)
     return Pruned(result.model, cfg)
 
 

@@ -174,17 +174,17 @@ def make_setup(args: argparse.Namespace, cfg: Config, folder: Path) -> dict:
         dict: What :class:`Training` and the processes need, to be written as JSON.
     """
     from mmgcp.pruning import prune
-    from mmgcp.pruning.detector import make_pruned_config
+    from mmgcp.pruning.detector import make_pruned_config, registered_name
     _tell('preparing teacher and student')
     model = _build(cfg)
     checkpoint, student = folder / 'teacher.pth', args.student
     torch.save(dict(state_dict=model.state_dict(), meta={}), checkpoint)
     params = dict(model=_num_params(model))
     if student is None:
-        package = type(model).__module__.split('.')[0]
+        detector = registered_name(type(model))
         result = prune(model, ratio=RATIO, compensate=False, input_shape=(3, args.size, args.size))
         student = folder / 'student.py'
-        make_pruned_config(cfg, package, result.changed_channels).dump(student)
+        make_pruned_config(cfg, detector, result.changed_channels).dump(student)
     params['student'] = _num_params(build_detector(load_config(str(student))))
     return dict(
         config=args.config, student=str(student), checkpoint=str(checkpoint), params=params,

@@ -38,7 +38,7 @@ def told(error: BaseException) -> str:
     """Return what an error of another package says, in one line."""
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     text = ' '.join(str(text).split()).split(' Please check')[0]  # MMEngine's advice
-    return f'{type(error).__name__}: {text}'
+    return f'{type(error).__name__}: {text}' if text else type(error).__name__
 
 
 def shown(value: Any) -> str:

@@ -52,7 +52,7 @@ def write_pruning_files(config, settings=''):
 
     Returns the paths of both files, which are side by side.
     """
-    config.write_text(config.read_text() + settings)
+    config.write_text((config.read_text() if config.exists() else '') + settings)
     torch.manual_seed(0)
     model = build_detector(load_config(str(config)))
     for module in model.modules():

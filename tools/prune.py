@@ -23,7 +23,12 @@ from mmgcp.nn.distributed import gather_over_ranks
 from mmgcp.pipeline.finetuning import IntermediateFinetuning
 from mmgcp.pipeline.recovery import Recovery
 from mmgcp.pruning import check_request, prune, rehearse_pruning
-from mmgcp.pruning.detector import drop_hooks, make_pruned_config
+from mmgcp.pruning.detector import (
+    check_written,
+    drop_hooks,
+    make_pruned_config,
+    registered_name,
+)
 from mmgcp.pruning.options import BUDGETS, PruneOptions, options_of_config
 from mmgcp.pruning.report import summarize, write_report
 from mmgcp.utils.checkpoint import load_strictly
@@ -209,12 +214,13 @@ def rehearse(args: argparse.Namespace, cfg: Config, model: nn.Module) -> None:
         rehearse_pruning(model, **options)
 
 
-def write_outputs(result, cfg: Config, package: str, meta: dict, folder: Path) -> List[str]:
+def write_outputs(result, cfg: Config, detector: str, meta: dict, folder: Path) -> List[str]:
     """Write everything, or nothing if anything fails; return the names of the files."""
     with replacing_results(folder, RESULTS) as new:
-        make_pruned_config(cfg, package, result.changed_channels).dump(new / 'pruned.py')
+        make_pruned_config(cfg, detector, result.changed_channels).dump(new / 'pruned.py')
         state = weights_to_cpu(result.model.state_dict())
         save_checkpoint(dict(meta=meta, state_dict=state), new / 'pruned.pth')
+        check_written(new)
         result.plan.save(new / 'plan.json')
         write_report(result, new)
         return sorted(path.name for path in new.iterdir())
@@ -259,7 +265,7 @@ def prune_into(folder: Path, args: argparse.Namespace, cfg: Config, options: dic
     model = build_detector(cfg)
     meta = load_strictly(model, checkpoint, args.config)
     model.to(device)
-    package = type(model).__module__.split('.')[0]
+    detector = registered_name(type(model))
     if args.calib_batches > 0:
         options['batches'] = CalibrationBatches(cfg, model, args.calib_batches)
     compensate, by_default = options.get('compensate', True), options.get('criterion') is None
@@ -287,7 +293,7 @@ def prune_into(folder: Path, args: argparse.Namespace, cfg: Config, options: dic
             print(f'{name} is not in pruned.py: the pruned detector needs no sparse training '
                   '(--keep-hooks keeps it)')
         meta = dict(dataset_meta=meta.get('dataset_meta', {}), mmgcp_version=mmgcp.__version__)
-        names = write_outputs(result, cfg, package, meta, folder)
+        names = write_outputs(result, cfg, detector, meta, folder)
         if 'finetune' in result.plan.options and unfinished.exists():
             unfinished.unlink()
         print(f'written to {folder}: {", ".join(names)}')

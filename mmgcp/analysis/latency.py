@@ -7,7 +7,7 @@ from typing import Sequence
 import torch
 import torch.nn as nn
 
-from mmgcp.nn.forward import random_image
+from mmgcp.nn.forward import random_image, run_as_tensors
 from mmgcp.nn.temporarily import eval_mode
 
 
@@ -17,7 +17,7 @@ def measure_latency(model: nn.Module, input_shape: Sequence[int], runs: int = 20
     """Measure the time of a forward pass for one image, without post-processing.
 
     Args:
-        model (nn.Module): A detector that supports ``model(x, mode='tensor')``. It runs in
+        model (nn.Module): A detector; see :func:`mmgcp.nn.forward.run_as_tensors`. It runs in
             eval mode; its modes are restored.
         input_shape (Sequence[int]): Shape (C, H, W) of the image in pixels.
         runs (int): Number of passes that are timed. Defaults to 20.
@@ -30,7 +30,7 @@ def measure_latency(model: nn.Module, input_shape: Sequence[int], runs: int = 20
     with eval_mode(model):
         for _ in range(warmup + runs):
             start = time.perf_counter()
-            model(image, mode='tensor')
+            run_as_tensors(model, image)
             if image.is_cuda:
                 torch.cuda.synchronize(image.device)
             times.append(time.perf_counter() - start)

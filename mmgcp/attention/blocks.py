@@ -9,11 +9,11 @@ from mmyolo.models.layers import RepVGGBlock
 
 from mmgcp.errors import PruningError
 from mmgcp.nn.calls import following_norms
-from mmgcp.nn.forward import IMAGE_SHAPE, record_shapes, working_shape
+from mmgcp.nn.forward import IMAGE_SHAPE, head_left_out_on_demand, record_shapes
 from mmgcp.nn.layers import CONV_TYPES, NORM_TYPES, find_layer, is_depthwise, num_channels
-from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.layer_groups import assign_groups
-from mmgcp.pruning.units import LayerGroup
+from mmgcp.pruning.prunable import find_prunable_or_leave_head_out
+from mmgcp.pruning.units import ChannelUnit, LayerGroup
 
 PRUNABLE = 'prunable'
 # A convolution with everything that follows it; the attention comes behind the whole
@@ -30,8 +30,15 @@ def find_blocks(model: nn.Module, modules: Union[str, Sequence[str]] = PRUNABLE,
     PruningError if the model cannot be traced, a pattern matches nothing, or there is no such
     module.
     """
-    shape = working_shape(model, input_shape)
-    convs = _prunable_convs(model, modules, shape)
+    with head_left_out_on_demand(model):
+        units, _, shape = find_prunable_or_leave_head_out(model, input_shape)
+        return _find_blocks(model, modules, units, shape)
+
+
+def _find_blocks(model: nn.Module, modules: Union[str, Sequence[str]],
+                 units: Sequence[ChannelUnit], shape: Sequence[int]) -> Dict[str, str]:
+    """Find the modules that return the channels of units, as :func:`find_blocks` does."""
+    convs = _prunable_convs(model, modules, units)
     around = _blocks_around(model)
     producers = {block: name for name, conv in convs.items() for block in around[conv]}
     bare = [name for name, conv in convs.items() if not around[conv]]
@@ -46,9 +53,8 @@ def find_blocks(model: nn.Module, modules: Union[str, Sequence[str]] = PRUNABLE,
 
 
 def _prunable_convs(model: nn.Module, modules: Union[str, Sequence[str]],
-                    shape: Sequence[int]) -> Dict[str, nn.Module]:
+                    units: Sequence[ChannelUnit]) -> Dict[str, nn.Module]:
     """Return the convolutions that pruning could remove channels from, not the depthwise ones."""
-    units, _ = find_units(model, shape)
     names = dict.fromkeys(item.module for unit in units for item in unit.side('out'))
     layers = {name: find_layer(model, name) for name in names}
     convs = {name: layer for name, layer in layers.items()

@@ -5,9 +5,11 @@ It is not built, as it can be a thousand times as large as the network: its chan
 those of two shallow and narrow ones.
 """
 import re
-from typing import Callable, Dict, List, NamedTuple, Sequence
+from typing import Callable, List, NamedTuple, Sequence
 
 import torch.nn as nn
+
+from mmgcp.pruning.detector import ChannelTable
 
 from .cfg import DarknetError, Section
 from .matching import channel_table, conv_channels, match_layers
@@ -61,7 +63,7 @@ def find_widen_factor(sections: Sequence[Section], build: Build) -> float:
 
 
 def changed_channels(sections: Sequence[Section], widen_factor: float,
-                     build: Build) -> Dict[str, List[int]]:
+                     build: Build) -> ChannelTable:
     """List the layers that have fewer channels than in the unpruned detector.
 
     Args:
@@ -70,20 +72,21 @@ def changed_channels(sections: Sequence[Section], widen_factor: float,
         build (Callable): Builds an unpruned detector of a widen_factor, of any depth.
 
     Returns:
-        dict[str, list[int]]: Their channels; see :func:`mmgcp.pruning.PrunedDetector`.
+        dict[str, list[int | None]]: Their channels; see :func:`mmgcp.pruning.PrunedDetector`.
     """
     channels, present = channel_table(sections), channel_table(
         _unpruned_sections(sections, widen_factor, build))
-    table: Dict[str, List[int]] = {}
+    table: ChannelTable = {}
     for layer in match_layers(sections):
         if not layer.module or channels[layer.module] == present[layer.module]:
             continue
-        counts = list(channels[layer.module])
+        counts = [new if new != old else None for old, new in zip(
+            present[layer.module], channels[layer.module])]
         if not layer.has_norm:
             table[layer.module] = counts
             continue
         table[f'{layer.module}.conv'] = counts
-        if counts[1] != present[layer.module][1]:
+        if counts[1] is not None:
             table[f'{layer.module}.bn'] = counts[1:]
     return table
 

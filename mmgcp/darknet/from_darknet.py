@@ -59,7 +59,7 @@ def model_config(sections: Sequence[Section]) -> dict:
 def _with_channels(config: Config, sections: Sequence[Section]) -> Config:
     """Give a config of the unpruned detector the channels of the cfg, if they differ."""
     changed = changed_channels(sections, config.model.backbone.widen_factor, _build_shallow)
-    return make_pruned_config(config, 'mmyolo', changed) if changed else config
+    return make_pruned_config(config, 'mmyolo.YOLODetector', changed) if changed else config
 
 
 def _unpruned_model(sections: Sequence[Section]) -> dict:

@@ -159,7 +159,7 @@ def evaluate(model: nn.Module,
     with DefaultScope.overwrite_default_scope(_scope(cfg)):
         with _one_sentence('validation data'), _silence(), alone():
             loader, evaluator = _build_validation(cfg, num_images)
-            batches = list(loader.batch_sampler)
+            batches = _first_images(loader.batch_sampler, num_images)
         with eval_mode(model):
             results = {}  # of each metric, by number of the batch
             for number, indices in numbered(rank_share(batches)):
@@ -171,7 +171,7 @@ def evaluate(model: nn.Module,
                     item.results = []
                 if progress is not None:
                     progress(number + 1, len(batches))
-        values = _evaluate_results(evaluator, results, len(loader.dataset))
+        values = _evaluate_results(evaluator, results, sum(map(len, batches)))
     return _choose_metric(values, metric)
 
 
@@ -217,14 +217,23 @@ def _build_validation(cfg: Config, num_images: Optional[int]) -> Tuple[DataLoade
     options = _loader_options(cfg, 'val_dataloader')
     if not cfg.get('val_evaluator'):
         raise UserError('the config has no val_evaluator')
-    if num_images is not None:
+    wraps_others = {'dataset', 'datasets'} & set(options['dataset'])  # these have no indices
+    if num_images is not None and not wraps_others:
         options['dataset']['indices'] = num_images
     loader = Runner.build_dataloader(options)
     evaluator = _build_evaluator(copy.deepcopy(cfg.val_evaluator))
     evaluator.dataset_meta = getattr(loader.dataset, 'metainfo', None)
     if num_images is not None:
-        _limit_images(evaluator, loader.dataset)
+        _limit_images(evaluator, loader.dataset, min(num_images, len(loader.dataset)))
     return loader, evaluator
+
+
+def _first_images(batches: Iterable[List[int]], num_images: Optional[int]) -> List[List[int]]:
+    """Return batches of indices without those behind a number of images, if it is given."""
+    if num_images is None:
+        return list(batches)
+    chosen = [[index for index in batch if index < num_images] for batch in batches]
+    return [batch for batch in chosen if batch]
 
 
 def _build_evaluator(options: Union[dict, List[dict]]) -> Evaluator:
@@ -234,9 +243,9 @@ def _build_evaluator(options: Union[dict, List[dict]]) -> Evaluator:
     return Evaluator(options)
 
 
-def _limit_images(evaluator: Evaluator, dataset: BaseDataset) -> None:
-    """Keep metrics that have their own annotation file from counting the other images."""
-    ids = [dataset.get_data_info(index)['img_id'] for index in range(len(dataset))]
+def _limit_images(evaluator: Evaluator, dataset: BaseDataset, num_images: int) -> None:
+    """Keep metrics that have their own annotation file from counting other than the first."""
+    ids = [dataset.get_data_info(index)['img_id'] for index in range(num_images)]
     for metric in evaluator.metrics:
         if hasattr(metric, 'img_ids'):
             metric.img_ids = ids

@@ -138,7 +138,7 @@ class SpatialAttentionDistiller(StudentProxy):
                 inputs: Tensor,
                 data_samples: OptSampleList = None,
                 mode: str = 'tensor') -> Union[Dict[str, Tensor], list, tuple, Tensor]:
-        """Run the student on preprocessed images (N, 3, H, W).
+        """Run the student on preprocessed images (N, C, H, W).
 
         Args:
             inputs (Tensor): The images.

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from torch import Tensor
 
 from mmgcp.errors import UserError
+from mmgcp.nn.forward import parts_only, run_as_tensors
 from mmgcp.nn.hooks import on_outputs
 from mmgcp.nn.lookup import find_module
 from mmgcp.utils.checkpoint import load_strictly
@@ -144,7 +145,7 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def run(self, inputs: Tensor) -> Tuple[Dict[str, Tensor], Optional[HeadRun]]:
-        """Run the teacher on the device of the images (N, 3, H, W).
+        """Run the teacher on the device of the images (N, C, H, W).
 
         Returns the feature (N, C, H, W) of each chosen module by name, and the run of the head if
         it is recorded.
@@ -157,7 +158,8 @@ class FrozenTeacher:
         inputs, head = inputs.to(weight.dtype), None
         with self._recorder.record() as features:
             if self._head_layers is None:
-                self.module(inputs, mode='tensor')
+                with parts_only(self.module, self._recorder.names):
+                    run_as_tensors(self.module, inputs)
             else:  # which does the same, but calls the head so that hooks notice
                 with recording_head(self.module, self._head_layers) as head:
                     self.module.bbox_head(self.module.extract_feat(inputs))

@@ -9,7 +9,7 @@ from mmengine.model import revert_sync_batchnorm
 from torch import Tensor
 
 from mmgcp.errors import UserError
-from mmgcp.nn.forward import run_on_noise, working_shape
+from mmgcp.nn.forward import parts_only, run_on_noise, working_shape
 from mmgcp.nn.hooks import on_outputs
 
 from .features import FeatureRecorder
@@ -42,14 +42,15 @@ def find_part_outputs(model: nn.Module, part: str, owner: str = 'model') -> List
         raise UserError(f'the {owner} has no {part}')
     modules = {f'{part}.{name}' if name else part: module
                for name, module in whole.named_modules()}
-    shape = working_shape(model)
     returned: Dict[str, List[Any]] = {}  # in the order in which the modules finish
 
     def record(name: str, _: Any, output: Any) -> None:
         returned.setdefault(name, []).append(output)
 
-    with on_outputs(model, {name: partial(record, name) for name in modules}):
-        run_on_noise(model, shape)
+    with parts_only(model, [part]):
+        shape = working_shape(model)
+        with on_outputs(model, {name: partial(record, name) for name in modules}):
+            run_on_noise(model, shape)
     once = {name: outputs[0] for name, outputs in returned.items() if len(outputs) == 1}
     outputs = returned[part][0]
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
@@ -61,9 +62,11 @@ def count_feature_channels(model: nn.Module, names: Iterable[str],
                            owner: str = 'model') -> Dict[str, int]:
     """Count the channels of the features that modules of a detector return, by their names."""
     model = runnable_copy(model)
-    shape = working_shape(model)
-    with FeatureRecorder(model, names, owner).record() as features:
-        run_on_noise(model, shape)
+    names = list(names)
+    with parts_only(model, names):
+        shape = working_shape(model)
+        with FeatureRecorder(model, names, owner).record() as features:
+            run_on_noise(model, shape)
     return {name: feature.shape[1] for name, feature in features.items()}
 
 

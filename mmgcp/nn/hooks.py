@@ -19,6 +19,19 @@ def hooked(handles: Iterable[Any]) -> Iterator[None]:
 
 
 @contextmanager
+def hooks_kept(model: nn.Module) -> Iterator[None]:
+    """Remove hooks, at the end of a block, that others have left on modules in the meantime."""
+    before = [(hooks, set(hooks)) for module in model.modules()
+              for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+    try:
+        yield
+    finally:
+        for hooks, known in before:
+            for key in set(hooks) - known:
+                del hooks[key]
+
+
+@contextmanager
 def on_inputs(model: nn.Module, functions: Mapping[str, Callable[[Any], Any]]) -> Iterator[None]:
     """Call functions with what modules read, each time before they run.
 

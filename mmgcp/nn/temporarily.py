@@ -1,10 +1,11 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Changing modes, gradients and values of a model for a while, and taking changes back."""
 from contextlib import contextmanager
-from typing import Callable, ContextManager, Iterable, Iterator, List, Tuple
+from typing import Any, Callable, ContextManager, Iterable, Iterator, List, Tuple
 
 import torch
 import torch.nn as nn
+import torch.utils.checkpoint
 from torch import Tensor
 
 
@@ -42,6 +43,38 @@ def requiring_grad(model: nn.Module, params: Iterable[nn.Parameter]) -> Iterator
     finally:
         for param, flag in before.items():
             param.requires_grad_(flag)
+
+
+@contextmanager
+def checkpointing_off() -> Iterator[None]:
+    """Let what runs under gradient checkpointing (``with_cp=True``) run as if it did not.
+
+    Checkpointing keeps its layers out of the autograd graph, and gradients of chosen tensors
+    cannot be computed through it.
+    """
+    owner = torch.utils.checkpoint
+    before = owner.checkpoint, owner.CheckpointFunction
+    try:
+        owner.checkpoint, owner.CheckpointFunction = _run, _Plain
+        yield
+    finally:
+        owner.checkpoint, owner.CheckpointFunction = before
+
+
+def _run(function: Callable[..., Any], *args: Any, use_reentrant: Any = None,
+         preserve_rng_state: Any = None, context_fn: Any = None, determinism_check: Any = None,
+         debug: Any = None, early_stop: Any = None, **kwargs: Any) -> Any:
+    """Stands in for torch.utils.checkpoint.checkpoint, whose own arguments are dropped."""
+    return function(*args, **kwargs)
+
+
+class _Plain:
+    """Stands in for the function by which torch checkpoints, wherever it was imported to."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], _: Any, *args: Any) -> Any:
+        """Run a function on its arguments."""
+        return function(*args)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from mmgcp.utils.process_state import alone, hub_info, random_states_kept, seed_random
 
-from .temporarily import modes, values_kept
+from .temporarily import checkpointing_off, modes, values_kept
 
 # An epoch in which detectors no longer use their assigner for untrained networks (YOLOv6)
 LATE_EPOCH = 10**6
@@ -51,7 +51,7 @@ def loss_mode(model: nn.Module) -> Iterator[None]:
     on a batch alone. Modes, buffers and the random states of the process are restored at the end.
     """
     with hub_info('epoch', LATE_EPOCH), random_states_kept(cuda_devices(model)), \
-            torch.enable_grad(), values_kept(model.buffers()), \
+            torch.enable_grad(), checkpointing_off(), values_kept(model.buffers()), \
             modes(model, lambda module: not isinstance(module, QUIET_TYPES)):
         seed_batch(model, 0)
         yield

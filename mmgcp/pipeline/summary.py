@@ -6,6 +6,8 @@ from typing import Dict, List
 
 from mmgcp.analysis import count_complexity, measure_latency
 from mmgcp.errors import UserError
+from mmgcp.nn.forward import head_left_out_on_demand
+from mmgcp.pruning.prunable import shape_or_leave_head_out
 from mmgcp.utils.cli import replacing
 from mmgcp.utils.config import build_detector, image_size, load_config
 
@@ -38,14 +40,18 @@ def choose_metrics(metrics: Dict[str, float]) -> Dict[str, float]:
 def measure_detector(config: Path) -> Dict[str, float]:
     """Measure the size and speed of the detector of a config for one image.
 
+    MACs and latency are those of backbone and neck where the head does not run on an image alone.
+
     Returns:
         dict[str, float]: ``parameters``, ``macs`` and ``latency_ms``.
     """
     cfg = load_config(str(config))
     model = build_detector(cfg)
     width, height = image_size(cfg)
-    params, macs = count_complexity(model, (3, height, width))
-    latency = measure_latency(model, (3, height, width))
+    with head_left_out_on_demand(model):
+        shape = (shape_or_leave_head_out(model, (3, height, width))[0], height, width)
+        params, macs = count_complexity(model, shape)
+        latency = measure_latency(model, shape)
     return dict(parameters=params, macs=macs, latency_ms=round(latency, 2))
 
 

@@ -8,6 +8,7 @@ from typing import Any, Optional
 import torch.nn as nn
 
 from mmgcp.errors import PruningError
+from mmgcp.nn.forward import head_left_out_on_demand
 from mmgcp.nn.precision import full_precision
 from mmgcp.nn.temporarily import restored_on_error
 from mmgcp.registry import build_task_util
@@ -53,6 +54,12 @@ def prune(model: nn.Module, groups: Groups = 'auto', ratio: Optional[float] = No
         PruningError: The request cannot be met; the model has not been touched.
     """
     options = check_request(groups=groups, ratio=ratio, **options)
+    with head_left_out_on_demand(model):
+        return _prune(model, options)
+
+
+def _prune(model: nn.Module, options: PruneOptions) -> PruningResult:
+    """Trace a model, decide unless there is a plan, and apply what has been decided."""
     plan, criterion = options.plan, None
     if plan is None:
         criterion = build_task_util(options.criterion, Criterion, PruningError)
@@ -115,13 +122,19 @@ def rehearse_pruning(model: nn.Module, **options: Any) -> None:
     options = check_request(**options)
     options = replace(options, batches=None, calibration=None, evaluate=None, compensate=False,
                       steps=1, dry_run=True)
+    with head_left_out_on_demand(model):
+        _rehearse(model, options)
+
+
+def _rehearse(model: nn.Module, options: PruneOptions) -> None:
     task = trace(model, options)
     if options.plan is not None:
         validate_plan(options.plan, task.units)
         return
     criterion = build_task_util(options.criterion, Criterion, PruningError)
     if criterion.needs and not (criterion.trains and criterion.allocation_criterion is None):
-        criterion, task = BNScale(), replace(task, options=replace(options, allocation='global'))
+        criterion = BNScale()
+        task = replace(task, options=replace(task.options, allocation='global'))
     shares = [replace(task.budget, strict=False, **{other: None}) for other in ('flops', 'params')]
     for budget in list(filter(None, shares)) or [task.budget]:  # together depends on the scores
         decide(criterion, replace(task, budget=budget))

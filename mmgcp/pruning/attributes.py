@@ -4,6 +4,7 @@ from typing import Callable, Dict, Set, Type
 
 import torch
 import torch.nn as nn
+from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from mmyolo.models.layers import CSPLayerWithTwoConv, RepVGGBlock
 from torch import Tensor
 
@@ -16,9 +17,9 @@ SPLITTING_TYPES: Set[Type[nn.Module]] = set()
 def refresh_attributes(model: nn.Module) -> None:
     """Correct the attributes of all modules of a model whose layers have lost channels."""
     for module in model.modules():
-        for kind, rule in ATTRIBUTE_RULES.items():
-            if isinstance(module, kind):
-                rule(module)
+        rules = [rule for kind, rule in ATTRIBUTE_RULES.items() if isinstance(module, kind)]
+        for rule in rules or [_refresh_branches]:
+            rule(module)
 
 
 def register_attribute_rule(kind: Type[nn.Module], splits: bool = False) -> Callable:
@@ -42,6 +43,28 @@ def register_attribute_rule(kind: Type[nn.Module], splits: bool = False) -> Call
             SPLITTING_TYPES.add(kind)
         return rule
     return register
+
+
+def _refresh_branches(block: nn.Module) -> None:
+    """Correct the counts of any block whose branches, as in RepVGG, become one for deployment.
+
+    ``switch_to_deploy`` builds its convolution from them. The first convolution that a
+    BatchNorm follows is that of a branch, as each reads the input and emits the output.
+    """
+    if not (hasattr(block, 'switch_to_deploy') and isinstance(
+            getattr(block, 'in_channels', None), int) and isinstance(
+            getattr(block, 'out_channels', None), int)):
+        return
+    if sum(hasattr(part, 'switch_to_deploy') for part in block.modules()) > 1:
+        return  # it contains such blocks
+    for part in block.modules():
+        layers = list(part.children())
+        convs = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+        if convs and any(isinstance(layer, _BatchNorm) for layer in layers):
+            block.in_channels, block.out_channels = convs[0].in_channels, convs[0].out_channels
+            if hasattr(block, 'groups'):
+                block.groups = convs[0].groups
+            return
 
 
 @register_attribute_rule(RepVGGBlock)

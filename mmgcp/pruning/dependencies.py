@@ -5,7 +5,7 @@
 layer through everything that is computed from them. Subclasses repair what Torch-Pruning 1.6.1
 gets wrong; nothing in the installed package is changed.
 """
-from typing import Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Container, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 import torch
 import torch.nn as nn
@@ -18,6 +18,7 @@ from torch_pruning.ops import OPTYPE
 
 from mmgcp.errors import PruningError
 from mmgcp.nn.forward import flatten_tensors, random_image, run_as_tensors
+from mmgcp.nn.hooks import hooks_kept
 from mmgcp.nn.layers import WEIGHT_TYPES, channel_counts
 
 from .tracing import Observer, from_front, traceable
@@ -51,14 +52,16 @@ class ChannelGraph(DependencyGraph):
         super().__init__()
         self.observer = Observer(model)
         self._outputs: List[Tensor] = []
+        self._leading: Set[object] = set()
 
         def forward(model: nn.Module, image: Tensor) -> List[Tensor]:
             # Torch-Pruning has called eval(), in which backbones freeze their stages
             with traceable(model), self.observer:
                 self._outputs = flatten_tensors(run_as_tensors(model, image))
-            return self._outputs
+            unread, self._leading = self.observer.find_unread(self._outputs)
+            return [*self._outputs, *unread]
 
-        with torch.enable_grad(), traceable(model):
+        with torch.enable_grad(), traceable(model), hooks_kept(model):
             self.build_dependency(
                 model, random_image(model, input_shape), forward_fn=forward, verbose=False)
         for node in self.module2node.values():
@@ -89,15 +92,25 @@ class ChannelGraph(DependencyGraph):
     def prediction_layers(self) -> List[str]:
         """List the last layers with weights before each output of the model."""
         outputs = {output.grad_fn for output in self._outputs}
-        return self.nearest_layers(node for node in self.module2node.values()
-                                   if not node.outputs or node.grad_fn in outputs)
+        return self.nearest_layers(
+            node for node in self.module2node.values()
+            if node.grad_fn in outputs or not node.outputs and node.grad_fn in self._leading)
 
-    def nearest_layers(self, nodes: Iterable[Node]) -> List[str]:
-        """List the layers with weights among nodes, and those nearest before the other nodes."""
+    def unread_layers(self) -> List[str]:
+        """List the last layers that run, but whose outputs lead to no output of the model."""
+        nodes = [node for node in self.module2node.values()
+                 if not node.outputs and node.grad_fn not in self._leading]
+        return self.nearest_layers(nodes, self._leading)
+
+    def nearest_layers(self, nodes: Iterable[Node], but: Container[object] = ()) -> List[str]:
+        """List the layers with weights among nodes, and those nearest before the other nodes.
+
+        What leads to the results of nodes ``but`` of the autograd graph is not looked at.
+        """
         found, seen, pending = {}, set(), list(nodes)
         while pending:
             node = pending.pop()
-            if node in seen:
+            if node in seen or node.grad_fn in but:
                 continue
             seen.add(node)
             if isinstance(node.module, WEIGHT_TYPES):
@@ -131,7 +144,7 @@ class ChannelGraph(DependencyGraph):
         steps = [(self.module2node[layer], removal, indices)]
         pending = list(steps)
         done = {steps[0][:2]: [indices]}  # node and what is removed of it -> their indices
-        visited = set()
+        visited, followed = set(), 0
         while pending:
             source, trigger, indices = pending.pop()
             visited.add(source)
@@ -144,7 +157,8 @@ class ChannelGraph(DependencyGraph):
                 before = done.setdefault((dependency.target, dependency.handler), [])
                 if not mapped or dependency.target in visited and mapped in before:
                     continue
-                if len(steps) == MAX_STEPS:
+                followed += len(mapped)
+                if len(steps) == MAX_STEPS or followed > MAX_CHANNELS:
                     raise PruningError(ENDLESS)
                 before.append(mapped)
                 steps.append((dependency.target, dependency.handler, mapped))

@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from mmgcp.errors import PruningError
+from mmgcp.errors import PruningError, told
 from mmgcp.nn.layers import (
     WEIGHT_TYPES,
     Layer,
@@ -23,6 +23,13 @@ from .tracing import splits_rightly
 from .units import ChannelSlice, ChannelUnit
 
 PREDICTIONS = 'its outputs are the predictions'
+UNREAD = 'no prediction depends on its outputs'
+
+
+class TracingError(PruningError):
+    """A model whose channels cannot be followed."""
+
+
 Side = Tuple[str, str]  # name of a layer, and 'in' or 'out'
 
 
@@ -45,7 +52,8 @@ def find_units(
                                f'to be taken out of the model before it is pruned: {how}')
     graph = _build_graph(model, input_shape)
     predictions = graph.prediction_layers()
-    skipped = dict.fromkeys(predictions, PREDICTIONS)
+    skipped = {**dict.fromkeys(graph.unread_layers(), UNREAD),
+               **dict.fromkeys(predictions, PREDICTIONS)}
     found = _follow_layers(graph, skipped)
     unclear = _unclear_layers(graph, found)
     units = []
@@ -70,8 +78,7 @@ def _build_graph(model: nn.Module, input_shape: Sequence[int]):
     try:
         return ChannelGraph(model, input_shape)
     except Exception as error:  # whatever the model or Torch-Pruning raises
-        raise PruningError('the model cannot be traced: '
-                           f'{type(error).__name__}: {error}') from error
+        raise TracingError(f'the model cannot be traced: {told(error)}') from error
 
 
 def _follow_layers(graph, skipped: Dict[str, str]) -> List[ChannelUnit]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from mmgcp.errors import PruningError
 from mmgcp.utils.json_files import parse_json, read_text, shorten
 
-from .detector import ChannelTable
+from .detector import ChannelTable, changed_sides
 from .scored import ScoredUnit
 from .units import ChannelUnit
 
@@ -248,9 +248,8 @@ class PruningResult:
 
     @property
     def changed_channels(self) -> ChannelTable:
-        """The channels after of the layers that were pruned."""
-        return {name: counts for name, counts in self.channels_after.items()
-                if counts != self.channels_before[name]}
+        """The channels after of the layers that were pruned, None on a side that was not."""
+        return changed_sides(self.channels_before, self.channels_after)
 
     @property
     def layers(self) -> List[LayerRow]:

@@ -28,9 +28,10 @@ def summarize(result: PruningResult) -> str:
     for label, (before, after), unit, factor in totals:
         lines.append(f'{label:<24}{before / factor:>10.3f} -> {after / factor:.3f} {unit} '
                      f'({after / before - 1:+.1%})')
-    alone = set(result.plan.skipped.values()) - {PREDICTIONS}
-    if alone:
-        lines.append(f'{len(result.plan.skipped)} layers left alone, such as: {min(alone)}')
+    alone = Counter(reason for reason in result.plan.skipped.values() if reason != PREDICTIONS)
+    lines += [f'{number} layers left alone: {reason}' for reason, number in alone.most_common(3)]
+    if len(alone) > 3:
+        lines.append(f'layers left alone for {len(alone) - 3} other reasons are in the report')
     if result.uncompensated:
         lines.append(f'{len(result.uncompensated)} layers could not absorb all that removed '
                      'channels emitted')

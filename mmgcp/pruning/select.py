@@ -96,7 +96,8 @@ class Limits:
     """How many channels have to stay.
 
     At least a share of the channels of a unit stays, and one; the same holds for a layer that
-    has only some of them. How many stay is a multiple of ``round_to``, or all of them.
+    has only some of them. How many stay, of the unit and of what such layers have, is a multiple
+    of ``round_to``, or all of them.
     """
     min_keep_ratio: float = 0.01
     round_to: int = 1
@@ -148,8 +149,8 @@ def select(unit: ChannelUnit, margins: Tensor, limits: Limits) -> Tensor:
         keep = _keep_whole_groups(unit, margins, keep, limits)
     else:
         number = max(limits.least(unit.size), int(keep.sum()))
-        number = math.ceil(number / limits.round_to) * limits.round_to
         keep = unit.mask(margins.sort(descending=True, stable=True).indices[:number])
+        keep = _round_up(unit.portions, margins, keep, limits)
     return (~keep).nonzero().flatten()
 
 
@@ -185,6 +186,20 @@ def _protect(unit: ChannelUnit, margins: Tensor, limits: Limits) -> Tensor:
     return margins
 
 
+def _round_up(portions: Sequence[Tensor], margins: Tensor, keep: Tensor,
+              limits: Limits) -> Tensor:
+    """Add the best channels to a mask (C, ) of those that stay, up to multiples in each portion.
+
+    A layer has whole portions, and thus multiples on each side as well.
+    """
+    kept = keep.clone()
+    for portion in portions:
+        best = portion[margins[portion].argsort(descending=True, stable=True)]
+        number = math.ceil(int(keep[portion].sum()) / limits.round_to) * limits.round_to
+        kept[best[:number]] = True
+    return kept
+
+
 def _keep_whole_groups(unit: ChannelUnit, margins: Tensor, keep: Tensor,
                        limits: Limits) -> Tensor:
     """Return the mask (C, ) of the best channels, in whole groups of a GroupNorm."""
@@ -193,7 +208,10 @@ def _keep_whole_groups(unit: ChannelUnit, margins: Tensor, keep: Tensor,
     totals = unit.norm_groups.bincount()[groups].cumsum(0)
     number = int(torch.isin(unit.norm_groups, unit.norm_groups[keep]).sum())
     number = max(limits.least(unit.size), number)
-    enough = (totals >= number) & (totals % limits.round_to == 0)
+    enough = totals >= number
+    for portion in unit.portions:
+        left = unit.norm_groups[portion].bincount(minlength=len(groups))[groups].cumsum(0)
+        enough &= (left % limits.round_to == 0) | (left == left[-1])
     enough[-1] = True
     return torch.isin(unit.norm_groups, groups[:int(enough.nonzero()[0]) + 1])
 
@@ -208,4 +226,6 @@ def _keep_equally_many(unit: ChannelUnit, margins: Tensor, keep: Tensor,
     number = max(math.ceil(limits.least(unit.size) / len(groups)), int(keep[groups].sum(1).max()))
     number = min(groups.shape[1], math.ceil(number / step) * step)
     best = groups.gather(1, margins[groups].topk(number).indices)
-    return unit.mask(best.flatten()) | (keep & (unit.conv_groups < 0))
+    others = unit.conv_groups < 0
+    portions = [portion[others[portion]] for portion in unit.portions]
+    return unit.mask(best.flatten()) | _round_up(portions, margins, keep & others, limits)

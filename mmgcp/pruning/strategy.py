@@ -11,17 +11,16 @@ from mmgcp.analysis import record_convs
 from mmgcp.datasets.batch_accuracy import average_precision
 from mmgcp.errors import PruningError
 from mmgcp.nn.distributed import first_items, from_first_rank
-from mmgcp.nn.forward import working_shape
 from mmgcp.nn.training_loss import Batch
 
 from .allocate import allocate, by_position
 from .budget import Budget
 from .compensation import Compensated, Compensator
 from .cost import CostModel
-from .graph import find_units
 from .layer_groups import make_groups
 from .options import PruneOptions
 from .plan import PruningPlan, make_plan
+from .prunable import find_prunable_or_leave_head_out
 from .remaining import remaining_channels, remaining_units, with_gone_channels
 from .scored import ScoredUnit, group_scores, score_units
 from .scores import Criterion
@@ -95,11 +94,14 @@ class Decision:
 
 
 def trace(model: nn.Module, options: PruneOptions) -> PruningTask:
-    """Find the channel units of a detector and what they cost."""
+    """Find the channel units of a detector and what they cost.
+
+    From now on its head is left out of all runs if it cannot be traced.
+    """
     options.progress('tracing', 0, 2)
     check_finite(model, 'the model cannot be pruned')
-    shape = working_shape(model, options.input_shape)
-    units, skipped = find_units(model, shape)
+    units, skipped, shape = find_prunable_or_leave_head_out(model, options.input_shape)
+    options = replace(options, input_shape=(shape[0], *options.input_shape[1:]))
     check_finite(model, 'the model cannot be pruned', shape)
     options.progress('tracing', 1, 2)
     cost = CostModel(model, record_convs(model, options.input_shape), units)

@@ -2,15 +2,16 @@
 """Running a model so that Torch-Pruning understands its autograd graph."""
 from contextlib import contextmanager
 from itertools import accumulate
-from typing import Dict, Iterator, List, Optional, Sequence, Set
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 import torch
 import torch.nn as nn
-from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm, _InstanceNorm
+from mmengine.utils.dl_utils.parrots_wrapper import _InstanceNorm
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from mmgcp.nn.temporarily import modes, requiring_grad
+from mmgcp.nn.temporarily import checkpointing_off, modes, requiring_grad
+from mmgcp.nn.training_loss import QUIET_TYPES
 
 from .attributes import SPLITTING_TYPES
 
@@ -30,16 +31,25 @@ MIXING = ('ChannelShuffleBackward0', 'NativeGroupNormBackward0', 'NativeLayerNor
 # Nodes that act on a dimension, but keep the order of channels and ignore channels of zeros
 KEEPING = ('CatBackward0', 'StackBackward0', 'SliceBackward0', 'PermuteBackward0', 'SumBackward1',
            'LinalgVectorNormBackward0', 'NormBackward1', 'SqueezeBackward1', 'UnsqueezeBackward0')
-# Modules that must not change their statistics or drop anything
-QUIET_TYPES = (_BatchNorm, _InstanceNorm, nn.Dropout)
 
 
 @contextmanager
 def traceable(model: nn.Module) -> Iterator[None]:
-    """Put a model in train mode with fixed normalisation and all gradients on, for a while."""
-    with modes(model, lambda module: not isinstance(module, QUIET_TYPES)), \
-            requiring_grad(model, model.parameters()):
+    """Put a model in train mode with fixed normalisation and all gradients on, for a while.
+
+    Nothing is dropped, and nothing is hidden by gradient checkpointing.
+    """
+    with modes(model, _trains), requiring_grad(model, model.parameters()), checkpointing_off():
         yield
+
+
+def _trains(module: nn.Module) -> bool:
+    """Whether a module may be in train mode: not if that changes statistics, or drops anything.
+
+    What drops has neither layers nor weights.
+    """
+    return not isinstance(module, (*QUIET_TYPES, _InstanceNorm)) and any(
+        True for _ in (*module.children(), *module.parameters(), *module.buffers()))
 
 
 class Observer(TorchFunctionMode):
@@ -59,6 +69,8 @@ class Observer(TorchFunctionMode):
         self.mixing: Set[object] = set()
         # Type of the module that runs a node that takes channels out of a feature map
         self.splits: Dict[object, Optional[type]] = {}
+        # Everything that has been computed, in order
+        self._computed: List[Tensor] = []
         # Channels of the result of a node that concatenates feature maps
         self.concatenated: Dict[object, int] = {}
         self._running: List[nn.Module] = []  # the modules that are running, innermost last
@@ -88,8 +100,25 @@ class Observer(TorchFunctionMode):
                                 outputs)
         for output in outputs if isinstance(outputs, (list, tuple)) else [outputs]:
             if isinstance(output, Tensor) and output.grad_fn is not None:
+                self._computed.append(output)
                 self._record(func, (*args, *(kwargs or {}).values()), output)
         return outputs
+
+    def find_unread(self, outputs: Iterable[Tensor]) -> Tuple[List[Tensor], Set[object]]:
+        """Find what has been computed, but leads to none of the outputs of the model.
+
+        Returns the last results of such computations, and the nodes of the graph that lead to
+        outputs.
+        """
+        reached: Set[object] = set()
+        _add_nodes(reached, [output.grad_fn for output in outputs])
+        leading, unread = set(reached), []
+        for result in reversed(self._computed):
+            if result.grad_fn not in reached:
+                unread.append(result)
+                _add_nodes(reached, [result.grad_fn])
+        self._computed.clear()
+        return unread, leading
 
     def _record(self, func, operands: Sequence, output: Tensor) -> None:
         node, name = output.grad_fn, type(output.grad_fn).__name__
@@ -105,6 +134,16 @@ class Observer(TorchFunctionMode):
             self.concatenated[node] = output.shape[1]
             if any(source is None for source, _ in node.next_functions):
                 self.with_constants.add(node)
+
+
+def _add_nodes(reached: Set[object], nodes: Iterable[object]) -> None:
+    """Add nodes of the autograd graph, and all that lead to them."""
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in reached:
+            reached.add(node)
+            pending.extend(source for source, _ in node.next_functions)
 
 
 def splits_rightly(kind: Optional[type]) -> bool:

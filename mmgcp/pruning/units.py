@@ -63,6 +63,16 @@ class ChannelUnit:
         parts = {tuple(item.unit_index.unique().tolist()) for item in self.slices}
         return [torch.tensor(part) for part in sorted(parts) if len(part) < self.size]
 
+    @cached_property
+    def portions(self) -> List[Tensor]:
+        """All channels, split into those (K, ) that the same layers have."""
+        if not self.parts:
+            return [torch.arange(self.size)]
+        layers = torch.stack([self.mask(part) for part in self.parts])
+        portion = layers.unique(dim=1, return_inverse=True)[1]
+        return [(portion == number).nonzero().flatten()
+                for number in range(int(portion.max()) + 1)]
+
     def mask(self, channels: Tensor) -> Tensor:
         """Turn indices of the unit's channels into a boolean mask (C, )."""
         mask = torch.zeros(self.size, dtype=torch.bool)

@@ -10,6 +10,7 @@ from mmengine.optim import OptimWrapperDict
 from torch import Tensor
 
 from mmgcp.compatibility import register_step_post_hook, register_step_pre_hook
+from mmgcp.errors import UserError
 from mmgcp.nn.forward import IMAGE_SHAPE
 from mmgcp.registry import HOOKS
 from mmgcp.utils.checks import (
@@ -136,11 +137,13 @@ class DynamicSparsityHook(Hook):
         self._scale_factors: Optional[ScaleFactors] = None
         self._watch: Optional[FiniteWatch] = None
         self._loaded_state: Optional[dict] = None
+        self._has_seen_training = False
         self._handles: list = []
 
     def before_train(self, runner) -> None:
         """Find the scale factors and hook into the optimizers' steps."""
         self._remove_handles()
+        self._has_seen_training = False
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._scale_factors = select_scale_factors(model, **self._selection)
         self._watch = FiniteWatch(self._scale_factors.layers)
@@ -165,12 +168,27 @@ class DynamicSparsityHook(Hook):
         self._remove_handles()
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Log, early enough for the LoggerHook to print it, unless the training has diverged."""
+        """Log, early enough for the LoggerHook to print it, unless the training has diverged.
+
+        The first time, see whether anything is trained.
+        """
+        if not self._has_seen_training:
+            self._has_seen_training = True
+            self._check_trained()
         self._watch.look(runner.iter + 1)
         if (self.every_n_inner_iters(batch_idx, self.log_interval)
                 or self.end_of_epoch(runner.train_dataloader, batch_idx)):
             self._watch.check()
             self._log_scalars(runner)
+
+    def _check_trained(self) -> None:
+        """Raise a UserError if no scale factor is trained, now that detectors have frozen some."""
+        if self._scale_factors.trained() is None:
+            number = len(self._scale_factors.layers)
+            raise UserError(f'sparse training would change nothing: all {number} BatchNorm layers '
+                            'that were chosen are frozen (norm_cfg with requires_grad=False, '
+                            'frozen_stages, or bn_freeze); train them, or choose others '
+                            '(modules)')
 
     def after_train_epoch(self, runner) -> None:
         """Draw the histogram."""

@@ -9,10 +9,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmgcp.attention import attention_aside
 from mmgcp.errors import PruningError, UserError, shown
-from mmgcp.nn.forward import IMAGE_SHAPE, working_shape
+from mmgcp.nn.forward import IMAGE_SHAPE, head_left_out_on_demand
 from mmgcp.nn.layers import find_layer
-from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.layer_groups import assign_groups, auto_groups
+from mmgcp.pruning.prunable import find_prunable_or_leave_head_out, shape_or_leave_head_out
 from mmgcp.pruning.units import LayerGroup
 from mmgcp.utils.checks import MAPPING, NAME, PATTERNS, check_value, list_of, number_in
 from mmgcp.utils.process_state import random_states_kept
@@ -52,6 +52,13 @@ def select_scale_factors(model: nn.Module,
         UserError: A pattern matches no layer, no layer is left, a layer is in two groups, or
             the model cannot be traced (in particular if Torch-Pruning is not installed).
     """
+    with head_left_out_on_demand(model):
+        return _select(model, modules, exclude, coupled, groups, input_shape)
+
+
+def _select(model: nn.Module, modules: Union[str, Sequence[str], None],
+            exclude: Optional[Sequence[str]], coupled: bool, groups: Groups,
+            input_shape: Sequence[int]) -> ScaleFactors:
     prunable = modules == PRUNABLE
     segments = _trace(model, input_shape) if coupled or prunable else {}
     layers = _find_layers(model, None if prunable else modules, exclude)
@@ -135,7 +142,7 @@ def _trace(model: nn.Module, input_shape: Sequence[int]) -> Dict[int, Tensor]:
     """
     try:
         with _random_states_kept(), attention_aside(model, put_back=True):
-            units, _ = find_units(model, working_shape(model, input_shape))
+            units = find_prunable_or_leave_head_out(model, input_shape).units
     except PruningError as error:
         raise PruningError("modules='prunable' and coupled=True look at the model as pruning "
                            f'does, but {error}') from error
@@ -159,7 +166,8 @@ def _assign(model: nn.Module, layers: Sequence[str], groups: Groups,
         return {}, {}
     if groups == 'auto':
         with _random_states_kept():
-            layer_groups: List[LayerGroup] = auto_groups(model, input_shape)
+            shape = shape_or_leave_head_out(model, input_shape)
+            layer_groups: List[LayerGroup] = auto_groups(model, (shape[0], *input_shape[1:]))
         factors: Dict[str, float] = {}
     else:
         layer_groups = [LayerGroup(group['name'], tuple(group['modules'])) for group in groups]

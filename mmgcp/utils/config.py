@@ -46,7 +46,14 @@ def load_config(path: str, cfg_options: Optional[dict] = None) -> Config:
     _override(cfg, cfg_options or {}, path)
     if 'model' not in cfg:
         raise UserError(f'the config {path} describes no model')
-    return cfg
+    return _with_plain_types(cfg)
+
+
+def _with_plain_types(cfg: Config) -> Config:
+    """Return a config whose types are names, as those of a new-style config are classes."""
+    if all(isinstance(part.get('type', ''), str) for part in nested_dicts(cfg._cfg_dict)):
+        return cfg
+    return Config(cfg.to_dict(), filename=cfg.filename)
 
 
 def _read(path: str) -> Config:
@@ -157,9 +164,20 @@ def drop_collate_scope(loader: dict) -> None:
 def drop_pretrained(content: dict) -> None:
     """Remove initialisations from checkpoints from any part of a config, in place."""
     for part in nested_dicts(content):
-        init_cfg = part.get('init_cfg')
-        if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
+        given = part.get('init_cfg')
+        if isinstance(given, dict) and _is_pretrained(given):
             del part['init_cfg']
+        elif isinstance(given, (list, tuple)):
+            part['init_cfg'] = [item for item in given if not _is_pretrained(item)]
+        if part.get('pretrained') and isinstance(part['pretrained'], (str, bool)):
+            part['pretrained'] = None if isinstance(part['pretrained'], str) else False
+
+
+def _is_pretrained(init_cfg: dict) -> bool:
+    """Whether weights are initialised from a checkpoint; the type may be a class or its path."""
+    kind = init_cfg.get('type')
+    name = kind.__name__ if isinstance(kind, type) else str(kind).split('.')[-1]
+    return name in ('Pretrained', 'PretrainedInit')
 
 
 def nested_dicts(content: Any) -> Iterator[dict]:

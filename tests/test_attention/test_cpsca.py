@@ -325,7 +325,8 @@ def test_families(family):
                          batches=[Batch(torch.rand(1, 3, 128, 128), [])],
                          input_shape=(3, 128, 128))
     cfg = plain_config(cfg)
-    rebuilt = build_detector(make_pruned_config(cfg, 'mmyolo', result.changed_channels))
+    rebuilt = build_detector(make_pruned_config(
+        cfg, 'mmyolo.YOLODetector', result.changed_channels))
     assert type(rebuilt) is type(model) is kind
     rebuilt.load_state_dict(model.state_dict(), strict=True)
     assert not any(key.startswith('sca') for key in model.state_dict())
@@ -337,7 +338,7 @@ def test_families(family):
 def test_pruned_detector_gets_attention_again(model):
     result = pruned(model, threshold=0.6)
     cfg = Config(dict(model=small(), default_scope='mmyolo'))
-    cfg = make_pruned_config(plain_config(cfg), 'mmyolo', result.changed_channels)
+    cfg = make_pruned_config(plain_config(cfg), 'mmyolo.YOLODetector', result.changed_channels)
     again = Config(dict(cfg.to_dict(), model=with_attention(cfg.model.to_dict())))
     second = build_detector(again)
     second.load_state_dict(model.state_dict(), strict=False)
@@ -345,7 +346,7 @@ def test_pruned_detector_gets_attention_again(model):
     assert len(second.sca) > 30
     table = prune_plain(second, ratio=0.4, criterion=dict(type='mmgcp.CPSCA'),
                         batches=batches(2), input_shape=SHAPE).changed_channels
-    rebuilt = build_detector(make_pruned_config(plain_config(again), 'mmyolo', table))
+    rebuilt = build_detector(make_pruned_config(plain_config(again), 'mmyolo.YOLODetector', table))
     rebuilt.load_state_dict(second.state_dict(), strict=True)
     assert sum(p.numel() for p in rebuilt.parameters()) < sum(
         p.numel() for p in model.parameters())

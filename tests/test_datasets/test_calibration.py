@@ -373,6 +373,20 @@ def test_accuracy_of_a_real_detector(cfg):
     assert modes == {name: module.training for name, module in model.named_modules()}
 
 
+@pytest.mark.parametrize('wrap', [
+    lambda data: dict(type='mmengine.ConcatDataset', datasets=[data, copy.deepcopy(data)]),
+    lambda data: dict(type='mmengine.RepeatDataset', times=2, dataset=data)])
+def test_number_of_images_of_a_wrapped_data_set(wrap, cfg, detector):
+    """These take no indices; the images are the first ones, as without a limit of the others."""
+    expected = evaluate(detector, cfg, num_images=2)
+    cfg.val_dataloader.batch_size = 3
+    cfg.val_dataloader.dataset = wrap(cfg.val_dataloader.dataset)
+    seen = []
+    assert evaluate(detector, cfg, num_images=2,
+                    progress=lambda *numbers: seen.append(numbers)) == expected
+    assert seen == [(1, 1)]
+
+
 def test_number_of_images(cfg, detector):
     cfg.val_dataloader.batch_size = 1
     seen = []

@@ -369,7 +369,8 @@ def test_pruned_student(tmp_path):
     pruned = prune(teacher, ratio=0.5, input_shape=(3, 128, 128)).model
     table = {layer: counts for layer, counts in count_channels(pruned).items()
              if counts != full[layer]}
-    distiller = distiller_of(config, tmp_path, make_pruned_config(config, 'mmyolo', table).model)
+    student = make_pruned_config(config, 'mmyolo.YOLODetector', table).model
+    distiller = distiller_of(config, tmp_path, student)
     distiller.load_state_dict(pruned.state_dict(), strict=True)
     for adapter, (name, _) in zip(distiller.responses[0].adapters, distiller.responses[0].layers):
         assert adapter.in_channels == pruned.get_submodule(name).in_channels

@@ -2,7 +2,9 @@
 """Distilling with derived layers in each of MMYOLO's families."""
 import pytest
 import torch
+from families import compute_loss
 from mmengine.logging import MessageHub
+from mmengine.registry import DefaultScope
 from small_models import build
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -120,7 +122,7 @@ def test_pruned_student(tmp_path):
     pruned = prune(teacher, ratio=0.5, input_shape=(3, 128, 128)).model
     table = {layer: counts for layer, counts in count_channels(pruned).items()
              if counts != full[layer]}
-    student = make_pruned_config(config, 'mmyolo', table).model
+    student = make_pruned_config(config, 'mmyolo.YOLODetector', table).model
     distiller = build(dict(
         type='mmgcp.SpatialAttentionDistiller', student=student,
         teacher=dict(config=config, checkpoint=str(tmp_path / 'teacher.pth')),
@@ -139,3 +141,42 @@ def test_pruned_student(tmp_path):
     assert distiller.backbone.stem.conv.weight.grad.abs().sum() > 0
     assert all(adapter.weight.grad.abs().sum() > 0 for adapter in distiller.distill_adapters)
     pruned.load_state_dict(distiller.state_dict(), strict=True)
+
+
+def test_two_stage_detector(tmp_path):
+    """Its teacher runs the backbone and the neck alone; both parts learn."""
+    config = load_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', {
+        'model.backbone.depth': 18, 'model.backbone.base_channels': 8, 'model.neck.out_channels': 8,
+        'model.neck.in_channels': [8, 16, 32, 64], 'model.backbone.init_cfg': None,
+        'model.rpn_head.in_channels': 8, 'model.rpn_head.feat_channels': 8,
+        'model.roi_head.bbox_roi_extractor.out_channels': 8,
+        'model.roi_head.bbox_head.in_channels': 8, 'model.roi_head.bbox_head.fc_out_channels': 8})
+    teacher = build_detector(config)
+    torch.save(teacher.state_dict(), tmp_path / 'teacher.pth')
+    table = prune(teacher, ratio=0.5, compensate=False, input_shape=(3, 128, 128),
+                  criterion=dict(type='mmgcp.Random', seed=0)).changed_channels
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        distiller = build(dict(
+            type='mmgcp.SpatialAttentionDistiller',
+            student=make_pruned_config(config, 'mmdet.FasterRCNN', table).model,
+            teacher=dict(config=config, checkpoint=str(tmp_path / 'teacher.pth'))))
+    backbone, neck = distiller.groups
+    assert backbone.layers == [(f'backbone.layer{number}', ) * 2 for number in range(1, 5)]
+    assert neck.layers == [(f'neck.fpn_convs.{level}', ) * 2 for level in range(4)]
+    compute_loss(distiller, 128).backward()
+    for part in (distiller.backbone, distiller.neck, distiller.roi_head):
+        assert sum(float(param.grad.abs().sum()) for param in part.parameters()
+                   if param.grad is not None) > 0
+
+
+def test_images_of_four_channels(tmp_path):
+    config = load_config('mmyolo::yolov8/yolov8_n_syncbn_fast_8xb16-500e_coco.py', {
+        **WIDTHS, 'model.backbone.init_cfg': None, 'model.backbone.input_channels': 4})
+    torch.save(build_detector(config).state_dict(), tmp_path / 'teacher.pth')
+    distiller = build(dict(
+        type='mmgcp.SpatialAttentionDistiller', student=config.model,
+        teacher=dict(config=config, checkpoint=str(tmp_path / 'teacher.pth'))))
+    assert len(distiller.groups) == 2
+    images, samples = batch_of(128)
+    losses = distiller(torch.cat((images, images[:, :1]), 1), samples, mode='loss')
+    assert losses['loss_attention_backbone'] > 0

@@ -1,5 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import copy
+import re
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from yolov4_samples import batch
 from mmgcp.analysis import count_complexity
 from mmgcp.errors import PruningError, UserError
 from mmgcp.pruning import LayerGroup, PruningPlan, auto_groups, count_channels, prune
+from mmgcp.pruning.graph import find_units
+from mmgcp.pruning.report import write_report
 from mmgcp.pruning.sensitivity import MAX_FACTOR
 from mmgcp.pruning.surgery import remove_channels
 
@@ -282,7 +285,7 @@ def test_edited_plan():
     weight = model.a.conv.weight.detach().clone()
     result = prune(model, plan=plan, compensate=False, input_shape=SMALL)
     assert torch.equal(model.a.conv.weight, weight[[0, 2, 3, 4, 5, 7]])
-    assert result.changed_channels == {'a.conv': [3, 6], 'a.bn': [6], 'b.conv': [6, 6]}
+    assert result.changed_channels == {'a.conv': [None, 6], 'a.bn': [6], 'b.conv': [6, None]}
 
 
 def test_plan_of_another_model_changes_nothing(model):
@@ -309,22 +312,24 @@ def test_plan_with_wrong_channels_changes_nothing(wrong):
 class Fussy(nn.Module):
     """Does what depends on the number of channels in a way that mmgcp does not know."""
 
-    def __init__(self, how):
+    def __init__(self, how, bad=(5, )):
         super().__init__()
-        self.how = how
+        self.how, self.bad = how, bad  # 5 channels are left by the tests, but not by the trial
 
     def forward(self, x):
-        if self.how in (ValueError, RuntimeError) and x.shape[1] != 8:
+        if x.shape[1] not in self.bad:
+            return x
+        if self.how in (ValueError, RuntimeError):
             raise self.how('wants 8 channels')
         return x / x.shape[1] if self.how == 'divide' else x
 
 
-def fussy_toy(how):
+def fussy_toy(how, **bad):
     """With a split, whose module changes its class, and offsets to compensate."""
     torch.manual_seed(0)
     model = randomise(Toy(
         lambda net, x: net.pred(net.fussy(net.b(net.split(net.a(x))))), a=Block(3, 6),
-        split=CSPLayerWithTwoConv(6, 8, 0.5, 1), b=Block(8, 8), fussy=Fussy(how),
+        split=CSPLayerWithTwoConv(6, 8, 0.5, 1), b=Block(8, 8), fussy=Fussy(how, **bad),
         pred=nn.Conv2d(8, 2, 1)))
     model.b.bn.weight.data = torch.tensor([0.1, 0.1, 0.1, 1., 1., 1., 1., 1.])
     for conv in (model.split.main_conv, model.split.blocks[0].conv2):
@@ -356,6 +361,25 @@ def test_model_that_pruning_breaks_is_restored(how, message, compensate):
         prune(model, FUSSY_GROUPS, compensate=compensate, input_shape=SMALL)
     assert_untouched(model, state)
     assert difference(before, run(model, 16)) == 0.
+
+
+@pytest.mark.parametrize('how, message', [
+    (ValueError, 'it cannot be removed: the model then does not run: wants 8 channels'),
+    ('divide', 'it cannot be removed: the model then does not compute what the original')])
+def test_unit_that_cannot_be_removed_is_left_alone(how, message, tmp_path):
+    """The others are pruned, exactly; the report has its layer and the reason."""
+    model = fussy_toy(how, bad=range(8))
+    other = copy.deepcopy(model)
+    units, _ = find_units(model, SMALL)
+    result = prune(model, FUSSY_GROUPS, compensate=False, input_shape=SMALL)
+    removed = result.plan.removed()
+    assert set(removed) == {'a.conv', 'split.main_conv.conv'}
+    assert model.b.conv.out_channels == 8 and model.split.main_conv.conv.out_channels == 7
+    assert difference(run(model, 16), run(set_channels(other, units, removed), 16)) < 1e-9
+    assert set(result.plan.skipped) == {'b.conv', 'b.bn', 'pred'}
+    assert re.search(message, result.plan.skipped['b.conv'])
+    write_report(result, tmp_path)
+    assert re.search(f'- b.conv: {message}', (tmp_path / 'report.md').read_text())
 
 
 @pytest.mark.parametrize('stage, step', [

@@ -12,6 +12,7 @@ from pruning_samples import Block, Toy, choose, difference, randomise, run
 from zeroing import zero
 
 from mmgcp.pruning import attributes, register_attribute_rule
+from mmgcp.pruning.api import prune as prune_detector
 from mmgcp.pruning.attributes import UnequalCSPLayerWithTwoConv, refresh_attributes
 from mmgcp.pruning.detector import count_channels
 from mmgcp.pruning.graph import find_units
@@ -330,3 +331,63 @@ def test_parts_that_are_multiplied(rules):
     units, skipped = find_units(model, SIZE)
     assert not units
     assert 'several of its channels are tied to each other' in skipped['a.conv']
+
+
+class OwnBranches(nn.Module):
+    """Branches that become one convolution, as users and MMPretrain have them, behind an SE."""
+
+    def __init__(self, inputs, outputs, groups=1):
+        super().__init__()
+        self.squeeze = nn.Sequential(nn.Conv2d(inputs, 2, 1), nn.ReLU(), nn.Conv2d(2, inputs, 1))
+        self.in_channels, self.out_channels, self.groups = inputs, outputs, groups
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups),
+                          nn.BatchNorm2d(outputs)) for kernel in (3, 1))
+
+    def forward(self, x):
+        x = x * self.squeeze(x).sigmoid()
+        return self.merged(x) if hasattr(self, 'merged') else sum(run(x) for run in self.branches)
+
+    @torch.no_grad()
+    def switch_to_deploy(self):
+        merged = nn.Conv2d(self.in_channels, self.out_channels, 3, padding=1, groups=self.groups)
+        merged.to(self.branches[0][0].weight)
+        merged.bias.zero_()
+        merged.weight.zero_()
+        for (conv, norm), pad in zip(self.branches, (0, 1)):
+            scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+            merged.weight += nn.functional.pad(conv.weight, [pad] * 4) * scale.view(-1, 1, 1, 1)
+            merged.bias += norm.bias + scale * (conv.bias - norm.running_mean)
+        self.merged = merged
+
+
+@pytest.mark.parametrize('groups', [1, 8])
+def test_branches_that_become_one(groups):
+    model = randomise(Toy(
+        lambda net, x: net.pred(net.b(net.own(net.a(x)))), a=Block(3, 8),
+        own=OwnBranches(8, 8 if groups > 1 else 6, groups), b=Block(8 if groups > 1 else 6, 4),
+        pred=nn.Conv2d(4, 2, 1)))
+    units, _ = find_units(model, SIZE)
+    remove_channels(model, units, {unit.name: torch.tensor([0, 2]) for unit in units
+                                   if unit.size > 2})
+    own, conv = model.own, model.own.branches[0][0]
+    assert (own.in_channels, own.out_channels, own.groups) == (
+        conv.in_channels, conv.out_channels, conv.groups) != (8, 8, groups)
+    before = run(model, 16)
+    own.double().switch_to_deploy()
+    assert difference(before, run(model, 16)) < 1e-9
+
+
+def test_halves_of_yolov8_are_rounded():
+    """Each layer has a multiple of channels, also those that read what it splits off."""
+    path = 'mmyolo::yolov8/yolov8_n_syncbn_fast_8xb16-500e_coco.py'
+    model = randomise(build_detector(load_config(path)))
+    before = count_channels(model)
+    criterion = dict(type='mmgcp.Random', seed=0)
+    after = prune_detector(model, ratio=0.4, round_to=8, criterion=criterion, compensate=False,
+                           input_shape=(3, 64, 64)).channels_after
+    uneven = {name: counts for name, counts in after.items()
+              if any(new % 8 and new != old for new, old in zip(counts, before[name]))}
+    assert after != before and uneven == {}
+    halves = [layer for layer in model.modules() if hasattr(layer, 'mid_channels')]
+    assert any(2 * layer.mid_channels != layer.main_conv.conv.out_channels for layer in halves)

@@ -14,7 +14,7 @@ from tiers import slow_except
 from mmgcp.nn.forward import run_as_tensors
 from mmgcp.nn.temporarily import eval_mode
 from mmgcp.pruning import count_channels
-from mmgcp.pruning.detector import make_pruned_config
+from mmgcp.pruning.detector import make_pruned_config, registered_name
 from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.remaining import remaining_channels, remaining_units
 from mmgcp.pruning.surgery import remove_channels
@@ -121,8 +121,8 @@ def test_family(name, tmp_path, l2_norm_in_double):
 
     table = {layer: counts for layer, counts in count_channels(pruned).items()
              if counts != count_channels(original)[layer]}
-    package = type(original).__module__.split('.')[0]
-    make_pruned_config(cfg, package, table).dump(tmp_path / 'pruned.py')
+    detector = registered_name(type(original))
+    make_pruned_config(cfg, detector, table).dump(tmp_path / 'pruned.py')
     rebuilt = build_detector(load_config(str(tmp_path / 'pruned.py'))).double()
     assert type(rebuilt) is type(original)
     assert list(rebuilt.state_dict()) == list(original.state_dict())

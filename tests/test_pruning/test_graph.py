@@ -8,6 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from mmcv.cnn.bricks import ContextBlock
 from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack
+from mmdet.models.layers import DropBlock
 from mmyolo.models.layers import CSPLayerWithTwoConv
 from pruning_samples import Block, Toy, difference, randomise, residual_toy, run
 from scripts import run_code
@@ -195,6 +196,73 @@ def test_frozen_stages_are_traced_and_stay_frozen():
     assert not hooks(model)
 
 
+def unread_toy():
+    """The last convolutions read what a prediction reads, for nothing."""
+    def run(net, x):
+        x = net.b(net.a(x))
+        net.last(net.inner(x)).mean()
+        return net.pred(x)
+
+    return Toy(run, a=Block(3, 6), b=Block(6, 8), inner=Block(8, 5), last=Block(5, 4),
+               pred=nn.Conv2d(8, 2, 1))
+
+
+def test_layers_whose_outputs_reach_no_prediction():
+    """They read channels as other layers do, and the last of them keeps its own."""
+    found, skipped = by_name(unread_toy())
+    assert members(found['b.conv'], 'in') == ['inner.conv', 'pred']
+    assert set(found) == {'a.conv', 'b.conv', 'inner.conv'}
+    assert skipped == {'last.conv': 'no prediction depends on its outputs',
+                       'pred': 'its outputs are the predictions'}
+    assert_exact(unread_toy(), {'a.conv': [0, 5], 'b.conv': [1, 2, 7], 'inner.conv': [0]}, {
+        **block('a', [0, 5]), ('b.conv', 'in'): [0, 5], **block('b', [1, 2, 7]),
+        ('pred', 'in'): [1, 2, 7], ('inner.conv', 'in'): [1, 2, 7], **block('inner', [0]),
+        ('last.conv', 'in'): [0]})
+
+
+def test_computing_something_for_nothing_changes_nothing():
+    """Such as a mean of what a layer emits, which others read, too."""
+    def run(net, x):
+        x = net.a(x)
+        x.mean((2, 3)).sum(1)
+        (x + 1).detach()
+        return net.pred(net.b(x))
+
+    found, skipped = by_name(Toy(run, a=Block(3, 6), b=Block(6, 8), pred=nn.Conv2d(8, 2, 1)))
+    assert set(found) == {'a.conv', 'b.conv'} and list(skipped) == ['pred']
+
+
+@pytest.mark.parametrize('checkpoint, kwargs', [
+    ('owner', {}), ('owner', dict(use_reentrant=True)), ('owner', dict(use_reentrant=False)),
+    ('imported', dict(use_reentrant=True))])
+def test_gradient_checkpointing_hides_nothing(checkpoint, kwargs):
+    run = dict(imported=torch.utils.checkpoint.checkpoint,
+               owner=lambda *args, **kwargs: torch.utils.checkpoint.checkpoint(*args, **kwargs))
+
+    def forward(net, x):
+        return net.pred(run[checkpoint](net.b, net.a(x), **kwargs))
+
+    model = Toy(forward, a=Block(3, 6), b=nn.Sequential(Block(6, 5), Block(5, 8)),
+                pred=nn.Conv2d(8, 2, 1))
+    found, _ = by_name(model)
+    assert set(found) == {'a.conv', 'b.0.conv', 'b.1.conv'}
+    before = torch.utils.checkpoint.checkpoint, torch.utils.checkpoint.CheckpointFunction
+    assert before[0].__module__ == before[1].__module__ == 'torch.utils.checkpoint'
+
+
+def test_dropping_is_switched_off():
+    """Channels before DropBlock, or before what users have written like it, can be removed."""
+    class OwnDrop(nn.Module):
+        def forward(self, x):
+            return x * (torch.rand(1, x.shape[1], 1, 1) > 0.5) if self.training else x
+
+    model = Toy(lambda net, x: net.pred(net.own(net.b(net.drop(net.a(x))))), a=Block(3, 6),
+                drop=DropBlock(0.3, 3), b=Block(6, 8), own=OwnDrop(), pred=nn.Conv2d(8, 2, 1))
+    found, skipped = by_name(model.train())
+    assert set(found) == {'a.conv', 'b.conv'} and list(skipped) == ['pred']
+    assert model.drop.training and model.own.training
+
+
 def test_everything_is_restored_when_the_model_fails():
     def run(net, x):
         net.a(x)
@@ -203,10 +271,12 @@ def test_everything_is_restored_when_the_model_fails():
     model = Toy(run, a=Block(3, 4), b=Block(4, 4)).train()
     model.a.bn.eval()
     model.b.conv.weight.requires_grad_(False)
+    own = model.a.register_forward_hook(lambda *_: None)
     before = flags(model)
     with pytest.raises(Exception, match='no such thing'):
         find_units(model, SIZE)
     assert flags(model) == before
+    assert hooks(model) == ['a'] and list(model.a._forward_hooks) == [own.id]
 
 
 def test_failing_model_is_a_pruning_error():

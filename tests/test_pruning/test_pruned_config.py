@@ -63,6 +63,7 @@ def test_config_without_bases(pruned_folder, config_files):
     assert model.pop('type') == 'mmgcp.PrunedDetector'
     assert model.pop('detector') == 'mmyolo.YOLODetector'
     assert len(model.pop('channels')) > 50
+    assert model.pop('original_classes') == [3]
     expected['model'].pop('type')
     assert json.dumps(model, sort_keys=True) == json.dumps(expected['model'], sort_keys=True)
     for name in ('test_pipeline', 'optim_wrapper', 'prune_cfg', 'anchors', 'max_epochs'):
@@ -98,7 +99,7 @@ def test_child_of_the_original_names_the_table(pruned_folder, config_files, tmp_
     for detector in (model, expected):
         detector.load_state_dict(state, strict=True)
     assert difference(run(model), run(expected)) == 0.
-    again = make_pruned_config(cfg, 'mmyolo', {'backbone.stem.bn': [1]}).model
+    again = make_pruned_config(cfg, 'mmyolo.YOLODetector', {'backbone.stem.bn': [1]}).model
     assert again.channels == {**pruned.model.channels, 'backbone.stem.bn': [1]}
     assert again.detector == 'mmyolo.YOLODetector'
 
@@ -142,7 +143,7 @@ def test_pruned_again(pruned_folder, blank_pictures, tmp_path):
 
 def test_make_pruned_config(small):
     before = small.to_dict()
-    content = make_pruned_config(small, 'mmdet', {'conv': [1, 2]}).to_dict()
+    content = make_pruned_config(small, 'mmdet.RetinaNet', {'conv': [1, 2]}).to_dict()
     assert small.to_dict() == before
     assert content['model'] == dict(
         type='mmgcp.PrunedDetector', detector='mmdet.RetinaNet', channels={'conv': [1, 2]},
@@ -177,13 +178,13 @@ def test_nothing_to_drop(hooks):
 
 def test_scope_in_the_type_is_dropped(small):
     small.model.type = 'mmyolo.YOLODetector'
-    content = make_pruned_config(small, 'mmyolo', {})
+    content = make_pruned_config(small, 'mmyolo.YOLODetector', {})
     assert content.model.detector == 'mmyolo.YOLODetector'
 
 
 def test_tables_of_a_model_pruned_twice_are_merged(small):
-    first = make_pruned_config(small, 'mmdet', {'a': [1, 4], 'b': [4]})
-    second = make_pruned_config(first, 'mmdet', {'b': [3], 'c': [2]})
+    first = make_pruned_config(small, 'mmdet.RetinaNet', {'a': [1, 4], 'b': [4]})
+    second = make_pruned_config(first, 'mmdet.RetinaNet', {'b': [3], 'c': [2]})
     assert second.model.to_dict()['channels'] == {'a': [1, 4], 'b': [3], 'c': [2]}
     assert second.model.detector == 'mmdet.RetinaNet'
     assert second.custom_imports.imports == ['other', 'mmgcp']

@@ -70,6 +70,18 @@ def test_summary(result):
     assert len(set(lines)) == len(lines)
 
 
+def test_summary_of_what_is_left_alone(result):
+    """The three most frequent reasons, and how many others there are."""
+    reasons = {'why': 3, 'because': 2, 'therefore': 1}
+    result.plan.skipped.update({f'{reason}{number}': reason for reason, times in reasons.items()
+                                for number in range(times)})
+    lines = summarize(result).splitlines()
+    assert lines[6:9] == ['3 layers left alone: why', '2 layers left alone: because',
+                          '1 layers left alone: therefore']
+    result.plan.skipped.update(x='so')
+    assert 'layers left alone for 1 other reasons are in the report' in summarize(result)
+
+
 def test_report_files(result, tmp_path):
     write_report(result, tmp_path)
     report = json.loads((tmp_path / 'report.json').read_text())

@@ -32,7 +32,7 @@ def test_layers_are_those_with_weights_in_order(result):
 
 def test_changed_channels(result):
     assert result.changed_channels == {
-        'b.conv': [3, 5], 'a.conv': [3, 5], 'a.bn': [5], 'factor': [5], 'fc': [5, 6]}
+        'b.conv': [None, 5], 'a.conv': [None, 5], 'a.bn': [5], 'factor': [5], 'fc': [5, None]}
 
 
 def test_report(result):
@@ -60,7 +60,8 @@ def test_figures_are_those_of_the_pruned_model(kind, ratio):
     assert [*zip(result.params, result.macs)] == [complexity, after]
     assert after[0] < complexity[0] and after[1] < complexity[1]
     assert result.changed_channels == {
-        name: counts for name, counts in count_channels(model).items() if counts != before[name]}
+        name: [new if new != old else None for old, new in zip(before[name], counts)]
+        for name, counts in count_channels(model).items() if counts != before[name]}
 
 
 def test_figures_by_hand():
@@ -69,14 +70,14 @@ def test_figures_by_hand():
     model.norm.weight.data = nn.Parameter(
         model.norm.weight.new_tensor([0.1] * 3 + [0.9] * 3 + [0.5] * 6))
     result = prune(model, [dict(name='norm', modules=['norm'], threshold=0.3)], input_shape=SHAPE)
-    changed = {'a': [3, 9], 'norm': [9], 'b.conv': [9, 6]}
+    changed = {'a': [None, 9], 'norm': [9], 'b.conv': [9, None]}
     assert result.changed_channels == changed and model.norm.num_groups == 3
     assert result.params[0] - result.params[1] == 3 * 27 + 6 + 3 * 6
 
     model = make_kind('grouped')
     model.norm.weight.data = model.norm.weight.new_tensor([.1, .2, .9, .8, .1, .2, .1, .1, .7])
     result = prune(model, [dict(name='norm', modules=['norm'], threshold=0.3)], input_shape=SHAPE)
-    assert result.changed_channels == {'parts': [12, 3], 'norm': [3], 'pred': [3, 2]}
+    assert result.changed_channels == {'parts': [None, 3], 'norm': [3], 'pred': [3, None]}
     assert result.plan.removed()['parts'].tolist() == [0, 1, 4, 5, 6, 7]
     assert result.params[0] - result.params[1] == 6 * (36 + 1 + 2 + 2)
 
@@ -84,6 +85,6 @@ def test_figures_by_hand():
     model.a.bn.weight.data = model.a.bn.weight.new_tensor([.1, .9, .9, .9, .9, .9, .9, .1])
     result = prune(model, [dict(name='a', modules=['a'], threshold=0.3)], input_shape=SHAPE)
     assert result.changed_channels == {
-        'a.conv': [3, 6], 'a.bn': [6], 'factor': [6], 'summand': [6], 'pred': [6, 2]}
+        'a.conv': [None, 6], 'a.bn': [6], 'factor': [6], 'summand': [6], 'pred': [6, None]}
     assert result.params[0] - result.params[1] == 2 * (3 + 2 + 1 + 1 + 2)
     assert result.macs[0] - result.macs[1] == 320 * 2 * (3 + 2)

@@ -23,11 +23,16 @@ B = LayerGroup('B', ('b', ))
 NAN = float('nan')
 
 
-def scored_unit(scores, groups, name='set', **constraints):
-    """A unit of layers that all have all of its channels; constraints are units or blocks."""
+def scored_unit(scores, groups, name='set', part=None, **constraints):
+    """A unit of layers that have all of its channels, and of one that reads only a part of them.
+
+    The constraints are units or blocks.
+    """
     size = len(next(iter(scores.values())))
     slices = tuple(ChannelSlice(layer, 'out', torch.arange(size), torch.arange(size))
                    for layer in scores)
+    if part is not None:
+        slices += (ChannelSlice('part', 'in', torch.arange(len(part)), torch.tensor(part)), )
     constraints = {key: torch.tensor(value) for key, value in constraints.items()}
     return ScoredUnit(ChannelUnit(name, size, slices, **constraints),
                      {layer: torch.tensor(row, dtype=torch.double)
@@ -446,3 +451,32 @@ def test_channels_that_are_gone(merge):
     assert removed(9.) == [0, 1, 2, 3, 4]
     assert removed(9., min_keep_ratio=.5) == [1, 3, 4]
     assert removed(.3, round_to=2) == [1, 4]
+
+
+def test_each_part_of_a_unit_is_rounded():
+    """A layer reads the first six channels alone."""
+    row = [.9, .1, .8, .2, .3, .4, .7, .15, .25, .35, .45, .05]
+    item = scored_unit(dict(a=row), dict(a=A), part=[0, 1, 2, 3, 4, 5])
+    assert sorted(part.tolist() for part in item.unit.portions) == [
+        list(range(6)), list(range(6, 12))]
+    # two of the first and one of the others are above: two and two stay
+    assert kept(item, dict(A=0.5), round_to=2) == [0, 2, 6, 10]
+    assert kept(item, dict(A=0.5)) == [0, 2, 6]
+    assert kept(item, dict(A=0.5), round_to=3) == [0, 2, 5, 6, 9, 10]
+    assert kept(item, dict(A=0.5), round_to=4) == [0, 2, 4, 5, 6, 8, 9, 10]
+
+
+def test_free_channels_beside_groups_are_rounded():
+    row = [0.9, 0.1, 0.8, 0.7, 0.2, 0.3, 0.6]
+    item = scored_unit(dict(a=row), dict(a=A), part=[0, 1, 2, 3],
+                       conv_groups=[0, 1, 0, 1, -1, -1, -1])
+    assert kept(item, dict(A=0.5), round_to=2) == [0, 1, 2, 3, 5, 6]
+
+
+def test_parts_of_whole_groups_are_rounded():
+    """Three groups of a GroupNorm, of which another layer has the first two."""
+    row = [.3, .3, .2, .2, .9, .9]
+    item = scored_unit(dict(a=row), dict(a=A), part=[0, 1, 2, 3],
+                       norm_groups=[0, 0, 1, 1, 2, 2])
+    assert kept(item, dict(A=0.25), round_to=2) == [0, 1, 4, 5]
+    assert kept(item, dict(A=0.25), round_to=4) == [0, 1, 2, 3, 4, 5]

@@ -201,6 +201,17 @@ def test_frozen_layer_is_left_alone(tmp_path):
         assert runner.message_hub.get_scalar('train/sparsity_near_zero').current() == 0
 
 
+def test_frozen_layers_alone_are_an_error(tmp_path):
+    """Training them would be for nothing; some freeze only when training starts."""
+    for freezes_late in (False, True):
+        model = InTrainFreezing() if freezes_late else TinyModel()
+        model.bn1.weight.requires_grad_(freezes_late)
+        runner = make_runner(tmp_path, dict(rate=0.01, modules=['bn1']), model)
+        with pytest.raises(UserError, match='all 1 BatchNorm layers that were chosen are frozen'):
+            runner.train()
+        assert torch.equal(model.bn1.weight, GAMMA)
+
+
 def test_layer_without_gradient_is_left_alone(tmp_path):
     model = TinyModel()
     model.unused = nn.BatchNorm2d(2)

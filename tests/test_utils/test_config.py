@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn as nn
 from mmengine.config import Config
+from mmengine.model.weight_init import PretrainedInit
 from mmengine.registry import DefaultScope
 
 import mmgcp  # noqa: F401
@@ -13,6 +14,7 @@ from mmgcp.errors import UserError
 from mmgcp.utils.config import (
     build_detector,
     check_layout,
+    drop_pretrained,
     image_size,
     load_config,
     replace_scale,
@@ -174,6 +176,24 @@ def test_scale():
         dict(type='Mosaic', img_scale=(32, 16), pre_transform=[dict(scale=(32, 16), other=(8, 8))]),
         dict(type='YOLOv5RandomAffine', border=(-16, -8))])
     assert pipeline == before
+
+
+def test_drop_pretrained():
+    """Initialisations from checkpoints go, wherever they are and however they are written."""
+    kaiming = dict(type='Kaiming', layer='Conv2d')
+    content = dict(
+        init_cfg=dict(type='Pretrained', checkpoint='a.pth'),
+        backbone=dict(type='X', pretrained='torchvision://resnet50', init_cfg=kaiming),
+        timm=dict(type='TIMMBackbone', pretrained=True),
+        necks=[dict(init_cfg=[kaiming, dict(type='Pretrained', checkpoint='b.pth')]),
+               dict(init_cfg=dict(type=PretrainedInit, checkpoint='c.pth')),
+               dict(init_cfg=dict(type='mmengine.model.weight_init.PretrainedInit',
+                                  checkpoint='d.pth')), dict(pretrained=None, init_cfg=None)])
+    drop_pretrained(content)
+    assert content == dict(
+        backbone=dict(type='X', pretrained=None, init_cfg=kaiming),
+        timm=dict(type='TIMMBackbone', pretrained=False),
+        necks=[dict(init_cfg=[kaiming]), {}, {}, dict(pretrained=None, init_cfg=None)])
 
 
 def test_section():

@@ -15,7 +15,7 @@ from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.layerwise import LayerwiseCriterion
 from mmgcp.pruning.layerwise.engine import order_units
 from mmgcp.pruning.select import Limits, select_lowest
-from mmgcp.pruning.surgery import gather_channels
+from mmgcp.pruning.surgery import gather_channels, remove_and_verify
 from mmgcp.registry import TASK_UTILS
 
 SHAPE = (3, 16, 20)
@@ -315,7 +315,8 @@ def test_failure_restores_everything(when, monkeypatch, tmp_path):
     elif when == 'save':
         monkeypatch.setattr('mmgcp.pruning.resume.torch.save', fail)
     else:
-        monkeypatch.setattr('mmgcp.pruning.surgery.check_same_predictions', fail)
+        monkeypatch.setattr('mmgcp.pruning.strategy.remove_and_verify',
+                            lambda *args: fail(remove_and_verify(*args)))
     with pytest.raises(RuntimeError if when == 'update' else KeyboardInterrupt):
         run_prune(model, checkpoint_file=tmp_path / 'new' / 'file.pth', **options)
     assert_untouched(model, state)
