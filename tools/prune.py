@@ -24,6 +24,7 @@ from mmgcp.pipeline.finetuning import IntermediateFinetuning
 from mmgcp.pipeline.recovery import Recovery
 from mmgcp.pruning import check_request, prune, rehearse_pruning
 from mmgcp.pruning.detector import (
+    CHECKPOINT,
     check_written,
     drop_hooks,
     make_pruned_config,
@@ -36,6 +37,7 @@ from mmgcp.utils.checkpoint_files import save_checkpoint
 from mmgcp.utils.checks import COUNT, COUNT_OR_NONE, check_keys
 from mmgcp.utils.cli import CfgOptions, run_tool
 from mmgcp.utils.config import build_detector, check_layout, image_size, load_config
+from mmgcp.utils.config_text import write_config
 from mmgcp.utils.devices import add_device_arguments, started
 from mmgcp.utils.folders import replacing_results, work_dir
 from mmgcp.utils.options import add_arguments, given_options
@@ -217,7 +219,8 @@ def rehearse(args: argparse.Namespace, cfg: Config, model: nn.Module) -> None:
 def write_outputs(result, cfg: Config, detector: str, meta: dict, folder: Path) -> List[str]:
     """Write everything, or nothing if anything fails; return the names of the files."""
     with replacing_results(folder, RESULTS) as new:
-        make_pruned_config(cfg, detector, result.changed_channels).dump(new / 'pruned.py')
+        pruned = make_pruned_config(cfg, detector, result.changed_channels)
+        write_config(pruned, new / 'pruned.py', [CHECKPOINT])
         state = weights_to_cpu(result.model.state_dict())
         save_checkpoint(dict(meta=meta, state_dict=state), new / 'pruned.pth')
         check_written(new)

@@ -7,6 +7,7 @@ from typing import Callable, Dict
 from mmengine.config import Config
 
 from mmgcp.utils.cli import replacing
+from mmgcp.utils.config_text import unexpanded, write_config
 
 
 def override(cfg: Config, settings: Dict[str, object]) -> Config:
@@ -36,10 +37,10 @@ def write_child(path: Path, base: str, change: Callable[[Config], Config]) -> No
             settings.
     """
     with replacing(path) as (temporary, ):
-        temporary.write_text(f'_base_ = {base!r}\n')
+        temporary.write_text(unexpanded(f'_base_ = {base!r}\n'), encoding='utf-8')
         inherited = Config.fromfile(temporary)
         changes = _difference(inherited.to_dict(), change(inherited).to_dict())
-        Config(dict(_base_=base, **changes)).dump(temporary)
+        write_config(Config(dict(_base_=base, **changes)), temporary)
 
 
 def _difference(base: Dict[str, object], wanted: Dict[str, object]) -> Dict[str, object]:

@@ -217,6 +217,7 @@ def check_layout() -> None:
     try:
         Config(dict(checked=True)).pretty_text  # noqa: B018  a property that runs yapf
     except Exception as error:  # such as for an argument that yapf no longer has
+        reason = error.__context__ or error  # newer versions of MMEngine blame the config
         raise UserError(
             f'MMEngine {mmengine.__version__} cannot write configs with the installed yapf '
-            f"({error}): pip install 'yapf<0.40.2'") from error
+            f"({reason}): pip install 'yapf<0.40.2'") from error

@@ -1,12 +1,12 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Writing configs so that they read as what they were."""
 from pathlib import Path
-from typing import Union
+from typing import Sequence, Union
 
 from mmengine.config import Config
 
 
-def write_config(cfg: Config, path: Union[str, Path]) -> None:
+def write_config(cfg: Config, path: Union[str, Path], expanded: Sequence[str] = ()) -> None:
     """Write a config as a Python file.
 
     Unlike ``Config.dump`` it leaves nothing for MMEngine to expand when the file is read: class
@@ -15,8 +15,12 @@ def write_config(cfg: Config, path: Union[str, Path]) -> None:
     Args:
         cfg (Config): The config.
         path (str | Path): The file.
+        expanded (Sequence[str]): Values that MMEngine is to expand all the same. Defaults to none.
     """
-    Path(path).write_text(unexpanded(cfg.pretty_text), encoding='utf-8')
+    text = unexpanded(cfg.pretty_text)
+    for value in expanded:
+        text = text.replace(unexpanded(repr(value)), repr(value))
+    Path(path).write_text(text, encoding='utf-8')
 
 
 def unexpanded(text: str) -> str:

@@ -15,6 +15,7 @@ loader = None
 
 @pytest.mark.parametrize('changes', [
     {},
+    {'model.parts.0.width': '{{ fileDirname }}', 'model.neck.type': '{{$HOME:x}}'},
     {'hooks.0.epoch': 9, 'hooks.1.type': 'C', 'hooks.0.new': "it's"},
     {'hooks.1.inner.steps': [5], 'hooks.1.inner.other': None},
     {'model.parts.1.width': 7, 'model.depth': 4},

@@ -109,8 +109,8 @@ spec = importlib.util.spec_from_file_location('processes', {processes!r})
 processes = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(processes)
 with processes.ending_in_order():
-    print('working', flush=True)
     try:
+        print('working', flush=True)
         time.sleep(600)
     finally:
         pathlib.Path({file!r}).touch()

@@ -22,3 +22,12 @@ def test_expanded_by_dump(tmp_path):
     """That is what would happen otherwise."""
     Config(dict(name='{{ fileDirname }}')).dump(tmp_path / 'config.py')
     assert Config.fromfile(tmp_path / 'config.py').name == str(tmp_path)
+
+
+def test_value_to_expand(tmp_path):
+    """Only the whole value is expanded."""
+    value, path = '{{ fileDirname }}/weights.pth', tmp_path / 'config.py'
+    write_config(Config(dict(load_from=value, name='{{ fileDirname }}', other=value + 's')), path,
+                 [value])
+    assert Config.fromfile(path).to_dict() == dict(
+        load_from=f'{tmp_path}/weights.pth', name='{{ fileDirname }}', other=value + 's')
