@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mmgcp.deployment import ExportOptions
 from mmgcp.pruning.options import PruneOptions
 from mmgcp.pruning.scores import criterion_names
 from mmgcp.registry import TASK_UTILS
@@ -17,10 +18,12 @@ PAGES = [ROOT / 'README.md', ROOT / 'CHANGELOG.md', ROOT / 'CONTRIBUTING.md',
 DESIGN = (ROOT / 'docs' / 'design.md').read_text()
 
 
-def test_table_of_options():
-    text = (ROOT / 'docs' / 'pruning.md').read_text()
+@pytest.mark.parametrize('page, options', [
+    ('pruning.md', PruneOptions), ('deployment.md', ExportOptions)])
+def test_table_of_options(page, options):
+    text = (ROOT / 'docs' / page).read_text()
     (table, ) = re.findall(r'<!-- options: .* -->\n(.*?)\n<!-- end of options -->', text, re.S)
-    assert table == options_table(PruneOptions)
+    assert table == options_table(options)
 
 
 def test_table_of_criteria():
@@ -38,7 +41,8 @@ def test_links_to_files(page):
 
 
 @pytest.mark.parametrize('title, most', [
-    ('The path of one channel', 20), ('The path of one sparsity step', 6),
+    ('The path of one channel', 20), ('The path of one exported file', 10),
+    ('The path of one sparsity step', 6),
     ('The path of one distilling step', 7)])
 def test_paths_through_the_code(title, most):
     """Each file exists and comes once."""

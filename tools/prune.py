@@ -45,6 +45,8 @@ from mmgcp.utils.options import add_arguments, given_options
 RESULTS = ('pruned.py', 'pruned.pth', 'plan.json', 'report.json', 'report.md', 'channels.png',
            'scores.png')
 NEED_IMAGES = ('adapt-norms', 'reconstruct')
+# Where MMDetection looks for the names of classes; where there are none, it takes COCO's
+CLASS_META = ('dataset_meta', 'CLASSES', 'PALETTE')
 RESUMED = {'resuming': 'channel units have been pruned', 'resuming steps': 'steps have been taken'}
 
 
@@ -295,7 +297,8 @@ def prune_into(folder: Path, args: argparse.Namespace, cfg: Config, options: dic
         for name in [] if args.keep_hooks else drop_hooks(cfg):
             print(f'{name} is not in pruned.py: the pruned detector needs no sparse training '
                   '(--keep-hooks keeps it)')
-        meta = dict(dataset_meta=meta.get('dataset_meta', {}), mmgcp_version=mmgcp.__version__)
+        meta = {key: meta[key] for key in CLASS_META if meta.get(key)}
+        meta['mmgcp_version'] = mmgcp.__version__
         names = write_outputs(result, cfg, detector, meta, folder)
         if 'finetune' in result.plan.options and unfinished.exists():
             unfinished.unlink()

@@ -2,7 +2,7 @@
 """Reading configs and building the detectors they describe."""
 import copy
 import os.path as osp
-from typing import Any, Iterator, Optional, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
 import mmengine
 import torch.nn as nn
@@ -106,20 +106,38 @@ def image_size(cfg: Config) -> Tuple[int, int]:
         cfg (Config): A complete config.
 
     Returns:
-        tuple[int, int]: Width and height in pixels: the config's ``img_scale``, else the
-        first ``scale`` in the test pipeline, else 640 and 640.
+        tuple[int, int]: Width and height in pixels: what the last transform of the test
+        pipeline that says a size makes, else the config's ``img_scale``, else 640 and 640.
     """
-    scales = [cfg.get('img_scale')]
+    sizes = [_size_made_by(step) for step in reversed(_test_pipeline(cfg))]
+    return next(filter(None, [*sizes, _pair(cfg.get('img_scale'))]), (640, 640))
+
+
+def _test_pipeline(cfg: Config) -> List[dict]:
+    """The steps of the pipeline of the images to test on, also in a wrapper of data sets."""
     dataset = section(cfg, 'test_dataloader').get('dataset') or {}
-    steps = dataset.get('pipeline') if isinstance(dataset, dict) else None
-    scales += [step.get('scale') for step in steps or [] if isinstance(step, dict)]
-    for scale in scales:
-        if isinstance(scale, int):
-            return scale, scale
-        if isinstance(scale, (list, tuple)) and len(scale) == 2 and all(
-                isinstance(side, int) for side in scale):
-            return tuple(scale)
-    return 640, 640
+    steps = next((part['pipeline'] for part in nested_dicts(dataset) if part.get('pipeline')), [])
+    return [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
+
+
+def _size_made_by(step: dict) -> Optional[Tuple[int, int]]:
+    """The width and height of what a transform makes; None if its config does not say them."""
+    kind = str(step.get('type'))
+    if kind.endswith('Pad') and _pair(step.get('size')):
+        return _pair(step['size'])
+    if 'Resize' in kind:
+        return _pair(step.get('scale')) or _pair((step.get('width'), step.get('height')))
+    return None
+
+
+def _pair(scale: Any) -> Optional[Tuple[int, int]]:
+    """Two integers, or one that stands for two."""
+    if isinstance(scale, int):
+        return scale, scale
+    if isinstance(scale, (list, tuple)) and len(scale) == 2 and all(
+            isinstance(side, int) for side in scale):
+        return tuple(scale)
+    return None
 
 
 def replace_scale(content: Any, old: Tuple[int, int], new: Tuple[int, int]) -> Any:

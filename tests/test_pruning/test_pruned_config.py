@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmyolo.models import YOLODetector
 from pruning_samples import difference, run
-from scripts import run_here
+from scripts import output_of, run_here
 
 from mmgcp.pruning.detector import drop_hooks, make_pruned_config
 from mmgcp.utils.config import build_detector
@@ -112,6 +112,22 @@ def test_init_detector(pruned_folder):
     image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     result = inference_detector(model, image)
     assert result.pred_instances.bboxes.shape[1] == 4
+
+
+@pytest.mark.parametrize('meta', [{}, dict(dataset_meta={}), dict(CLASSES=('a', 'b', 'c'))])
+def test_same_class_names_as_the_original(config_files, tmp_path, meta):
+    """Also where the checkpoint has none, or has them as MMDetection 2 wrote them."""
+    config, checkpoint = config_files
+    state = torch.load(str(checkpoint), weights_only=False)['state_dict']
+    torch.save(dict(state_dict=state, meta=meta), str(tmp_path / 'original.pth'))
+    output_of('prune.py', config, tmp_path / 'original.pth', '--work-dir', tmp_path / 'pruned',
+              '--calib-batches', 0, '--ratio', 0.3)
+    original = init_detector(str(config), str(tmp_path / 'original.pth'), device='cpu')
+    pruned = init_detector(str(tmp_path / 'pruned/pruned.py'), str(tmp_path / 'pruned/pruned.pth'),
+                           device='cpu')
+    if meta != dict(dataset_meta={}):  # with which MMDetection knows no names
+        assert pruned.dataset_meta['classes'] == original.dataset_meta['classes']
+    assert len(pruned.dataset_meta['classes']) == (3 if 'CLASSES' in meta else 80)
 
 
 def test_copied_folder(pruned_folder, tmp_path):

@@ -221,3 +221,30 @@ def test_image_size_of_a_config_that_is_none():
     with pytest.raises(UserError, match='test_dataloader of the config must be a dict, but is 3'):
         image_size(Config(dict(test_dataloader=3)))
     assert image_size(Config(dict(test_dataloader=dict(dataset=3)))) == (640, 640)
+
+
+RESIZE = dict(type='YOLOv5KeepRatioResize', scale=(96, 64))
+
+
+@pytest.mark.parametrize('pipeline, size', [
+    ([RESIZE, dict(type='mmdet.LoadAnnotations')], (96, 64)),
+    ([RESIZE, dict(type='LetterResize', scale=(416, 320))], (416, 320)),
+    ([RESIZE, dict(type='mmdet.Pad', size=(128, 96))], (128, 96)),
+    ([RESIZE, dict(type='mmdet.Pad', size_divisor=32)], (96, 64)),
+    ([dict(type='mmdet.FixShapeResize', width=320, height=256)], (320, 256)),
+    ([dict(type='Resize', scale=224)], (224, 224)),
+    ([dict(type='LoadImageFromFile')], (640, 480)),
+])
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_size_of_images_is_what_the_test_pipeline_makes(pipeline, size, wrapped):
+    """Also where the img_scale of a base config says something else."""
+    dataset = dict(type='A', pipeline=pipeline)
+    if wrapped:
+        dataset = dict(type='ConcatDataset', datasets=[dataset])
+    assert image_size(Config(dict(img_scale=(640, 480),
+                                  test_dataloader=dict(dataset=dataset)))) == size
+
+
+def test_size_of_images_without_a_test_pipeline():
+    assert image_size(Config(dict(img_scale=(320, 256)))) == (320, 256)
+    assert image_size(Config(dict(test_dataloader=None))) == (640, 640)

@@ -1,0 +1,137 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""How far what an exported file computes is from what the detector computes in PyTorch."""
+import math
+from typing import Any, Dict, List, Optional, Sequence
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from mmgcp.nn.forward import flatten_tensors
+from mmgcp.nn.temporarily import eval_mode
+
+from .candidates import decode
+from .exported import ExportedModel
+from .predictions import DETECTIONS
+
+FORGIVEN = 100  # of so many boxes one may differ: NMS decides otherwise where overlaps nearly tie
+
+
+def sample_images(detector: nn.Module, shape: Sequence[int], seed: int = 0) -> Tensor:
+    """Make images (N, C, H, W) of coarse and fine noise, normalised as the detector reads them."""
+    generator = torch.Generator().manual_seed(seed)
+    number, channels, height, width = shape
+    coarse = torch.rand(number, channels, 6, 6, generator=generator)
+    coarse = F.interpolate(coarse, (height, width), mode='bilinear', align_corners=False)
+    pixels = 255 * (0.8 * coarse + 0.2 * torch.rand(*shape, generator=generator))
+    preprocessor = detector.data_preprocessor
+    if getattr(preprocessor, '_enable_normalize', False):
+        pixels = (pixels - preprocessor.mean.cpu()) / preprocessor.std.cpu()
+    return pixels
+
+
+@torch.no_grad()
+def raw_difference(exported: ExportedModel, detector: nn.Module, images: Tensor) -> float:
+    """Compare raw outputs.
+
+    Args:
+        exported (ExportedModel): The file.
+        detector (nn.Module): The detector, not fused.
+        images (Tensor): (N, C, H, W).
+
+    Returns:
+        float: The largest difference; of values above 1, relative to them. Infinite where the
+        shapes differ or a value is not finite.
+    """
+    with eval_mode(detector):
+        expected = flatten_tensors(detector(images, mode='tensor'))
+    return max(_difference(*pair) for pair in zip(exported.run(images).values(), expected))
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    if found.shape != expected.shape:
+        return math.inf
+    difference = float(((found - expected).abs() / expected.abs().clamp(min=1)).max())
+    return math.inf if math.isnan(difference) else difference
+
+
+@torch.no_grad()
+def predict(detector: nn.Module, images: Tensor, test_cfg: Any) -> List[InstanceData]:
+    """What a detector itself predicts for images (N, C, H, W), in their pixels."""
+    height, width = images.shape[-2:]
+    meta = dict(ori_shape=(height, width), img_shape=(height, width), scale_factor=(1., 1.))
+    with eval_mode(detector):
+        outputs = detector(images, mode='tensor')
+        return detector.bbox_head.predict_by_feat(
+            *outputs, batch_img_metas=[meta] * len(images), cfg=test_cfg, rescale=True)
+
+
+def telling_threshold(detector: nn.Module, images: Tensor, test_cfg: Any) -> Optional[float]:
+    """A score that some boxes are above, for a check; None if ``test_cfg`` has such a one."""
+    threshold = float(test_cfg.get('score_thr', -1))
+    found = predict(detector, images, test_cfg)
+    if all(len(item.scores) for item in found):
+        return None
+    with eval_mode(detector), torch.no_grad():
+        _, scores, objectness = decode(detector.bbox_head, detector(images, mode='tensor'), True)
+    if objectness is not None:
+        scores = torch.min(scores, objectness[..., None]) * objectness[..., None]
+    scores = scores.flatten(1)
+    lowest = float(scores.topk(min(20, scores.shape[1]))[0][:, -1].min())
+    return min(threshold, lowest / 2)
+
+
+def detections_difference(exported: ExportedModel, detector: nn.Module, images: Tensor,
+                          test_cfg: Any) -> float:
+    """Compare boxes with those that the detector itself predicts.
+
+    Args:
+        exported (ExportedModel): The file.
+        detector (nn.Module): The detector, not fused.
+        images (Tensor): (N, C, H, W).
+        test_cfg (dict): By which it predicts.
+
+    Returns:
+        float: The largest difference of a box and its counterpart of the same class, of scores and
+        of coordinates, which are relative to those above 1 pixel. A box without counterpart has
+        an infinite one. One in a hundred boxes is left out, and those that nearly are as good
+        as the last one.
+    """
+    outputs: Dict[str, Tensor] = exported.run(images)
+    worst: List[Tensor] = []
+    for item, *found in zip(predict(detector, images, test_cfg),
+                            *(outputs[name] for name in DETECTIONS)):
+        boxes, scores, labels = found
+        real = labels >= 0
+        if int(real.sum()) == 0 and len(item.scores) == 0:
+            continue
+        most = len(scores)
+        expected = (item.bboxes[:most], item.scores[:most], item.labels[:most])
+        cut = _cut(expected[1], most, float(test_cfg.get('score_thr', -1)))
+        worst.append(_unlike((boxes[real], scores[real], labels[real]), expected, cut))
+        worst.append(_unlike(expected, (boxes[real], scores[real], labels[real]), cut))
+    if not worst:
+        return 0.
+    values = torch.cat(worst).sort()[0]
+    values = values[:len(values) - len(values) // FORGIVEN]
+    return float(values[-1]) if len(values) else 0.
+
+
+def _cut(scores: Tensor, most: int, score_thr: float) -> float:
+    """The score from which on a box is not among those predicted."""
+    return max(float(scores[-1]), score_thr) if len(scores) == most else score_thr
+
+
+def _unlike(boxes: Sequence[Tensor], others: Sequence[Tensor], cut: float) -> Tensor:
+    """For each box the difference from the nearest other one (B, ); the uncertain ones left out."""
+    certain = boxes[1] > cut + 1e-4
+    places, scores, labels = (item[certain] for item in boxes)
+    if len(others[0]) == 0:
+        return torch.full_like(scores, math.inf)
+    apart = (places[:, None] - others[0][None]).abs() / places[:, None].abs().clamp(min=1)
+    apart = torch.max(apart.amax(-1), (scores[:, None] - others[1][None]).abs())
+    apart = torch.where(labels[:, None] == others[2][None], apart,
+                        torch.full_like(apart, math.inf))
+    return apart.amin(1)

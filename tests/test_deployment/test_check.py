@@ -1,0 +1,111 @@
+# Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+"""The comparison finds what differs, and forgives what rounding may decide."""
+import math
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from yolov4_samples import build, yolov4
+
+from mmgcp.deployment.check import (
+    detections_difference,
+    predict,
+    raw_difference,
+    sample_images,
+    telling_threshold,
+)
+from mmgcp.nn.forward import flatten_tensors
+
+MOST = 10
+
+
+class Answers:
+    """A file that answers what it is told to."""
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def run(self, images):
+        return self.answers
+
+
+@pytest.fixture(scope='module')
+def detector(modules):
+    return build(yolov4()).eval()
+
+
+@pytest.fixture(scope='module')
+def images(detector):
+    return sample_images(detector, (2, 3, 64, 64))
+
+
+@pytest.fixture
+def answers(detector, images):
+    found = predict(detector, images, detector.bbox_head.test_cfg)
+    assert all(len(item.scores) == MOST for item in found)
+    return {new: torch.stack([item[old] for item in found])
+            for new, old in (('boxes', 'bboxes'), ('scores', 'scores'), ('labels', 'labels'))}
+
+
+def compare(detector, images, answers):
+    return detections_difference(Answers(answers), detector, images, detector.bbox_head.test_cfg)
+
+
+def test_same_boxes(detector, images, answers):
+    assert compare(detector, images, answers) == 0
+
+
+def test_order_does_not_matter(detector, images, answers):
+    assert compare(detector, images, {key: value.flip(1) for key, value in answers.items()}) == 0
+
+
+def test_moved_box(detector, images, answers):
+    answers['boxes'][1, 0] += 0.5
+    assert 1e-3 < compare(detector, images, answers) < 0.5 + 1e-6
+
+
+def test_other_score(detector, images, answers):
+    answers['scores'][0, 2] += 0.125
+    assert compare(detector, images, answers) >= 0.125 - 1e-6
+
+
+@pytest.mark.parametrize('label', [-1, 7])
+def test_missing_box(detector, images, answers, label):
+    """Its counterpart is another one of its class, if there is one."""
+    answers['labels'][0, 0] = label
+    assert compare(detector, images, answers) > 1e-2
+
+
+def test_no_boxes_at_all(detector, images, answers):
+    answers['labels'][:] = -1
+    assert compare(detector, images, answers) == math.inf
+
+
+def test_last_box_is_uncertain(detector, images, answers):
+    answers['labels'][0, -1] = 7
+    answers['scores'][0, -1] = answers['scores'][0, -1] - 1e-5
+    assert compare(detector, images, answers) == 0
+
+
+def test_raw_outputs(detector, images):
+    with torch.no_grad():
+        outputs = flatten_tensors(detector(images, mode='tensor'))
+    answers = {str(number): tensor.clone() for number, tensor in enumerate(outputs)}
+    assert raw_difference(Answers(answers), detector, images) == 0
+    answers['4'][0, 0, 0, 0] += 0.25
+    largest = max(1., float(outputs[4].abs().max()))
+    assert 0.25 / largest - 1e-6 <= raw_difference(Answers(answers), detector, images) <= 0.25
+    answers['4'][0, 0, 0, 0] = math.nan
+    assert raw_difference(Answers(answers), detector, images) == math.inf
+    answers['4'] = answers['4'][:, 1:]
+    assert raw_difference(Answers(answers), detector, images) == math.inf
+
+
+def test_threshold_with_which_something_is_found(detector, images):
+    test_cfg = ConfigDict(dict(detector.bbox_head.test_cfg))
+    assert telling_threshold(detector, images, test_cfg) is None
+    test_cfg.score_thr = 0.999
+    lower = telling_threshold(detector, images, test_cfg)
+    test_cfg.score_thr = lower
+    assert 0 < lower < 0.999
+    assert all(len(item.scores) for item in predict(detector, images, test_cfg))
