@@ -112,15 +112,10 @@ def _check_request(options: ExportOptions, path: Path, shape: Sequence[int],
     if options.int8:
         for package in ('onnx', 'onnxruntime'):
             require(package, 'for int8')
-    largest = max(_strides_of(model))
-    wrong = [side for side in shape[1:] if side % largest]
-    if wrong and options.dynamic in ('size', 'both'):
-        raise UserError(f'the size of the images has to be a multiple of {largest}, but is '
+    steps = getattr(model.bbox_head, 'featmap_strides', None)  # MMYOLO's necks join all levels
+    if steps and any(side % max(steps) for side in shape[1:]):
+        raise UserError(f'the size of the images has to be a multiple of {max(steps)}, but is '
                         f'{shape[2]} x {shape[1]}')
-
-
-def _strides_of(model: nn.Module) -> List[int]:
-    return list(getattr(model.bbox_head, 'featmap_strides', None) or [32])
 
 
 def _batch(options: ExportOptions) -> int:
@@ -145,7 +140,8 @@ def _shapes(options: ExportOptions, shape: Sequence[int],
     found = [(_batch(options), *shape)]
     batch, size = options.dynamic in ('batch', 'both'), options.dynamic in ('size', 'both')
     if batch or size:
-        more = max(_strides_of(model)) if size else 0
+        steps = getattr(model.bbox_head, 'featmap_strides', [32])
+        more = max(steps) if size else 0
         found.append((3 if batch else options.batch, shape[0], shape[1] + more, shape[2]))
     return found
 
@@ -174,7 +170,7 @@ def _largest_difference(model: nn.Module, network: nn.Module, path: Path, shape:
 
 def _int8_file(model: nn.Module, cfg: Config, path: Path, options: ExportOptions,
                shape: Sequence[int], metadata: Metadata, report: Report) -> Path:
-    """Write the file with integers beside the other one, and say how far it is from it."""
+    """Write the file with integers beside the other one, run it, and say how large it is."""
     target = path.with_name(f'{path.stem}-int8{path.suffix}')
     images = ImagesOf(calibration_batches(cfg, model, options.calib_batches))
     batch = 1 if options.dynamic in ('batch', 'both') else options.batch
@@ -201,7 +197,7 @@ def _measure(result: Exported, model: nn.Module, cfg: Config, options: ExportOpt
         result.accuracy['PyTorch'] = value
         for path in result.files:
             result.accuracy[path.name] = evaluate_exported(
-                open_exported(path), model, cfg, number)[1]
+                open_exported(path), model, cfg, name, number)[1]
     except UserError as error:
         if options.val_images is not None:
             raise

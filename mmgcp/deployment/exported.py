@@ -165,6 +165,7 @@ def _in_original_image(boxes: Tensor, scores: Tensor, labels: Tensor, meta: dict
 
 
 def evaluate_exported(exported: ExportedModel, detector: nn.Module, cfg: Config,
+                      metric: Optional[str] = None,
                       num_images: Optional[int] = None) -> Tuple[str, float]:
     """Measure the accuracy of an exported file on the config's validation data.
 
@@ -172,7 +173,7 @@ def evaluate_exported(exported: ExportedModel, detector: nn.Module, cfg: Config,
         exported (ExportedModel): The file.
         detector (nn.Module): The detector that it was made of, on the CPU.
         cfg (Config): A complete config; see :func:`with_fixed_size` for files of one size.
-        num_images (int, optional): How many images. Defaults to None: all.
+        metric, num_images: See :func:`mmgcp.datasets.calibration.evaluate`.
 
     Returns:
         tuple[str, float]: Name and value of the metric.
@@ -180,7 +181,7 @@ def evaluate_exported(exported: ExportedModel, detector: nn.Module, cfg: Config,
     Raises:
         UserError: The data cannot be loaded, or the images have another size than the file takes.
     """
-    return evaluate(ExportedDetector(detector, exported), cfg, num_images=num_images)
+    return evaluate(ExportedDetector(detector, exported), cfg, metric, num_images)
 
 
 def with_fixed_size(cfg: Config) -> Config:

@@ -35,6 +35,7 @@ def write_int8(source: Path, path: Path, images: Iterable[Tensor], metadata: Met
     Raises:
         UserError: There are no images.
     """
+    import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
     reader = _Reader(images, batch, size)
@@ -45,6 +46,9 @@ def write_int8(source: Path, path: Path, images: Iterable[Tensor], metadata: Met
             str(prepared), str(path), reader, quant_format=QuantFormat.QDQ, per_channel=True,
             reduce_range=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             nodes_to_quantize=quantised_nodes(prepared))
+    model = onnx.load(str(path))
+    del model.metadata_props[:]  # among them notes of onnxruntime
+    onnx.save(model, str(path))
     append_to_onnx(path, dict(metadata, precision='int8'))
 
 
