@@ -28,5 +28,5 @@ setup(
     packages=find_packages(include=['mmgcp', 'mmgcp.*']),
     python_requires='>=3.8',
     install_requires=read_requirements('runtime'),
-    extras_require=dict(pruning=read_requirements('pruning'), tests=read_requirements('tests')),
+    extras_require={name: read_requirements(name) for name in ('pruning', 'deployment', 'tests')},
 )

@@ -43,7 +43,7 @@ def imported(*folders):
 
 
 @pytest.mark.parametrize('folders, requirements', [
-    (('mmgcp', ), ('runtime', 'pruning')),
+    (('mmgcp', ), ('runtime', 'pruning', 'deployment')),
     (('tools', ), ('runtime', 'pruning')),
     (('tests', 'benchmarks'), ('runtime', 'pruning', 'tests')),
 ])

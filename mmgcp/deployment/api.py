@@ -30,6 +30,7 @@ from .predictions import Detections, RawPredictions
 from .writers import companions, write
 
 Report = Callable[[str], Any]
+NEEDED = dict(onnx=['onnx'], openvino=['onnx', 'openvino'], ncnn=['pnnx'])  # to write files
 DEFAULT_VAL_IMAGES = 100  # for int8
 
 
@@ -105,13 +106,10 @@ def _check_request(options: ExportOptions, path: Path, shape: Sequence[int],
     RawPredictions(model)
     if options.nms:
         Detections(model)
-    if options.format == 'openvino':
-        require('openvino', 'to write such files')
-    if options.format == 'ncnn':
-        require('pnnx', 'to write such files')
+    for package in NEEDED[options.format]:
+        require(package, 'to write such files')
     if options.int8:
-        for package in ('onnx', 'onnxruntime'):
-            require(package, 'for int8')
+        require('onnxruntime', 'for int8')
     steps = getattr(model.bbox_head, 'featmap_strides', None)  # MMYOLO's necks join all levels
     if steps and any(side % max(steps) for side in shape[1:]):
         raise UserError(f'the size of the images has to be a multiple of {max(steps)}, but is '
@@ -175,7 +173,8 @@ def _int8_file(model: nn.Module, cfg: Config, path: Path, options: ExportOptions
     images = ImagesOf(calibration_batches(cfg, model, options.calib_batches))
     batch = 1 if options.dynamic in ('batch', 'both') else options.batch
     with replacing(target) as (temporary, ):
-        write_int8(path, temporary, images, metadata, batch, tuple(shape[1:]))
+        write_int8(path, temporary, images, metadata, batch, tuple(shape[1:]),
+                   options.weight_bits)
         open_exported(temporary).run(sample_images(model, (batch, *shape)))
     sizes = [item.stat().st_size / 2**20 for item in (path, target)]
     report(f'written to {target}: {sizes[1]:.2f} MiB instead of {sizes[0]:.2f}')

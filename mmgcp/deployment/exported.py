@@ -173,7 +173,8 @@ def evaluate_exported(exported: ExportedModel, detector: nn.Module, cfg: Config,
         exported (ExportedModel): The file.
         detector (nn.Module): The detector that it was made of, on the CPU.
         cfg (Config): A complete config; see :func:`with_fixed_size` for files of one size.
-        metric, num_images: See :func:`mmgcp.datasets.calibration.evaluate`.
+        metric (str, optional): See :func:`mmgcp.datasets.calibration.evaluate`.
+        num_images (int, optional): See there.
 
     Returns:
         tuple[str, float]: Name and value of the metric.

@@ -21,8 +21,8 @@ def fused(model: nn.Module, shape: Optional[Sequence[int]] = None) -> nn.Module:
     """Copy a detector with RepVGG blocks as single convolutions and BatchNorms folded.
 
     MMCV's ``fuse_conv_bn`` goes by the order in which modules are registered, and folds the
-    BatchNorms of all levels into a convolution that the levels share, as in RTMDet's head. Here it
-    counts what runs: see :func:`fold_norms`.
+    BatchNorms of all levels into a convolution that the levels share, as in RTMDet's head. Here
+    each level gets its own copy first, and it counts what runs: see :func:`fold_norms`.
 
     Args:
         model (nn.Module): The detector, which is not changed.
@@ -41,8 +41,20 @@ def fused(model: nn.Module, shape: Optional[Sequence[int]] = None) -> nn.Module:
         if hasattr(block, 'switch_to_deploy'):  # RepVGG and its kind
             block.double().switch_to_deploy()
             block.to(dtype)
+    _unshare(copied)
     fold_norms(copied, shape)
     return copied
+
+
+def _unshare(model: nn.Module) -> None:
+    """Replace modules that have several names by copies, so that each has one."""
+    seen = set()
+    for owner in list(model.modules()):
+        for name, child in owner._modules.items():
+            if child in seen:
+                setattr(owner, name, copy.deepcopy(child))
+            elif child is not None:
+                seen.add(child)
 
 
 @torch.no_grad()

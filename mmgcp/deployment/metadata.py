@@ -11,9 +11,6 @@ from mmengine.registry import DATASETS
 from mmgcp.utils.config import nested_dicts
 from mmgcp.version import __version__
 
-# Numbers of fields in ONNX's protocol buffers: the metadata of a model, the key and the value
-PROPERTIES, KEY, VALUE = 14, 1, 2
-
 Metadata = Dict[str, Any]
 
 
@@ -94,27 +91,10 @@ def from_text(texts: Dict[str, str]) -> Metadata:
     return {key: read(text) for key, text in texts.items()}
 
 
-def append_to_onnx(path: Path, metadata: Metadata) -> None:
-    """Add metadata to an ONNX file, without a package for it.
-
-    Repeated fields of protocol buffers may stand anywhere, also behind all others
-    (https://protobuf.dev/programming-guides/encoding).
-    """
-    with open(str(path), 'ab') as file:
-        for key, text in to_text(metadata).items():
-            file.write(_field(PROPERTIES, _field(KEY, key.encode()) + _field(VALUE, text.encode())))
-
-
-def _field(number: int, content: bytes) -> bytes:
-    """A field of a message that has a length."""
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
-
-
-def _varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first; the highest bit says that there are more."""
-    found = bytearray()
-    while value >= 128:
-        found.append(value & 127 | 128)
-        value >>= 7
-    found.append(value)
-    return bytes(found)
+def set_onnx_metadata(path: Path, metadata: Metadata) -> None:
+    """Put metadata into an ONNX file, in place of all that it has."""
+    import onnx
+    model = onnx.load(str(path))
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, to_text(metadata))
+    onnx.save(model, str(path))

@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 from typing import List, Union
 
+import numpy
 import torch
 from torch import Tensor
+
+from mmgcp.errors import UserError
 
 from .exported import ExportedModel
 
@@ -28,18 +31,20 @@ class NcnnModel(ExportedModel):
         for name in ('packed', 'storage', 'arithmetic'):
             setattr(self.net.opt, f'use_fp16_{name}', False)
         self.net.opt.use_bf16_storage = False
-        self.net.load_param(str(path))
-        self.net.load_model(str(self.path.with_suffix('.bin')))
+        if self.net.load_param(str(path)) or self.net.load_model(
+                str(self.path.with_suffix('.bin'))):
+            raise UserError(f'ncnn cannot load {self.path}: it does not know all its layers')
 
     def run_batch(self, images: Tensor) -> List[Tensor]:
         """Run it; see :meth:`ExportedModel.run_batch`."""
         import ncnn
-        with self.net.create_extractor() as run:
-            run.input('in0', ncnn.Mat(images[0].numpy()).clone())
-            found = [run.extract(f'out{number}')[1] for number in range(len(self.output_names))]
-            return [torch.from_numpy(_array(mat))[None] for mat in found]
-
-
-def _array(mat):
-    import numpy
-    return numpy.array(mat)
+        array = images[0].numpy()
+        read = ncnn.Mat(array)  # of the memory of the array: both have to stay
+        run, outputs = self.net.create_extractor(), []
+        run.input('in0', read)
+        for number in range(len(self.output_names)):
+            status, found = run.extract(f'out{number}')
+            if status:
+                raise UserError(f'ncnn cannot run {self.path}')
+            outputs.append(torch.from_numpy(numpy.array(found))[None])
+        return outputs

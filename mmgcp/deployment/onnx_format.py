@@ -10,7 +10,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .exported import ExportedModel
-from .metadata import Metadata, append_to_onnx, from_text
+from .metadata import Metadata, from_text, set_onnx_metadata
 
 INPUT = 'images'
 
@@ -18,7 +18,7 @@ INPUT = 'images'
 @torch.no_grad()
 def write_onnx(network: nn.Module, images: Tensor, path: Path, output_names: Sequence[str],
                metadata: Metadata, dynamic: str = 'none', opset: int = 13) -> None:
-    """Write a network as an ONNX file, by the exporter that needs no other package.
+    """Write a network as an ONNX file, by the exporter of torch that needs nothing but onnx.
 
     Args:
         network (nn.Module): Returns a flat tuple of tensors; in eval mode.
@@ -49,7 +49,7 @@ def write_onnx(network: nn.Module, images: Tensor, path: Path, output_names: Seq
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of the tracer, about what the check will find
         torch.onnx.export(network, (images, ), str(path), **settings)
-    append_to_onnx(path, metadata)
+    set_onnx_metadata(path, metadata)
 
 
 class OnnxModel(ExportedModel):

@@ -41,8 +41,11 @@ class ExportOptions:
     int8: bool = option(
         False, check=one_of(True, False), cli=dict(action='store_true', group='int8'),
         help='Write a second file, with -int8 in its name, that computes with 8-bit integers.')
+    weight_bits: int = option(
+        8, check=one_of(7, 8), cli=dict(type=int, choices=[7, 8], group='int8'),
+        help='Bits of weights: with 8, sums overflow on x86 CPUs without VNNI.')
     calib_batches: int = option(
-        16, check=_whole_number(1), cli=dict(type=int, metavar='N', group='int8'),
+        8, check=_whole_number(1), cli=dict(type=int, metavar='N', group='int8'),
         help='Batches of training images from which the ranges of the integers are found.')
     val_images: Optional[int] = option(
         None, check=_whole_number(0), default_help='100 with --int8, else 0',

@@ -4,7 +4,7 @@ from deployment_samples import narrow_config, narrow_detector
 from mmengine.config import Config
 from onnx import TensorProto, checker, helper, load, save
 
-from mmgcp.deployment.metadata import append_to_onnx, class_names, describe, from_text, to_text
+from mmgcp.deployment.metadata import class_names, describe, from_text, set_onnx_metadata, to_text
 from mmgcp.deployment.onnx_format import OnnxModel
 from mmgcp.version import __version__
 
@@ -25,8 +25,10 @@ def test_file_keeps_metadata(tmp_path):
     write_identity(path)
     metadata = dict(classes=['Ä', 'b' * 1000, '1'], mean=[0.5, 1.0], detector='YOLODetector',
                     nothing=None, number='7x')
-    append_to_onnx(path, metadata)
+    set_onnx_metadata(path, metadata)
+    set_onnx_metadata(path, metadata)
     checker.check_model(load(str(path)))
+    assert len(load(str(path)).metadata_props) == len(metadata)
     exported = OnnxModel(path)
     assert exported.metadata == metadata
     assert exported.input_shape == (None, 1, 2, 2) and exported.output_names == ['same']
