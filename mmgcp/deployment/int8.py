@@ -55,10 +55,7 @@ def write_int8(source: Path, path: Path, images: Iterable[Tensor], metadata: Met
 
 
 def quantised_nodes(path: Path) -> List[str]:
-    """The nodes between the images and the last convolutions, which are not among them.
-
-    Sigmoids are left out, too: they are faster in single precision.
-    """
+    """The nodes between the images and the last convolutions, which are not among them."""
     import onnx
     nodes = onnx.load(str(path)).graph.node
     readers: Dict[str, List[int]] = {}
@@ -70,8 +67,7 @@ def quantised_nodes(path: Path) -> List[str]:
         following = [reader for name in nodes[number].output for reader in readers.get(name, ())]
         if any(nodes[reader].op_type == 'Conv' or reader in chosen for reader in following):
             chosen.add(number)
-    return [nodes[number].name for number in sorted(chosen)
-            if nodes[number].name and nodes[number].op_type != 'Sigmoid']
+    return [nodes[number].name for number in sorted(chosen) if nodes[number].name]
 
 
 class _Reader:

@@ -81,10 +81,27 @@ def test_no_boxes_at_all(detector, images, answers):
     assert compare(detector, images, answers) == math.inf
 
 
-def test_last_box_is_uncertain(detector, images, answers):
+def test_last_box_may_be_another_one_that_is_as_good(detector, images, answers):
+    """Where the next one has nearly the same score; otherwise it has to be the last one."""
+    test_cfg = ConfigDict(dict(detector.bbox_head.test_cfg))
+    test_cfg.max_per_img += 1
+    scores = predict(detector, images, test_cfg)[0].scores
     answers['labels'][0, -1] = 7
-    answers['scores'][0, -1] = answers['scores'][0, -1] - 1e-5
+    assert scores[-2] > scores[-1] + 1e-3
+    assert compare(detector, images, answers) > 1e-2
+
+
+def test_nothing_but_equal_scores(detector, images, answers, monkeypatch):
+    """Which boxes are the best is not told then, but how many and how good they are."""
+    found = predict(detector, images, ConfigDict(dict(detector.bbox_head.test_cfg, max_per_img=20)))
+    for item in found:
+        item.scores = torch.full_like(item.scores, 0.5)
+    monkeypatch.setattr('mmgcp.deployment.check.predict', lambda *args: found)
+    answers['scores'][:] = 0.5
+    answers['boxes'][:] = 3.
     assert compare(detector, images, answers) == 0
+    answers['scores'][0, 0] = 0.6
+    assert compare(detector, images, answers) >= 0.1 - 1e-6
 
 
 def test_raw_outputs(detector, images):

@@ -15,7 +15,7 @@ from mmgcp.utils.config import build_detector, load_config
 
 
 def test_nodes_between_images_and_last_convolutions(tmp_path):
-    """Not the prediction, nor what follows it; nor sigmoids."""
+    """Not the prediction, nor what follows it."""
     steps = [('Conv', 'a'), ('Sigmoid', 'b'), ('Mul', 'c'), ('Conv', 'd'), ('Relu', 'e')]
     nodes = [helper.make_node(kind, [f'x{number}'] + ([f'x{number - 1}'] if kind == 'Mul' else []),
                               [f'x{number + 1}'], name=name)
@@ -23,7 +23,7 @@ def test_nodes_between_images_and_last_convolutions(tmp_path):
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ('x0', 'x5')]
     path = tmp_path / 'a.onnx'
     onnx.save(helper.make_model(helper.make_graph(nodes, 'g', values[:1], values[1:])), str(path))
-    assert quantised_nodes(path) == ['a', 'c']
+    assert quantised_nodes(path) == ['a', 'b', 'c']
 
 
 def test_batches_for_calibration():

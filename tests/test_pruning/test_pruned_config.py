@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from mmdet.apis import inference_detector, init_detector
+from mmdet.apis import DetInferencer, inference_detector, init_detector
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmyolo.models import YOLODetector
@@ -112,6 +112,14 @@ def test_init_detector(pruned_folder):
     image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     result = inference_detector(model, image)
     assert result.pred_instances.bboxes.shape[1] == 4
+
+
+def test_det_inferencer_with_the_scope_of_mmyolo(pruned_folder, tmp_path):
+    inferencer = DetInferencer(str(pruned_folder / 'pruned.py'), str(pruned_folder / 'pruned.pth'),
+                               device='cpu', scope='mmyolo', show_progress=False)
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    (found, ) = inferencer(image, no_save_vis=True, out_dir=str(tmp_path))['predictions']
+    assert {'labels', 'scores', 'bboxes'} <= set(found)
 
 
 @pytest.mark.parametrize('meta', [{}, dict(dataset_meta={}), dict(CLASSES=('a', 'b', 'c'))])
