@@ -81,13 +81,13 @@ def test_no_boxes_at_all(detector, images, answers):
     assert compare(detector, images, answers) == math.inf
 
 
-def test_last_box_may_be_another_one_that_is_as_good(detector, images, answers):
-    """Where the next one has nearly the same score; otherwise it has to be the last one."""
+def test_last_box(detector, images, answers):
+    """But only if its score is nearly the same; here it is not."""
     test_cfg = ConfigDict(dict(detector.bbox_head.test_cfg))
     test_cfg.max_per_img += 1
     scores = predict(detector, images, test_cfg)[0].scores
     answers['labels'][0, -1] = 7
-    assert scores[-2] > scores[-1] + 1e-3
+    assert scores[-2] > scores[-1] + 2e-4
     assert compare(detector, images, answers) > 1e-2
 
 
