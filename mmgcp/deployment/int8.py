@@ -23,7 +23,7 @@ def write_int8(source: Path, path: Path, images: Iterable[Tensor], metadata: Met
 
     The convolutions that nothing but the predictions come from stay as they are, as do decoding
     and NMS: boxes need more than 256 values. The range of an activation is where all but a
-    hundred-thousandth of its values are; that of all of them costs a YOLOv5-n 2 points of AP.
+    hundred-thousandth of its values are; that of all of them cost YOLOv5-n more AP.
 
     Args:
         source (Path): The file in single precision.
