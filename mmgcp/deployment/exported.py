@@ -96,15 +96,22 @@ def open_exported(path: Union[str, Path], threads: int = 1) -> ExportedModel:
         ExportedModel: The network in it.
 
     Raises:
-        UserError: There is no such file, or nothing to run it with.
+        UserError: There is no such file, nothing to run it with, or it cannot be read.
     """
     path = Path(path)
     if path.suffix not in FORMATS:
         raise UserError(f'{path} is none of {", ".join(sorted(FORMATS))}')
     if not path.is_file():
         raise UserError(f'there is no {path}')
-    require(FORMATS[path.suffix].package, 'to run such files')
-    return FORMATS[path.suffix](path, threads)
+    kind = FORMATS[path.suffix]
+    require(kind.package, 'to run such files')
+    try:
+        return kind(path, threads)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # each program has its own
+        reason = ' '.join(str(error).split())
+        raise UserError(f'{kind.package} cannot read {path}: {reason}') from error
 
 
 def is_installed(package: str) -> bool:

@@ -1,6 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Running ncnn's files."""
-import json
 from pathlib import Path
 from typing import List, Union
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmgcp.errors import UserError
+from mmgcp.utils.json_files import parse_json, read_text
 
 from .exported import ExportedModel
 
@@ -22,7 +22,9 @@ class NcnnModel(ExportedModel):
     def __init__(self, path: Union[str, Path], threads: int = 1):
         import ncnn
         super().__init__(path, threads)
-        self.metadata = json.loads(self.path.with_suffix(META_SUFFIX).read_text())
+        beside = self.path.with_suffix(META_SUFFIX)
+        self.metadata = parse_json(read_text(beside, 'the description'),
+                                   f'the description {beside}')
         self.output_names = self.metadata.pop('output_names')
         self.input_shape = tuple(self.metadata.pop('shape'))
         self.net = ncnn.Net()

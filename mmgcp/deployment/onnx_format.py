@@ -9,8 +9,11 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from mmgcp.errors import UserError
+
 from .exported import ExportedModel
 from .metadata import Metadata, from_text, set_onnx_metadata
+from .predictions import DETECTIONS
 
 INPUT = 'images'
 
@@ -29,6 +32,9 @@ def write_onnx(network: nn.Module, images: Tensor, path: Path, output_names: Seq
         dynamic (str): What of the shape of the images is left open: ``'none'``, ``'batch'``,
             ``'size'`` or ``'both'``. Defaults to ``'none'``.
         opset (int): Version of ONNX's set of operations. Defaults to 13.
+
+    Raises:
+        UserError: PyTorch cannot export the network.
     """
     inner, outer = {}, {}
     if dynamic in ('batch', 'both'):
@@ -38,7 +44,7 @@ def write_onnx(network: nn.Module, images: Tensor, path: Path, output_names: Seq
     axes = {INPUT: inner} if inner else {}
     for name in output_names if inner else ():
         places = dict(outer)
-        if len(inner) > 1 and name not in ('boxes', 'scores', 'labels'):
+        if 2 in inner and name not in DETECTIONS:
             places.update({2: f'{name}_height', 3: f'{name}_width'})
         if places:
             axes[name] = places
@@ -48,7 +54,11 @@ def write_onnx(network: nn.Module, images: Tensor, path: Path, output_names: Seq
         settings['dynamo'] = False
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of the tracer, about what the check will find
-        torch.onnx.export(network, (images, ), str(path), **settings)
+        try:
+            torch.onnx.export(network, (images, ), str(path), **settings)
+        except RuntimeError as error:  # among them those of the exporter
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f'PyTorch cannot export this detector: {reason}') from error
     set_onnx_metadata(path, metadata)
 
 

@@ -16,7 +16,7 @@ from mmgcp.deployment import (
     open_exported,
     with_fixed_size,
 )
-from mmgcp.deployment.exported import FORMATS, ExportedDetector, require
+from mmgcp.deployment.exported import FORMATS, ExportedDetector, is_installed, require
 from mmgcp.deployment.predictions import nested
 from mmgcp.errors import UserError
 from mmgcp.utils.config import build_detector
@@ -62,6 +62,14 @@ def test_what_cannot_be_opened(tmp_path):
         open_exported('a.txt')
     with pytest.raises(UserError, match='there is no .*a.onnx'):
         open_exported(tmp_path / 'a.onnx')
+    for suffix, package in (('onnx', 'onnxruntime'), ('xml', 'openvino'), ('param', 'ncnn')):
+        path = tmp_path / f'a.{suffix}'
+        path.write_text('no network')
+        path.with_suffix('.json').write_text('{')
+        installed = is_installed(package)
+        reason = f'{tmp_path}/a' if installed else f'{package} is needed to run such files'
+        with pytest.raises(UserError, match=reason):
+            open_exported(path)
     with pytest.raises(UserError, match='nowhere is needed to fly: pip install nowhere'):
         require('nowhere', 'to fly')
 
