@@ -23,10 +23,7 @@ def parse_args(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument('--cfg-options', nargs='+', action=CfgOptions,
                         help='settings of the config to override, as key=value: with --nms '
                         'model.test_cfg.score_thr=0.25 model.test_cfg.nms_pre=1000, for example')
-    args = parser.parse_args(arguments)
-    if args.input_size and min(args.input_size) < 1:
-        parser.error(f'--input-size must be positive, but is {args.input_size}')
-    return args
+    return parser.parse_args(arguments)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from mmengine.config import Config, ConfigDict
 
 from mmgcp.datasets.calibration import ImagesOf, calibration_batches, evaluate
 from mmgcp.errors import UserError
+from mmgcp.utils.checks import INPUT_SHAPE, check_value
 from mmgcp.utils.cli import replacing
 
 from .check import detections_difference, raw_difference, sample_images, telling_threshold
@@ -101,6 +102,7 @@ def export_detector(model: nn.Module, cfg: Config, path: Union[str, Path], shape
 def _check_request(options: ExportOptions, path: Path, shape: Sequence[int],
                    model: nn.Module) -> None:
     """Raise a UserError for what can be known before anything is done."""
+    check_value('input_shape', shape, INPUT_SHAPE)
     suffix = SUFFIXES[options.format]
     if path.suffix != suffix:
         raise UserError(f'the name of the file has to end in {suffix}, but is {path}')

@@ -8,8 +8,12 @@ from mmcv.ops import nms
 from torch import Tensor
 
 from mmgcp.errors import UserError
+from mmgcp.utils.checks import COUNT, SHARE, check_value, number_in
 
 NMS_SETTINGS = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}  # that are known here
+# What numbers of test_cfg may be, where they are given
+NUMBERS = dict(score_thr=number_in(-1, 1), nms_pre=COUNT, max_per_img=COUNT,
+               min_bbox_size=number_in(-1))
 DEFAULT_NMS_PRE = 100000  # as in MMYOLO's predict_by_feat
 
 
@@ -47,12 +51,16 @@ def _flat(levels: List[Tensor], width: int) -> Tensor:
 
 
 def check_nms(test_cfg: Any) -> None:
-    """Raise a UserError if a ``test_cfg`` asks for what :class:`BestBoxes` cannot do."""
+    """Raise a UserError if a ``test_cfg`` is wrong or asks for what :class:`BestBoxes` cannot do."""
     settings = (test_cfg or {}).get('nms')
     if not isinstance(settings, dict) or settings.get('type', 'nms') != 'nms' or (
             set(settings) - NMS_SETTINGS) or 'iou_threshold' not in settings:
         raise UserError("only test_cfg.nms=dict(type='nms', iou_threshold=...) can be in the file, "
                         f'but it is {settings!r}: export the raw outputs')
+    check_value('test_cfg.nms.iou_threshold', settings['iou_threshold'], SHARE)
+    for name, check in NUMBERS.items():
+        if name in test_cfg:
+            check_value(f'test_cfg.{name}', test_cfg[name], check)
 
 
 class BestBoxes(nn.Module):

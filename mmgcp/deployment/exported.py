@@ -12,7 +12,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from mmgcp.datasets.calibration import evaluate
-from mmgcp.errors import UserError
+from mmgcp.errors import UserError, told
 from mmgcp.utils.config import nested_dicts
 
 from .metadata import Metadata
@@ -110,8 +110,7 @@ def open_exported(path: Union[str, Path], threads: int = 1) -> ExportedModel:
     except (UserError, OSError):
         raise
     except Exception as error:  # each program has its own
-        reason = ' '.join(str(error).split())
-        raise UserError(f'{kind.package} cannot read {path}: {reason}') from error
+        raise UserError(f'{kind.package} cannot read {path}: {told(error)}') from error
 
 
 def is_installed(package: str) -> bool:

@@ -4,13 +4,10 @@ from dataclasses import dataclass
 from typing import Optional
 
 from mmgcp.errors import UserError
-from mmgcp.utils.options import check_options, number_in, one_of, option
+from mmgcp.utils.checks import BOOLEAN, COUNT, COUNT_OR_NONE, number_in, one_of
+from mmgcp.utils.options import check_options, option
 
 SUFFIXES = dict(onnx='.onnx', openvino='.xml', ncnn='.param')
-
-
-def _whole_number(low: int):
-    return number_in(low, float('inf'), f'must be a whole number of at least {low}', integer=True)
 
 
 @dataclass
@@ -20,7 +17,7 @@ class ExportOptions:
         'onnx', check=one_of(*SUFFIXES), cli=dict(choices=list(SUFFIXES)),
         help='Kind of file, whose name has to end in .onnx, .xml (OpenVINO) or .param (ncnn).')
     nms: bool = option(
-        False, check=one_of(True, False), cli=dict(action='store_true'),
+        False, check=BOOLEAN, cli=dict(action='store_true'),
         help='Decode the predictions and choose the best by test_cfg in the file, whose outputs '
         'are boxes, scores and labels; otherwise they are what the head emits.')
     dynamic: str = option(
@@ -28,27 +25,27 @@ class ExportOptions:
         cli=dict(choices=['none', 'batch', 'size', 'both']),
         help='What of the shape of the images is left open.')
     batch: int = option(
-        1, check=_whole_number(1), cli=dict(type=int, metavar='N'),
+        1, check=COUNT, cli=dict(type=int, metavar='N'),
         help='Images in a batch, where that is not left open.')
     opset: int = option(
-        13, check=number_in(11, 17, 'must be a whole number from 11 to 17', integer=True),
+        13, check=number_in(11, 17, integer=True),
         cli=dict(type=int, metavar='N'), help="Version of ONNX's set of operations.")
     tolerance: float = option(
-        1e-4, check=number_in(0, 1, 'must be a number in (0, 1]', open_low=True),
+        1e-4, check=number_in(0, 1, open_low=True),
         cli=dict(type=float, metavar='T'),
         help='How far the file may be from PyTorch, relative to values above 1; if it is farther, '
         'it is not kept.')
     int8: bool = option(
-        False, check=one_of(True, False), cli=dict(action='store_true', group='int8'),
+        False, check=BOOLEAN, cli=dict(action='store_true', group='int8'),
         help='Write a second file, with -int8 in its name, that computes with 8-bit integers.')
     weight_bits: int = option(
         8, check=one_of(7, 8), cli=dict(type=int, choices=[7, 8], group='int8'),
         help='Bits of weights: with 8, sums overflow on x86 CPUs without VNNI.')
     calib_batches: int = option(
-        8, check=_whole_number(1), cli=dict(type=int, metavar='N', group='int8'),
+        8, check=COUNT, cli=dict(type=int, metavar='N', group='int8'),
         help='Batches of training images from which the ranges of the integers are found.')
     val_images: Optional[int] = option(
-        None, check=_whole_number(0), default_help='100 with --int8, else 0',
+        None, check=COUNT_OR_NONE, default_help='100 with --int8, else 0',
         cli=dict(type=int, metavar='N', group='int8'),
         help='Measure the accuracy of the detector and of each file on the first N validation '
         'images.')

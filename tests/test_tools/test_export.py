@@ -80,7 +80,6 @@ PRUNED = ('pruned/pruned.py', 'pruned/pruned.pth')
 @pytest.mark.parametrize('arguments, reason', [
     ((*PRUNED, 'a.pt'), 'the name of the file has to end in .onnx, but is a.pt'),
     ((*PRUNED, 'nowhere/a.onnx'), 'there is no folder nowhere'),
-    ((*PRUNED, 'a.onnx', '--batch', 0), 'batch must be a whole number of at least 1, but is 0'),
     ((*PRUNED, 'a.onnx', '--input-size', 64, 70),
      'the size of the images has to be a multiple of 32, but is 64 x 70'),
     ((*PRUNED, 'a.onnx', '--nms', '--cfg-options', 'model.test_cfg.nms.type=soft_nms'),

@@ -7,6 +7,7 @@ from tiers import slow_except
 
 DATA = 'demo.py'  # with a data set; tiny.py has none
 PRUNE, COMPRESS, TRAIN, TEST = 'prune.py', 'compress.py', 'train.py', 'test.py'
+EXPORT = 'export.py'
 PLOT = 'analysis_tools/plot_sparsity.py'
 DEMO = 'dataset_converters/make_demo_dataset.py'
 TO_DARKNET = 'model_converters/mmgcp_to_darknet.py'
@@ -134,6 +135,25 @@ ARGUMENTS = [
     (PLOT, '--near-zero-thr x', ('--near-zero-thr', "'x'")),
     (PLOT, '--cfg-options foo', ('--cfg-options', 'foo')),
     (PLOT, '--cfg-options model.type=YOLODetectro', ('YOLODetectro', )),
+    (EXPORT, '--input-size 0 0', ('input_shape', '(3, 0, 0)')),
+    (EXPORT, '--input-size 33 64', ('multiple of 32', '33 x 64')),
+    (EXPORT, '--batch 0', ('batch', 'is 0')),
+    (EXPORT, '--batch x', ('--batch', "'x'")),
+    (EXPORT, '--opset 18', ('opset', '18')),
+    (EXPORT, '--tolerance nan', ('tolerance', 'nan')),
+    (EXPORT, '--tolerance 2', ('tolerance', '2.0')),
+    (EXPORT, '--calib-batches 0', ('calib_batches', 'is 0')),
+    (EXPORT, '--val-images -1', ('val_images', '-1')),
+    (EXPORT, '--weight-bits 4', ('--weight-bits', '4')),
+    (EXPORT, '--format tensorrt', ('--format', "'tensorrt'")),
+    (EXPORT, '--format ncnn --nms', ('ncnn has no NMS', )),
+    (EXPORT, '--format openvino', ('out.onnx', '.xml')),
+    (EXPORT, '--dynamic all', ('--dynamic', "'all'")),
+    (EXPORT, '--nms --cfg-options model.test_cfg.nms=3', ('test_cfg.nms', 'is 3')),
+    (EXPORT, '--nms --cfg-options model.test_cfg.nms.iou_threshold=x', ('iou_threshold', "'x'")),
+    (EXPORT, '--nms --cfg-options model.test_cfg.score_thr=x', ('score_thr', "'x'")),
+    (EXPORT, '--nms --cfg-options model.test_cfg.max_per_img=0', ('max_per_img', 'is 0')),
+    (EXPORT, '--cfg-options foo', ('--cfg-options', 'foo')),
     (DEMO, '--num-train 0', ('num_train', 'is 0')),
     (DEMO, '--num-val -1', ('num_val', '-1')),
     (DEMO, '--num-test x', ('--num-test', "'x'")),
@@ -152,6 +172,8 @@ def start_of(tool, files, data_config):
     """The arguments that name what a tool works on."""
     if tool in (PRUNE, TEST, PLOT):
         return list(files)
+    if tool == EXPORT:
+        return [*files, 'out.onnx']
     if tool == TO_DARKNET:
         return [*files, 'out']
     return {TRAIN: [data_config], COMPRESS: [data_config], DEMO: ['shapes']}.get(tool, [])
