@@ -51,7 +51,7 @@ def _flat(levels: List[Tensor], width: int) -> Tensor:
 
 
 def check_nms(test_cfg: Any) -> None:
-    """Raise a UserError if a ``test_cfg`` is wrong or asks for what :class:`BestBoxes` cannot do."""
+    """Raise a UserError if :class:`BestBoxes` cannot do what a ``test_cfg`` asks for."""
     settings = (test_cfg or {}).get('nms')
     if not isinstance(settings, dict) or settings.get('type', 'nms') != 'nms' or (
             set(settings) - NMS_SETTINGS) or 'iou_threshold' not in settings:

@@ -77,7 +77,7 @@ def telling_threshold(detector: nn.Module, images: Tensor, test_cfg: Any) -> Opt
         return None
     with eval_mode(detector), torch.no_grad():
         _, scores, objectness = decode(detector.bbox_head, detector(images, mode='tensor'), True)
-    if objectness is not None:
+    if objectness is not None:  # which has to pass the threshold by itself, too
         scores = torch.min(scores, objectness[..., None]) * objectness[..., None]
     scores = scores.flatten(1)
     lowest = float(scores.topk(min(20, scores.shape[1]))[0][:, -1].min())

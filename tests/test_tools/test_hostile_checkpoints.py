@@ -30,6 +30,7 @@ COMMANDS = {
     'prune.py': ('prune.py', '{config}', '{checkpoint}', '--work-dir', 'out', '--ratio', 0.5),
     'load_from of prune.py': ('prune.py', '{config}', '--work-dir', 'out', '--ratio', 0.5,
                               '--cfg-options', 'load_from={checkpoint}'),
+    'export.py': ('export.py', '{config}', '{checkpoint}', 'out.onnx'),
     'test.py': ('test.py', '{config}', '{checkpoint}', '--work-dir', 'out'),
     'train.py': ('train.py', '{config}', '--work-dir', 'out', '--cfg-options',
                  'load_from={checkpoint}'),

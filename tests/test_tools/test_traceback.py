@@ -8,6 +8,7 @@ from scripts import TOOLS, complaint, run_here
 
 WRONG_ARGUMENTS = {
     'compress.py': ['nowhere.py'],
+    'export.py': ['nowhere.py', 'nowhere.pth', 'out.onnx'],
     'prune.py': ['nowhere.py', 'nowhere.pth'],
     'test.py': ['nowhere.py', 'nowhere.pth'],
     'train.py': ['nowhere.py'],
