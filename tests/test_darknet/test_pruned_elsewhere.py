@@ -109,13 +109,15 @@ def test_only_changed_layers_are_listed():
     sections[3].options['filters'] = '5'  # of 8, the short path of the first stage
     config = model_config(sections)
     assert config['channels'] == {
-        'backbone.stage1.1.short_conv.conv': [8, 5],
+        'backbone.stage1.1.short_conv.conv': [None, 5],
         'backbone.stage1.1.short_conv.bn': [5],
-        'backbone.stage1.1.final_conv.conv': [13, 8]
+        'backbone.stage1.1.final_conv.conv': [13, None]
     }
     assert config['backbone']['widen_factor'] == 0.125
     counts = count_channels(build(config))
-    assert {name: counts[name] for name in config['channels']} == config['channels']
+    assert {name: counts[name] for name in config['channels']} == {
+        'backbone.stage1.1.short_conv.conv': [8, 5], 'backbone.stage1.1.short_conv.bn': [5],
+        'backbone.stage1.1.final_conv.conv': [13, 8]}
 
 
 def test_classes_and_anchors_are_carried_over(tmp_path):

@@ -68,8 +68,8 @@ def test_checkpoint_between_two_logs(tmp_path):
 
 
 def test_learning_rate_that_is_too_large(tmp_path):
-    runner = make_runner(tmp_path, dict(rate=1e30), iters=9,
-                         optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e20)))
+    runner = make_runner(tmp_path, dict(rate=1.), iters=9,
+                         optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e38)))
     with pytest.raises(UserError, match='the training has diverged: from iteration '):
         runner.train()
 

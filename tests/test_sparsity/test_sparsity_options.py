@@ -287,9 +287,19 @@ def test_without_torch_pruning(tmp_path, monkeypatch):
     make_runner(tmp_path, dict(groups='auto', input_shape=SHAPE), Residual()).train()
 
 
+class NeedsSamples(TinyModel):
+    """Does not run on an image alone, and has no parts that would."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        if mode == 'tensor':
+            raise ValueError('no samples')
+        return super().forward(inputs, mode)
+
+
 def test_model_that_cannot_be_traced(tmp_path):
-    with pytest.raises(UserError, match="modules='prunable' and coupled=True look .* but the "):
-        make_runner(tmp_path, dict(modules='prunable'), TinyModel()).train()
+    with pytest.raises(UserError, match="modules='prunable' and coupled=True look .* but the "
+                       'model cannot be run on an image alone: .*no samples'):
+        make_runner(tmp_path, dict(modules='prunable'), NeedsSamples()).train()
 
 
 @pytest.mark.parametrize('penalty', ['subgradient', 'proximal'])
