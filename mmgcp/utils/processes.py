@@ -18,6 +18,7 @@ PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 GRACE = 10.  # seconds in which a process that is told to end may still finish a file
 
 _handlers: Dict[int, Any] = {}  # what signals did before :func:`ending_in_order`, by their number
+_before_fork = threading.local()  # its mask: the signals that waited anyway
 
 
 class Terminated(SystemExit):
@@ -58,9 +59,24 @@ def _restore_handlers(numbers: Optional[Iterable[int]] = None) -> None:
         signal.signal(number, _handlers.pop(number))
 
 
+def _hold_signals() -> None:
+    """Let signals wait that would raise in a process that is being forked, where it is lost."""
+    _before_fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, list(_handlers))
+
+
+def _release_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _before_fork.mask)
+
+
+def _begin_worker() -> None:
+    """Leave signals to the system: pools end workers by SIGTERM while they wait for a lock."""
+    _restore_handlers()
+    _release_signals()
+
+
 if hasattr(os, 'register_at_fork'):
-    # Pools of processes end their workers by SIGTERM while they wait for a lock
-    os.register_at_fork(after_in_child=_restore_handlers)
+    os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals,
+                        after_in_child=_begin_worker)
 
 
 def start_child(command: Sequence[str], **settings) -> subprocess.Popen:

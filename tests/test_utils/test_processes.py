@@ -153,3 +153,27 @@ def test_is_running():
     assert is_running(os.getpid())
     process.wait()
     assert not is_running(process.pid) or os.name != 'posix'
+
+
+SLOW_FORK = """
+import os, signal, time
+os.register_at_fork(after_in_child=lambda: time.sleep(1))  # before that of the module
+from mmgcp.utils.processes import ending_in_order
+with ending_in_order():
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        os.kill(child, number)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == number
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@posix
+def test_signal_while_a_worker_is_forked():
+    """It is not lost, so that a pool which ends does not wait for ever; nor is a later one."""
+    result = subprocess.run([sys.executable, '-c', SLOW_FORK], stderr=subprocess.PIPE, text=True,
+                            timeout=50, env=dict(os.environ, PYTHONPATH=str(FILE.parents[2])))
+    assert result.returncode == 128 + signal.SIGTERM, result.stderr
