@@ -170,8 +170,9 @@ def _load_first(loader: DataLoader) -> None:
 
 def _close(runner: QuietRunner) -> None:
     """Let go of the log file."""
-    for handler in runner.logger.handlers:
+    for handler in list(runner.logger.handlers):
         handler.close()
+        runner.logger.removeHandler(handler)  # models that are built later would write to it
 
 
 @contextmanager

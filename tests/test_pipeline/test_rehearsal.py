@@ -148,3 +148,10 @@ def test_all_stages_can_be_done(path, tmp_path):
     torch.save(build_detector(Config.fromfile(str(path))).state_dict(), tmp_path / 'bare.pth')
     rehearse(path, tmp_path / 'out', checkpoint=str(tmp_path / 'bare.pth'))
     assert [item.name for item in tmp_path.iterdir()] == ['bare.pth']
+
+
+def test_models_can_be_built_afterwards():
+    """What initialises their weights writes to the files of the current logger."""
+    from mmengine.logging import MMLogger
+    for instance in MMLogger._instance_dict.values():
+        assert all(getattr(handler, 'stream', 0) is not None for handler in instance.handlers)
