@@ -102,17 +102,12 @@ def build_part(registry: Registry, config: Any, what: str, fits: Callable[[Any],
         names = sorted(name for name, item in registry.module_dict.items() if fits(item))
         raise error(f'there is no {what} {shown(kind)}; mmgcp has '
                     + ', '.join(f'mmgcp.{name}' for name in names))
-    try:
-        return registry.build(config)
-    except UserError:
-        raise
-    except Exception as reason:  # the constructor of a user's class can raise anything
-        raise error(f'the {what} {shown(kind)} cannot be built: {told(reason)}') from reason
+    return build_model(registry, config, f'{what} {shown(kind)}', error)
 
 
 def build_model(registry: Registry, config: dict, what: str,
                 error: Type[UserError] = UserError) -> Any:
-    """Build a model, or a part of one, with errors of one sentence.
+    """Build what a config names, such as a model or a part of one, with errors of one sentence.
 
     Args:
         registry (Registry): The registry.

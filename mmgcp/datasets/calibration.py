@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmgcp.compatibility import mend_openmmlab
-from mmgcp.errors import UserError
+from mmgcp.errors import UserError, told
 from mmgcp.nn.distributed import from_first_rank, gather_over_ranks, numbered, rank_share
 from mmgcp.nn.temporarily import eval_mode
 from mmgcp.nn.training_loss import Batch
@@ -273,9 +273,7 @@ def _one_sentence(what: str) -> Iterator[None]:
     except UserError as error:
         raise UserError(f'the {what} cannot be loaded: {error}') from error
     except Exception as error:  # data sets and transforms may raise anything
-        reason = ' '.join(str(error).split())
-        raise UserError(
-            f'the {what} cannot be loaded: {type(error).__name__}: {reason}') from error
+        raise UserError(f'the {what} cannot be loaded: {told(error)}') from error
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmgcp.analysis import record_convs
 from mmgcp.datasets.batch_accuracy import average_precision
-from mmgcp.errors import PruningError
+from mmgcp.errors import PruningError, told
 from mmgcp.nn.distributed import first_items, from_first_rank
 from mmgcp.nn.training_loss import Batch
 
@@ -186,10 +186,9 @@ def _precision_on(batches: Iterable[Batch], model: nn.Module) -> float:
     try:
         return average_precision(model, batches)
     except Exception as error:  # whatever the model raises
-        reason = ' '.join(str(error).split())
         raise PruningError(
             f'the average precision on the training data cannot be measured: '
-            f'{type(error).__name__}: {reason}; allocation uniform does without it') from error
+            f'{told(error)}; allocation uniform does without it') from error
 
 
 def _selection(options: PruneOptions, scored: Sequence[ScoredUnit], positions: bool,

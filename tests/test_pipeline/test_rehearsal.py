@@ -150,8 +150,9 @@ def test_all_stages_can_be_done(path, tmp_path):
     assert [item.name for item in tmp_path.iterdir()] == ['bare.pth']
 
 
-def test_models_can_be_built_afterwards():
+def test_models_can_be_built_afterwards(cfg):
     """What initialises their weights writes to the files of the current logger."""
+    rehearse_training(cfg)
     from mmengine.logging import MMLogger
     for instance in MMLogger._instance_dict.values():
         assert all(getattr(handler, 'stream', 0) is not None for handler in instance.handlers)
