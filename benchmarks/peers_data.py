@@ -3,9 +3,11 @@
 import argparse
 import copy
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
+from mmcv.transforms import BaseTransform, Compose
 from mmengine.config import Config
+from mmengine.registry import TRANSFORMS
 
 from mmgcp.errors import UserError
 from mmgcp.pipeline.voc_data import innermost_dataset, replace_dataset
@@ -30,6 +32,26 @@ def images(text: str) -> Images:
             f'expected a file of annotations and a folder of images as ANNOTATIONS:FOLDER, but '
             f'got {text}')
     return Images(str(Path(annotations).resolve()), str(Path(folder).resolve()))
+
+
+@TRANSFORMS.register_module(force=True)
+class Remembered(BaseTransform):
+    """Transforms without chance, whose results are kept: each image is read once.
+
+    Args:
+        transforms (Sequence[dict]): Their configs; the first one reads the image.
+    """
+
+    def __init__(self, transforms: Sequence[dict]):
+        self._transforms = Compose(transforms)
+        self._found: Dict[str, dict] = {}
+
+    def transform(self, results: dict) -> dict:
+        """Transform what a data set says of an image."""
+        path = results['img_path']
+        if path not in self._found:
+            self._found[path] = self._transforms(results)
+        return copy.deepcopy(self._found[path])
 
 
 def with_training_data(cfg: Config, sources: Optional[Sequence[Images]], size: int,
@@ -87,7 +109,8 @@ def _plain(cfg: Config, dataset: dict) -> dict:
                 if not _is(step, 'LoadAnnotations') and not _is(step, 'PackDetInputs')]
     pack = next(part for part in nested_dicts(dataset) if _is(part, 'PackDetInputs'))
     return dict(innermost_dataset(dataset), pipeline=[
-        steps[0], annotations, *resizing, dict(type='mmdet.RandomFlip', prob=0.5), pack])
+        dict(type='mmengine.Remembered', transforms=[steps[0], annotations, *resizing]),
+        dict(type='mmdet.RandomFlip', prob=0.5), pack])
 
 
 def _is(step: dict, kind: str) -> bool:

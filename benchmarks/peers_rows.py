@@ -70,6 +70,7 @@ def all_rows(options: Dict[str, Any], variants: Dict[str, Dict[str, Any]]) -> Li
                         dict(options, criterion=criterion),
                         first='attention' if name == 'CPSCA' else ''))
     rows += [
+        Row('distilled', 'mmgcp, taught by the original', 'mmgcp', options, distil=True),
         Row('stages', 'mmgcp, three stages', 'mmgcp', options, 'two_phase', distil=True),
         Row('slimming', 'network slimming', 'mmgcp', SLIMMING, 'constant'),
         Row('slimming-dense', 'network slimming without sparse training', 'mmgcp', SLIMMING)]

@@ -16,7 +16,7 @@ from mmengine.config import Config
 from peers_data import describe, with_test_data, with_training_data
 from peers_pruning import PRUNERS, Pruned, Task, make_distiller
 from peers_rows import DENSE, Row
-from peers_training import LR, OPTIM_WRAPPER, train
+from peers_training import LR, OPTIM_WRAPPER, average, train
 from runs import Runs, base
 
 from mmgcp.analysis import count_complexity
@@ -25,6 +25,7 @@ from mmgcp.pipeline.child_config import override
 from mmgcp.pipeline.stage_configs import sparsity_hook
 from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.config import build_detector, image_size, load_config
+from mmgcp.utils.devices import find_device
 
 CALIBRATION_BATCH, TEST_BATCH = 8, 16  # images
 
@@ -130,7 +131,9 @@ class PeerRuns(Runs):
         else:
             trained = student = copy.deepcopy(pruned.model)
         seconds = train(trained, self.cfg, epochs - spent, self.lr, seed)
-        self.finish(name, inputs, dict(ap=self.measure(student), epoch_seconds=seconds))
+        found = dict(ap=self.measure(student), epoch_seconds=seconds)
+        average(student, pruned.model)
+        self.finish(name, inputs, dict(found, averaged_ap=self.measure(student)))
 
     def describe_training(self, row: Row, share: float, seed: int,
                           epochs: int) -> Tuple[str, dict]:
@@ -167,14 +170,17 @@ class PeerRuns(Runs):
         return f'first-{row.first}-{seed}', inputs
 
     def load(self, attention: bool = False) -> Tuple[nn.Module, Config]:
-        """The trained detector, if asked for with attention that has not been trained."""
-        model, cfg = build_detector(self.cfg), self.cfg
+        """The trained detector, if asked for with attention that has not been trained.
+
+        It is where MMEngine trains: on the GPU if there is one.
+        """
+        model, cfg = build_detector(self.cfg).to(find_device()), self.cfg
         load_strictly(model, self.settings['checkpoint'], self.args.config)
         if not attention:
             return model, cfg
         cfg = override(cfg, {'model.type': 'mmgcp.SCADetector',
                              'model.detector_type': cfg.model.type})
-        with_attention = build_detector(cfg)
+        with_attention = build_detector(cfg).to(find_device())
         with_attention.load_state_dict(model.state_dict(), strict=False)
         return with_attention, cfg
 

@@ -8,6 +8,7 @@ import tempfile
 import time
 from typing import List, Sequence
 
+import torch
 import torch.nn as nn
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -65,6 +66,18 @@ def train(model: nn.Module, cfg: Config, epochs: int, lr: float, seed: int,
             cfg=cfg)
         runner.train()
     return clock.seconds
+
+
+@torch.no_grad()
+def average(model: nn.Module, other: nn.Module) -> None:
+    """Replace a model's weights by the means of its own and those of another one.
+
+    Source: arXiv 2109.01903, with the share 1/2 of both, for models before and after a training.
+    """
+    theirs = other.state_dict()
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(theirs[name].to(value), 0.5)
 
 
 class _Clock(Hook):
