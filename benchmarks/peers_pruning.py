@@ -11,6 +11,7 @@ from unittest import mock
 import torch
 import torch.nn as nn
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmgcp.analysis import count_complexity
@@ -188,7 +189,8 @@ def make_mutator(model: nn.Module, mutator: type, unit: str, shape: Sequence[int
         channel_unit_cfg=dict(type=unit), parse_cfg=dict(
             type='ChannelAnalyzer', demo_input=demo, tracer_type='FxTracer'))
     weights = copy.deepcopy(model.state_dict())
-    mutator.prepare_from_supernet(model)
+    with DefaultScope.overwrite_default_scope('mmrazor'):  # which it builds its parts in
+        mutator.prepare_from_supernet(model)
     model.load_state_dict(weights, strict=False)  # its layers are new, with random weights
     return mutator
 
