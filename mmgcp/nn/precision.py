@@ -6,6 +6,9 @@ from typing import Any, Iterator, List, Tuple
 import torch
 from torch import Tensor
 
+# A share of the largest square of an input: added to variances, it makes matrices invertible
+TINY = 1e-12
+
 
 @contextmanager
 def full_precision() -> Iterator[None]:
@@ -47,3 +50,28 @@ def _settings() -> List[Tuple[Any, str, Any]]:
 def at_least_single(tensor: Tensor) -> Tensor:
     """Turn half precision to single precision, to compute statistics; leave others as they are."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def add_products(sums: Tensor, inputs: Tensor, others: Tensor) -> None:
+    """Add the products z y' of samples to sums of them, in place.
+
+    Products of deviations from means are computed in the precision of the samples, all else in
+    double precision: the means cancel later, where there are covariances.
+
+    Args:
+        sums (Tensor): The sums (G, I, O) in double precision.
+        inputs (Tensor): z of S samples, (S, G, I).
+        others (Tensor): y of the samples, (S, G, O).
+    """
+    count = len(inputs)
+    if not count:
+        return
+    totals = [values.sum(0, dtype=torch.double) for values in (inputs, others)]
+    means = [(total / count).to(inputs) for total in totals]
+    deviations = [(values - mean).transpose(0, 1)
+                  for values, mean in zip((inputs, others), means)]
+    # As means m are rounded, the rest of z y' is m_z (sum y)' + (sum z - n m_z) m_y'
+    first, second = (mean.double() for mean in means)
+    sums += deviations[0].transpose(1, 2) @ deviations[1]
+    sums.baddbmm_(first[:, :, None], totals[1][:, None])
+    sums.baddbmm_((totals[0] - count * first)[:, :, None], second[:, None])

@@ -7,10 +7,7 @@ import torch
 from torch import Tensor
 
 from mmgcp.nn.distributed import sum_by_name, sum_over_ranks
-from mmgcp.nn.precision import at_least_single
-
-# Added to the ridge, as a share of the largest square of an input, so that matrices are invertible
-TINY = 1e-12
+from mmgcp.nn.precision import TINY, add_products, at_least_single
 
 
 class _Sums(NamedTuple):
@@ -53,26 +50,12 @@ class LeastSquares:
         self.cross = self.prior.new_zeros(groups, inputs, outputs)
 
     def add(self, inputs: Tensor, targets: Tensor, key: Hashable) -> None:
-        """Add samples: inputs (S, G, I) and targets (S, G, O) with the offset of a key.
-
-        Products of deviations from means are computed in the precision of the samples, all else
-        in double precision.
-        """
+        """Add samples: inputs (S, G, I) and targets (S, G, O) with the offset of a key."""
         count, inputs, targets = len(inputs), at_least_single(inputs), at_least_single(targets)
         sums = _Sums(self.prior.new_tensor(count), inputs.sum(0, dtype=torch.double),
                      targets.sum(0, dtype=torch.double))
-        means = [(total / count).to(inputs) for total in sums[1:]]
-        inputs, targets = ((values - mean).transpose(0, 1)
-                           for values, mean in zip((inputs, targets), means))
-        # The deviations are from rounded means m: sum z y' is that of the products of deviations,
-        # and m_z (sum y)' + (sum z - n m_z) m_y'
-        mean_input = means[0].double()[:, :, None]
-        rest = sums.inputs[:, :, None] - count * mean_input
-        for products, others, mean, total in ((self.gram, inputs, means[0], sums.inputs),
-                                              (self.cross, targets, means[1], sums.targets)):
-            products += inputs.transpose(1, 2) @ others
-            products.baddbmm_(mean_input, total[:, None])
-            products.baddbmm_(rest, mean.double()[:, None])
+        add_products(self.gram, inputs, inputs)
+        add_products(self.cross, inputs, targets)
         self.sums[key] = self.sums[key] + sums if key in self.sums else sums
 
     def solve(self) -> Tuple[Tensor, Dict[Hashable, Tensor]]:

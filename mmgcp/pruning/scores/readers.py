@@ -7,7 +7,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from mmgcp.nn.layers import is_depthwise, num_channels, weight_by_output
-from mmgcp.nn.precision import at_least_single
+from mmgcp.nn.precision import TINY, add_products, at_least_single
 from mmgcp.nn.sampling import Places, as_maps, read_patches
 
 # Taps times channels of a kernel, beyond which taps of a channel are taken as uncorrelated
@@ -71,8 +71,8 @@ class Reader:
         else:
             values = maps[draw(maps)]
         values = at_least_single(values)
-        self.gram += values.T @ values
-        self.total += values.double().sum(0)
+        add_products(self.gram[None], values[:, None], values[:, None])
+        self.total += values.sum(0, dtype=torch.double)
         self.count += len(values)
 
     def see_gradient(self, gradient: Tensor) -> None:
@@ -89,10 +89,11 @@ class Reader:
 
     def begin(self, ridge: float) -> None:
         """Replace the sum of squares by the inverse covariance, with a share added to each."""
-        mean = self.total / self.count
+        mean, largest = self.total / self.count, self.gram.diagonal().max() / self.count
         self.gram = self.gram / self.count - torch.outer(mean, mean)
         diagonal = self.gram.diagonal()
-        diagonal += ridge * diagonal.mean() + 1e-12
+        floor = TINY * largest + 1e-30
+        diagonal += ridge * diagonal.mean() + floor
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(self.gram))
         del self.gram
 

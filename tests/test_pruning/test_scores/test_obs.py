@@ -158,6 +158,39 @@ def scores_of(model, **options):
     return {unit.name: criterion(model, unit)[unit.name] for unit in units}
 
 
+@pytest.mark.parametrize('spread', [1e-3, 1e-5, 0.])
+def test_inputs_that_hardly_vary(spread):
+    """As after a sparse training: their means, which are large, cancel in single precision."""
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Conv2d(5, 4, 1)
+    noise = torch.randn(4, 5, 6, 6, generator=generator, dtype=torch.double)
+    inputs = (100 + spread * noise).float()
+    reader, = make_readers(layer)
+    for batch in inputs.split(2):
+        reader.see(batch, layer(batch), everywhere)
+    reader.see_gradient(torch.ones(1, 4, 6, 6))
+    reader.join(lambda value: value, 4)
+    reader.begin(RIDGE)
+    samples = inputs.double().permute(0, 2, 3, 1).reshape(-1, 5).numpy()
+    covariance = np.cov(samples.T, bias=True)
+    covariance += (RIDGE * covariance.diagonal().mean() + 1e-8) * np.eye(5)
+    expected = ((layer.weight.detach()[:, :, 0, 0].double().numpy()**2).sum(0) * 36
+                / np.linalg.inv(covariance).diagonal())
+    np.testing.assert_allclose(reader.costs().numpy(), expected / 4, rtol=2e-2)
+
+
+def test_inputs_that_are_always_zero():
+    layer = nn.Conv2d(3, 2, 3)
+    reader, = make_readers(layer)
+    reader.see(torch.zeros(1, 3, 5, 5), layer(torch.zeros(1, 3, 5, 5)), everywhere)
+    reader.see_gradient(torch.ones(1, 2, 3, 3))
+    reader.join(lambda value: value, 1)
+    reader.begin(RIDGE)
+    assert (reader.costs() < 1e-20).all()
+    reader.remove(torch.tensor([1]), 'in')
+    assert reader.costs()[[0, 2]].isfinite().all()
+
+
 def test_what_others_can_make_up_for_goes_first():
     model = toy().double().eval()
     before = snapshot(model)
