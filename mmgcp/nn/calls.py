@@ -1,9 +1,24 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The runs of layers, and which normalisation layers (norms) read what the layers emit."""
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import (
+    Any,
+    Callable,
+    Collection,
+    Dict,
+    Hashable,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 
 import torch.nn as nn
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
@@ -92,3 +107,16 @@ def following_norms(model: nn.Module, names: Iterable[str],
         run_on_noise(model, shape)
     return {name: [norm for call in found for norm in call.norms]
             for name, found in calls.items()}
+
+
+def have_own_norms(runs: Mapping[str, Collection[Sequence[Hashable]]],
+                   foreign: Iterable[Hashable]) -> Set[str]:
+    """Return the layers of which each run is followed by norms that follow nothing else.
+
+    By name of the layer, ``runs`` has the norms that follow each kind of its runs. ``foreign``
+    are norms that also read what no layer emits.
+    """
+    uses = Counter(norm for found in runs.values() for norms in set(found) for norm in norms)
+    shared = {*foreign, *(norm for norm, number in uses.items() if number > 1)}
+    return {name for name, found in runs.items()
+            if all(norms and shared.isdisjoint(norms) for norms in found)}

@@ -3,7 +3,13 @@ import torch
 import torch.nn as nn
 from pruning_samples import Block, Toy
 
-from mmgcp.nn.calls import following_norms, producer_of, recording_calls, set_producer
+from mmgcp.nn.calls import (
+    following_norms,
+    have_own_norms,
+    producer_of,
+    recording_calls,
+    set_producer,
+)
 
 
 def conv():
@@ -50,3 +56,9 @@ def test_calls_have_their_notes_and_norms():
     assert [call.note for call in calls['a']] == [
         ((1, 3, size, size), (1, 3, size, size)) for size in (4, 4, 4, 8, 8, 8)]
     assert len(seen) == 10 and calls.foreign == {'two'}
+
+
+def test_layers_with_norms_of_their_own():
+    runs = dict(plain=[('a', )], levels=[('b', ), ('c', 'd'), ('b', )], sometimes=[('e', ), ()],
+                one=[('f', )], other=[('f', )], foreign=[('g', )], unused=[])
+    assert have_own_norms(runs, {'g'}) == {'plain', 'levels', 'unused'}

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from mmgcp.nn.precision import at_least_single, full_precision
+from mmgcp.nn.precision import add_products, at_least_single, full_precision
 
 CUDNN, MATMUL = torch.backends.cudnn, torch.backends.cuda.matmul
 
@@ -79,3 +79,18 @@ def test_at_least_single():
     for given, expected in ((torch.half, torch.float), (torch.bfloat16, torch.float),
                             (torch.float, torch.float), (torch.double, torch.double)):
         assert at_least_single(torch.ones(1, dtype=given)).dtype == expected
+
+
+def test_products_of_single_precision_keep_covariances():
+    """Of values that are 10,000 times as large as their deviations."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, others = (1e4 + torch.randn(300, 2, 3, generator=generator) for _ in range(2))
+    sums = torch.zeros(2, 3, 3, dtype=torch.double)
+    for part, other in zip(inputs.split(100), others.split(100)):
+        add_products(sums, part, other)
+    add_products(sums, inputs[:0], others[:0])
+    inputs, others = inputs.double().transpose(0, 1), others.double().transpose(0, 1)
+    exact = inputs.transpose(1, 2) @ others
+    torch.testing.assert_close(sums, exact, rtol=1e-12, atol=0)
+    means = 300 * inputs.mean(1)[:, :, None] * others.mean(1)[:, None]
+    torch.testing.assert_close(sums - means, exact - means, rtol=0, atol=2e-4)

@@ -7,7 +7,6 @@ its original outputs from its new inputs best (asymmetric reconstruction, `arXiv
 <https://arxiv.org/abs/1707.06168>`_): what earlier layers could not restore, later ones make up
 for. The offset goes to the running mean of the BatchNorms that follow, or to the bias.
 """
-from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Dict, Hashable, Iterable, Iterator, List, Sequence, Set, Tuple
@@ -17,7 +16,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from mmgcp.errors import PruningError
-from mmgcp.nn.calls import Call, recording_calls
+from mmgcp.nn.calls import Call, have_own_norms, recording_calls
 from mmgcp.nn.forward import random_image, run_as_tensors, run_on_noise
 from mmgcp.nn.hooks import on_inputs
 from mmgcp.nn.layers import WEIGHT_TYPES
@@ -162,12 +161,7 @@ def _find_absorbers(model: nn.Module, readers: Set[str],
         run_on_noise(model, shape)
     first = next((number for number, name in enumerate(order) if name in readers), len(order))
     norms = {name: [tuple(call.norms) for call in found] for name, found in calls.items()}
-    uses = Counter(norm for found in norms.values() for run in set(found) for norm in run)
-    shared = {*calls.foreign, *(norm for norm, number in uses.items() if number > 1)}
-    keys = {}
-    for name in dict.fromkeys(order[first:]):
-        found = norms[name]
-        if not all(run and shared.isdisjoint(run) for run in found):
-            found = [None if model.get_submodule(name).bias is None else ()] * len(found)
-        keys[name] = found
-    return keys
+    own = have_own_norms(norms, calls.foreign)
+    return {name: norms[name] if name in own
+            else [None if model.get_submodule(name).bias is None else ()] * len(norms[name])
+            for name in dict.fromkeys(order[first:])}

@@ -1,6 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Statistics of input channels of layers over any number of images."""
-from collections import Counter
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any, Dict, Iterable, Tuple
@@ -12,7 +11,7 @@ from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
 
 from mmgcp.errors import PruningError
-from mmgcp.nn.calls import recording_calls
+from mmgcp.nn.calls import have_own_norms, recording_calls
 from mmgcp.nn.distributed import gather_over_ranks, sum_by_name, total_over_ranks
 from mmgcp.nn.forward import ShortRuns
 from mmgcp.nn.layers import WEIGHT_TYPES, is_depthwise
@@ -105,7 +104,10 @@ def measure_inputs(model: nn.Module, channels: Dict[str, Tensor],
     joined: InputStatistics = {}
     for (name, norms), item in _sum_over_ranks(measured, like.device).items():
         joined.setdefault(name, {})[tuple(map(model.get_submodule, norms))] = item
-    return _without_shared_norms(joined, map(model.get_submodule, foreign))
+    own = have_own_norms(joined, map(model.get_submodule, foreign))
+    return {name: entries if name in own
+            else {(): reduce(ChannelStatistics.__add__, entries.values())}
+            for name, entries in joined.items()}
 
 
 def _sum_over_ranks(measured: Dict[Any, ChannelStatistics],
@@ -115,15 +117,3 @@ def _sum_over_ranks(measured: Dict[Any, ChannelStatistics],
         return measured
     totals = sum_by_name({key: item.to(torch.device('cpu')) for key, item in measured.items()})
     return {key: item.to(device) for key, item in totals.items()}
-
-
-def _without_shared_norms(measured: InputStatistics,
-                          foreign: Iterable[_BatchNorm]) -> InputStatistics:
-    """Join the runs of layers that are not always followed by BatchNorms of their own."""
-    uses = Counter(norm for entries in measured.values() for norms in entries for norm in norms)
-    shared = {*foreign, *(norm for norm, number in uses.items() if number > 1)}
-    return {
-        name: entries if all(norms and shared.isdisjoint(norms) for norms in entries)
-        else {(): reduce(ChannelStatistics.__add__, entries.values())}
-        for name, entries in measured.items()
-    }
