@@ -46,7 +46,7 @@ def average_precision(model: nn.Module, batches: Iterable[Batch]) -> float:
                                instances.scores)
     images, objects, found = ([row for part in gather_over_ranks(rows) for row in part]
                               for rows in (images, objects, found))
-    return _evaluate(images, objects, found) if objects and found else 0.
+    return _evaluate(images, objects, found)
 
 
 def _samples(images: Tensor) -> List[DetDataSample]:
@@ -82,17 +82,23 @@ def _rows(image: str, boxes: Tensor, labels: Tensor, scores: Tensor = None) -> L
 
 
 def _evaluate(images: List[Dict], objects: List[Dict], found: List[Dict]) -> float:
-    """Return the average precision of detections."""
+    """Return the average precision of detections, of the classes that objects have."""
+    categories = {row['category_id'] for row in objects}
+    found = [row for row in found if row['category_id'] in categories]
+    if not found:
+        return 0.
     for number, row in enumerate(objects, 1):
         row['id'] = number
     truth = COCO()
-    categories = {row['category_id'] for row in objects}
     truth.dataset = dict(images=images, annotations=objects,
                          categories=[dict(id=category) for category in sorted(categories)])
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(found), 'bbox')
+        # Of the ranges of areas and the numbers of detections only those of AP
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ['all']
+        evaluation.params.maxDets = [100]
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
-    return max(0., float(evaluation.stats[0]))
+    precision = evaluation.eval['precision']
+    return float(precision[precision >= 0].mean())
