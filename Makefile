@@ -2,6 +2,7 @@
 # make test       runs the tests that are not marked as slow: about 10 minutes on 2 cores
 # make test-all   runs all tests
 # make lint       runs ruff
+# make docs       builds the documentation, docs/_build/index.html
 # Each makes .venv first, if it is missing (make env).
 
 SHELL := /bin/bash
@@ -22,7 +23,7 @@ export OMP_NUM_THREADS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n > 
 # More arguments of tools/compress.py, as ARGS='--target-params 0.5'
 ARGS ?=
 
-.PHONY: env demo test test-all lint
+.PHONY: env demo test test-all lint docs
 
 env:
 	@tools/environment/make_env.sh .venv
@@ -45,3 +46,9 @@ test-all: env
 
 lint: env
 	@$(VENV_PYTHON) -m ruff check .
+
+docs: env
+	@$(VENV_PYTHON) -c 'import furo, myst_parser, sphinx' 2>/dev/null || \
+		$(VENV_PYTHON) -m pip install -q -r requirements/docs.txt
+	@$(VENV_PYTHON) -m sphinx -q -W --keep-going -b html docs docs/_build
+	@echo docs/_build/index.html

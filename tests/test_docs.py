@@ -1,6 +1,8 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """What the documentation says that can be compared with the code."""
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,15 @@ def test_paths_through_the_code(title, most):
     assert all((ROOT / name).is_file() for name in files)
     numbers = [int(number) for number in re.findall(r'^\| (\d+) \|', section, re.M)]
     assert numbers == list(range(1, len(files) + 1))
+
+
+@pytest.mark.slow
+def test_site_is_built_without_a_warning(tmp_path):
+    for package in ('sphinx', 'myst_parser', 'furo'):  # requirements/docs.txt
+        pytest.importorskip(package)
+    done = subprocess.run(
+        [sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html',
+         '-d', str(tmp_path / 'doctrees'), str(ROOT / 'docs'), str(tmp_path / 'site')],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    assert 'target_flops' in (tmp_path / 'site' / 'api' / 'pruning.html').read_text()
