@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from mmengine.config import ConfigDict
+from mmengine.structures import InstanceData
 from yolov4_samples import build, yolov4
 
 from mmgcp.deployment.check import (
@@ -96,7 +97,8 @@ def test_nothing_but_equal_scores(detector, images, answers, monkeypatch):
     found = predict(detector, images, ConfigDict(dict(detector.bbox_head.test_cfg, max_per_img=20)))
     for item in found:
         item.scores = torch.full_like(item.scores, 0.5)
-    monkeypatch.setattr('mmgcp.deployment.check.predict', lambda *args: found)
+    monkeypatch.setattr('mmgcp.deployment.check.predict',
+                        lambda detector, images, test_cfg: found[:len(images)])
     answers['scores'][:] = 0.5
     answers['boxes'][:] = 3.
     assert compare(detector, images, answers) == 0
@@ -126,3 +128,26 @@ def test_threshold_with_which_something_is_found(detector, images):
     test_cfg.score_thr = lower
     assert 0 < lower < 0.999
     assert all(len(item.scores) for item in predict(detector, images, test_cfg))
+
+
+@pytest.mark.parametrize('change, allowed', [
+    (lambda boxes, scores, labels: None, True),
+    (lambda boxes, scores, labels: boxes[0].add_(3), False),  # is not among the candidates
+    (lambda boxes, scores, labels: labels[0].add_(1), False),
+    (lambda boxes, scores, labels: scores[0].add_(0.01), False)])
+def test_others_may_be_chosen_where_scores_tie(monkeypatch, detector, images, change, allowed):
+    """Of two pairs of boxes that overlap, the file has those that are worse by rounding."""
+    boxes = torch.tensor([[0., 0., 20., 20.], [30., 30., 50., 50.], [2., 0., 22., 20.],
+                          [32., 30., 52., 50.]])
+    scores, labels = torch.tensor([0.5, 0.4, 0.5 - 1e-6, 0.4 - 1e-6]), torch.tensor([1, 2, 1, 2])
+
+    def fake_predict(_, given, test_cfg):
+        best = [0, 1] if test_cfg.nms.iou_threshold < 1 else [0, 1, 2, 3]
+        return [InstanceData(bboxes=boxes[best], scores=scores[best], labels=labels[best])
+                for _ in given]
+
+    monkeypatch.setattr('mmgcp.deployment.check.predict', fake_predict)
+    found = [value[2:].clone() for value in (boxes, scores, labels)]
+    change(*found)
+    answer = {name: value[None] for name, value in zip(('boxes', 'scores', 'labels'), found)}
+    assert (compare(detector, images[:1], answer) < 1e-5) == allowed
