@@ -1,10 +1,13 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
+MIM = ('configs', 'tools', 'model-index.yml')  # what OpenMMLab's packages carry as PACKAGE/.mim
 
 
 def read(name):
@@ -14,6 +17,25 @@ def read(name):
 def read_requirements(name):
     lines = read(f'requirements/{name}.txt').splitlines()
     return [line for line in lines if line and not line.startswith('#')]
+
+
+class BuildWithMim(build_py):
+    """Takes configs and tools along; where the package is used in place, as links to them."""
+
+    def run(self):
+        super().run()
+        in_place = getattr(self, 'editable_mode', False)
+        folder = (ROOT if in_place else Path(self.build_lib)) / 'mmgcp' / '.mim'
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for name in MIM:
+            if in_place:
+                (folder / name).symlink_to(Path('../..') / name)
+            elif (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, folder / name,
+                                ignore=shutil.ignore_patterns('__pycache__'))
+            else:
+                shutil.copy(ROOT / name, folder / name)
 
 
 # requirements/runtime.txt says why torch and the OpenMMLab packages are not required
@@ -26,6 +48,11 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmgcp', 'mmgcp.*']),
+    package_data=dict(mmgcp=['py.typed']),
+    cmdclass=dict(build_py=BuildWithMim),
+    entry_points=dict(console_scripts=[
+        f'mmgcp-{tool} = mmgcp.console:main'
+        for tool in ('compress', 'export', 'prune', 'test', 'train')]),
     python_requires='>=3.8',
     install_requires=read_requirements('runtime'),
     extras_require={name: read_requirements(name) for name in ('pruning', 'deployment', 'tests')},
