@@ -2,8 +2,9 @@
 """How much depends on each layer group: measured by pruning it alone."""
 import math
 import numbers
+import warnings
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Sequence
+from typing import Any, Callable, Dict, Optional, Sequence
 
 import torch
 import torch.nn as nn
@@ -40,15 +41,22 @@ class Sensitivity:
 def measure_sensitivity(model: nn.Module, selection: Selection, groups: Sequence[LayerGroup],
                         by_position: bool, evaluate: Callable[[nn.Module], float],
                         compensate: Callable[[Dict[str, Tensor]], Any],
-                        progress: Progress) -> Sensitivity:
+                        progress: Progress, least: float = -math.inf) -> Optional[Sensitivity]:
     """Prune each group alone, compensate, and evaluate; the model is left as it was.
 
     A drop is for squared scores, or for channels if the scores of the selection are positions.
+    With a metric below ``least`` drops would tell nothing, and there is a warning and no result.
     """
     shares = (POSITION, ) if by_position else SHARES
     steps = 1 + len(groups) * len(shares)
     progress('sensitivity', 0, steps)
     baseline = _finite(evaluate(model), 'the unpruned detector')
+    if baseline < least:
+        warnings.warn(f'the detector has a metric of {baseline:.3f} on the calibration images: too '
+                      'little to measure what depends on which layer group, so all lose the same '
+                      'share', stacklevel=2)
+        progress('sensitivity', steps, steps)
+        return None
     metrics: Dict[str, Dict[float, float]] = {}
     costs: Dict[str, float] = {}
     for group in groups:

@@ -1,5 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """What is to be pruned, and how that is decided: in one go, or as other strategies do."""
+import math
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial, singledispatch
 from typing import Dict, Iterable, List, Optional, Sequence, Tuple
@@ -31,6 +32,8 @@ from .units import ChannelUnit, LayerGroup
 
 # Images that compensation has while sensitivities are measured
 MEASURED_BATCHES = 4
+# With a lower average precision on the batches a detector has not learnt enough to measure them
+LEAST_PRECISION = 0.05
 
 
 @dataclass(frozen=True)
@@ -170,15 +173,15 @@ def _measure(task: PruningTask, selection: Selection, groups: Sequence[LayerGrou
     The metric is the one that is given, or for the allocation 'measured' the average precision
     on the batches. Compensation for it has to do with a few of the images.
     """
-    options, evaluate = task.options, task.options.evaluate
+    options, evaluate, least = task.options, task.options.evaluate, -math.inf
     groups = [group for group in groups if group.ratio is None and group.threshold is None]
     if evaluate is None and allocation == 'measured' and options.batches is not None:
-        evaluate = partial(_precision_on, options.batches)
+        evaluate, least = partial(_precision_on, options.batches), LEAST_PRECISION
     if evaluate is None or not task.budget or len(groups) < 2:
         return None
     images = options.calibration and first_items(options.calibration, MEASURED_BATCHES)
     return measure_sensitivity(task.model, selection, groups, allocation != 'global', evaluate,
-                               task.compensator(images), options.progress)
+                               task.compensator(images), options.progress, least)
 
 
 def _precision_on(batches: Iterable[Batch], model: nn.Module) -> float:

@@ -110,3 +110,23 @@ def test_predictions_that_fail():
               batches=make_batches(2), calibration=[batch.images for batch in make_batches(2)],
               input_shape=SHAPE)
     assert_as_before(model, before)
+
+
+def test_a_detector_that_has_learnt_nothing(monkeypatch):
+    """What depends on which group cannot be measured then, and all lose the same share."""
+    def plan(**options):
+        model = randomise(LossToy(lambda net, x: net.pred(net.b(net.a(x))), a=Block(3, 40, 3),
+                                  b=Block(40, 30), pred=nn.Conv2d(30, 2, 1)))
+        batches = make_batches(2)
+        return prune(model, [dict(name=name, modules=[name]) for name in 'ab'], target_flops=0.7,
+                     batches=batches, calibration=[batch.images for batch in batches],
+                     input_shape=SHAPE, round_to=2, **options).plan
+
+    monkeypatch.setattr('mmgcp.pruning.strategy.average_precision', lambda *_: 0.049)
+    with pytest.warns(UserWarning, match='a metric of 0.049 on the calibration images: too little'):
+        measured = plan(allocation='measured')
+    equal = plan(allocation='uniform')
+    assert [unit.removed for unit in measured.units] == [unit.removed for unit in equal.units]
+    assert measured.options['sensitivity'] is None
+    monkeypatch.setattr('mmgcp.pruning.strategy.average_precision', lambda *_: 0.051)
+    assert plan(allocation='measured').options['sensitivity'] is not None
