@@ -10,21 +10,26 @@ runs that take turns, on one image of noise and random weights:
   and with stride 4 pruned. There the masks are replaced by ones that keep random squares.
 
 How many tiles a trained detector computes depends on its images and on tau:
-``--config CONFIG --checkpoint CHECKPOINT`` measures that instead, with the accuracy, on the
-config's test images.
+``--config CONFIG --checkpoint CHECKPOINT`` measures that instead, with the accuracy on the config's
+validation images, or on ``--val``. A detector without masks gets some, which are fitted to its
+features on ``--train`` with all its weights fixed (``--fit-masks STEPS``).
 """
 import argparse
 import statistics
 import time
-from typing import Callable, Dict, List, Sequence
+from dataclasses import replace
+from typing import Callable, Dict, List, Sequence, Tuple
 
 import torch
 import torch.nn as nn
+from mmengine.config import Config
+from peers_data import images, with_test_data, with_training_data
 from prune_speed import ROOT, _markdown, describe_machine
 
-from mmgcp.datasets.calibration import evaluate
+from mmgcp.datasets.calibration import calibration_batches, evaluate
 from mmgcp.nn.forward import random_image
 from mmgcp.spatial import SpatialInference, find_inference
+from mmgcp.spatial.masks import batch_boxes, mask_loss
 from mmgcp.spatial.tiles import active_places
 from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.cli import run_tool
@@ -49,10 +54,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--size', type=int, default=640, help='side of the image in pixels')
     parser.add_argument('--runs', type=int, default=15, help='runs of each kind')
     parser.add_argument('--shares', type=float, nargs='+', default=list(SHARES))
-    parser.add_argument('--config', help='config with mmgcp.SpatialPruner, to be measured by tau')
+    parser.add_argument('--config', help='config of a detector that is measured by tau')
     parser.add_argument('--checkpoint')
     parser.add_argument('--taus', type=float, nargs='+', default=list(TAUS))
-    parser.add_argument('--images', type=int, default=200, help='images for --config')
+    parser.add_argument('--train', type=images, metavar='ANNOTATIONS:FOLDER',
+                        help="in COCO's format, to fit masks on")
+    parser.add_argument('--val', type=images, metavar='ANNOTATIONS:FOLDER')
+    parser.add_argument('--fit-masks', type=int, default=0, metavar='STEPS')
+    parser.add_argument('--levels', type=int, nargs='+', help='strides; default: the finest one')
     return parser.parse_args()
 
 
@@ -125,26 +134,57 @@ def time_detectors(models: Sequence[nn.Module], args: argparse.Namespace) -> Dic
     return interleaved(functions, args.runs)
 
 
-def measure_by_tau(args: argparse.Namespace) -> None:
-    """Print accuracy and shares of a trained detector by tau."""
-    rows = []
-    for tau in args.taus:
-        cfg = load_config(args.config, {'model.spatial_cfg.tau': tau})
-        model = build_detector(cfg).eval()
-        load_strictly(model, args.checkpoint, args.config)
-        inference, shares = find_inference(model), []
-        predict = model.predict
+def fit_masks(model: nn.Module, cfg: Config, steps: int) -> None:
+    """Fit the masks alone to the features of training images, by Adam on all of them at once."""
+    inference, seen = find_inference(model), []
+    levels = len(inference.strides)
+    with torch.no_grad():
+        for batch in calibration_batches(cfg, model.eval(), 1000):
+            seen.append((model.extract_feat(batch.images)[1:levels],
+                         batch_boxes(batch.data_samples)))
+    optimizer = torch.optim.Adam(inference.masks.parameters(), lr=0.01)
+    for _ in range(steps):
+        loss = sum(mask_loss([inference.masks.logits(stride, map_) for stride, map_ in
+                              zip(inference.strides[1:], maps)], boxes, inference.strides,
+                             inference.settings) for maps, boxes in seen)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
 
-        def counted(*inputs, predict=predict, inference=inference, shares=shares, **kwargs):
+
+def load_with_masks(args: argparse.Namespace) -> Tuple[nn.Module, Config]:
+    """Load the detector to be measured, with masks."""
+    cfg = load_config(args.config)
+    if cfg.model.type != 'mmgcp.SpatialPruner':
+        cfg.model = dict(cfg.model, type='mmgcp.SpatialPruner', detector_type=cfg.model.type,
+                         spatial_cfg=dict(levels=args.levels))
+    model = build_detector(cfg)
+    load_strictly(model, args.checkpoint, args.config)
+    if args.fit_masks:
+        source = [args.train] if args.train else None
+        fit_masks(model, with_training_data(cfg, source, args.size, 8, False), args.fit_masks)
+    return model.eval(), with_test_data(cfg, args.val, args.size, 8) if args.val else cfg
+
+
+def measure_by_tau(args: argparse.Namespace) -> None:
+    """Print accuracy and shares of a detector by tau."""
+    model, cfg = load_with_masks(args)
+    inference, predict, rows = find_inference(model), model.predict, []
+    for tau in args.taus:
+        inference.settings = replace(inference.settings, tau=tau, dense_above=1.)
+        shares: List[Tuple[float, float]] = []
+
+        def counted(*inputs, shares=shares, **kwargs):
             samples = predict(*inputs, **kwargs)
             stride = inference.strides[0]
             shares.append((inference.kept[stride], inference.computed[stride]))
             return samples
 
         model.predict = counted
-        metric, value = evaluate(model, cfg, num_images=args.images)
+        metric, value = evaluate(model, cfg)
         kept, computed = (statistics.mean(values) for values in zip(*shares))
         rows.append([f'{tau:g}', f'{value:.3f}', f'{kept:.1%}', f'{computed:.1%}'])
+        print(rows[-1], flush=True)
     print('\n'.join(_markdown([['tau', metric, 'cells kept', 'tiles computed'], *rows])))
 
 

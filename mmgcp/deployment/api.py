@@ -110,9 +110,9 @@ def _check_request(options: ExportOptions, path: Path, shape: Sequence[int],
     if not path.parent.is_dir():
         raise UserError(f'there is no folder {path.parent}')
     if find_inference(model) is not None:
-        raise UserError('which cells a detector of mmgcp.SpatialPruner computes depends on the '
-                        'image, which no exported file can express: export it by the config of '
-                        'the dense detector, which the checkpoint fits')
+        raise UserError('a detector of mmgcp.SpatialPruner is not exported, because what it '
+                        'computes depends on the image: export it by the config of the dense '
+                        'detector, which its checkpoint fits')
     RawPredictions(model)
     if options.nms:
         Detections(model)

@@ -79,10 +79,7 @@ class LevelLayers:
         if not halo:
             return self(tiles)
         within = inside(places, tile, halo, size[1:])
-        if within.all():
-            outputs = self(tiles)
-        else:
-            outputs = self._run_at_border(tiles, within)
+        outputs = self(tiles) if within.all() else self._run_at_border(tiles, within)
         return [kind[:, :, halo:-halo, halo:-halo] for kind in outputs]
 
     def _run_at_border(self, tiles: Sequence[Tensor], within: Tensor) -> List[Tensor]:

@@ -60,8 +60,9 @@ def test_loss():
     p = 1 / (1 + math.exp(-1))
     kept, dropped = -0.25 * (1 - p)**2 * math.log(p), -0.75 * p**2 * math.log(1 - p)
     first = (kept + 31 * dropped) / 32
+    # The centres of both boxes are in a cell of their own
     kept, dropped = -0.25 * p**2 * math.log(1 - p), -0.75 * (1 - p)**2 * math.log(p)
-    second = (2 * kept + 6 * dropped) / 8  # both boxes have their centres in a cell (0, 0) or (1, 1)
+    second = (2 * kept + 6 * dropped) / 8
     found = mask_loss(logits, boxes, [4, 8, 16], settings)
     assert math.isclose(float(found), 0.5 * 2 * (first + second) / 2, rel_tol=1e-5)
 
