@@ -33,7 +33,7 @@ from mmgcp.spatial.masks import batch_boxes, mask_loss
 from mmgcp.spatial.tiles import active_places
 from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.cli import run_tool
-from mmgcp.utils.config import build_detector, load_config
+from mmgcp.utils.config import build_detector, image_size, load_config
 
 CONFIGS = dict(
     yolov5=('yolov5/yolov5_n-v61_fast_1xb16-60e_voc-320.py',
@@ -51,7 +51,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--detectors', nargs='+', choices=list(CONFIGS), default=list(CONFIGS))
-    parser.add_argument('--size', type=int, default=640, help='side of the image in pixels')
+    parser.add_argument('--size', type=int, help='side of the image in pixels; default: 640, and '
+                        'that of its test images for --config')
     parser.add_argument('--runs', type=int, default=15, help='runs of each kind')
     parser.add_argument('--shares', type=float, nargs='+', default=list(SHARES))
     parser.add_argument('--config', help='config of a detector that is measured by tau')
@@ -160,10 +161,11 @@ def load_with_masks(args: argparse.Namespace) -> Tuple[nn.Module, Config]:
                          spatial_cfg=dict(levels=args.levels))
     model = build_detector(cfg)
     load_strictly(model, args.checkpoint, args.config)
+    size = args.size or image_size(cfg)[0]
     if args.fit_masks:
         source = [args.train] if args.train else None
-        fit_masks(model, with_training_data(cfg, source, args.size, 8, False), args.fit_masks)
-    return model.eval(), with_test_data(cfg, args.val, args.size, 8) if args.val else cfg
+        fit_masks(model, with_training_data(cfg, source, size, 8, False), args.fit_masks)
+    return model.eval(), with_test_data(cfg, args.val, size, 8)
 
 
 def measure_by_tau(args: argparse.Namespace) -> None:
@@ -196,6 +198,7 @@ def main() -> None:
     if args.config:
         measure_by_tau(args)
         return
+    args.size = args.size or 640
     for name in args.detectors:
         torch.manual_seed(0)
         models = [build_detector(load_config(str(ROOT / 'configs' / path))).eval()

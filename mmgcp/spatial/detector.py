@@ -78,7 +78,8 @@ def SpatialPruner(detector_type: str, spatial_cfg: Optional[dict] = None,  # noq
                           inputs if level == 0 else [(channels[level], 1)],
                           settings.tile, f'the level of stride {strides[level]}')
               for level in range(number)]
-    masks = SpatialMasks({strides[level]: channels[level] for level in range(1, number + 1)})
+    with torch.random.fork_rng(devices=[]):  # the weights drawn later are those of the detector
+        masks = SpatialMasks({strides[level]: channels[level] for level in range(1, number + 1)})
     SpatialInference(model, masks, layers, strides[:number + 1], _score_kinds(model),
                      settings).insert()
     return model

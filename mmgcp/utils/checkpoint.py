@@ -126,16 +126,16 @@ def _compare(state: Dict[str, Tensor], expected: Dict[str, Tensor]) -> Dict[str,
 
 def _leave_masks_out(wrong: Dict[str, List[str]], path: str, model_name: str) -> List[str]:
     """Drop mask convolutions from what is missing and unexpected, in place; say which were."""
-    texts = dict(missing=f'{path} has no mask convolutions (spatial_masks), which are not trained '
-                 'then and keep nearly all cells',
-                 unexpected=f'the mask convolutions (spatial_masks) of {path} are not used: '
-                 f'{model_name} prunes no cells')
+    texts = dict(missing='are not in {path}: they are not trained, and keep nearly all cells',
+                 unexpected='of {path} are not used: {model} does not prune the cells they decide on')
     lines = []
     for kind, text in texts.items():
         masks = [key for key in wrong[kind] if key.startswith(MASKS_PREFIX)]
         if masks:
             wrong[kind] = [key for key in wrong[kind] if key not in masks]
-            lines.append(text)
+            names = ', '.join(dict.fromkeys(key.rpartition('.')[0] for key in masks))
+            lines.append(f'the mask convolutions {names} '
+                         + text.format(path=path, model=model_name))
     return lines
 
 

@@ -218,16 +218,25 @@ def test_left_as_it_was_after_an_error(model):
     assert 'forward' not in vars(model.neck.finer)
 
 
-def test_everything_but_predicting_is_dense(model):
-    plain = copy.deepcopy(model)
-    set_masks(plain, False)
+@pytest.mark.parametrize('name', ['yolov4', 'yolov5'])
+def test_everything_but_predicting_is_dense(name):
+    """As of the detector without a pruner, whatever the masks say."""
+    plain = build(p2_config(name))
+    model = build(with_pruner(p2_config(name), levels=[4, 8], tau=0.5))
+    model.load_state_dict(plain.state_dict(), strict=False)
     inputs = images(1, 64, 64)
-    for maps, others in zip(model.extract_feat(inputs), plain.extract_feat(inputs)):
-        assert torch.equal(maps, others)
-    plain.train()
-    with torch.no_grad(), find_inference(plain).pruning():
-        outputs = plain(inputs, mode='tensor')
-    assert all((kind[0] > -1e3).all() for kind in outputs)
+    assert not same(raw(model, inputs), dense(plain, inputs))
+    assert same(dense(model, inputs), dense(plain, inputs))
+    assert same([model.extract_feat(inputs)], [plain.extract_feat(inputs)])
+    with torch.no_grad():
+        outputs = model.train()(inputs, mode='tensor')
+        assert same(raw(model, inputs), outputs)
+        assert same(outputs, plain.train()(inputs, mode='tensor'))
+
+
+def same(outputs, expected):
+    return all(torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+               for new, old in zip(outputs, expected) for a, b in zip(new, old))
 
 
 OTHERS = slow_except(['yolov8-n'], ['yolov8-n', 'yolov6-n', 'yolov7-tiny', 'yolox-nano',

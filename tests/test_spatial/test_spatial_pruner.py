@@ -54,6 +54,18 @@ def test_an_ordinary_detector(pair):
     assert set(dense.state_dict()) <= set(pruned.state_dict())
 
 
+def test_same_initial_weights(name):
+    """With the same seed, as if there were no pruner."""
+    weights = []
+    for cfg in (p2_config(name), with_pruner(p2_config(name))):
+        torch.manual_seed(0)
+        model = build_detector(cfg)
+        model.init_weights()
+        weights.append({key: value for key, value in model.state_dict().items()
+                        if not key.startswith('spatial_masks')})
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
 def test_losses(pair):
     """They are those of the dense detector and, as worked out here, that of the masks."""
     dense, pruned = pair
@@ -118,16 +130,28 @@ def test_checkpoints_in_both_directions(pair, tmp_path, capsys):
     paths = [save(model, tmp_path / f'{number}.pth') for number, model in enumerate(pair)]
     torch.nn.init.zeros_(dense.neck.finer.reduce.conv.weight)
     load_strictly(dense, paths[1], 'dense.py')
-    assert 'not used: dense.py prunes no cells' in capsys.readouterr().out
+    assert ('spatial_masks.8, spatial_masks.16 of ' + paths[1] + ' are not used: dense.py '
+            in capsys.readouterr().out)
     assert torch.equal(dense.neck.finer.reduce.conv.weight, pruned.neck.finer.reduce.conv.weight)
     before = pruned.spatial_masks['8'].weight.clone()
     torch.nn.init.zeros_(pruned.neck.finer.reduce.conv.weight)
     load_strictly(pruned, paths[0])
-    assert 'has no mask convolutions' in capsys.readouterr().out
+    assert ('the mask convolutions spatial_masks.8, spatial_masks.16 are not in ' + paths[0]
+            in capsys.readouterr().out)
     assert torch.equal(pruned.neck.finer.reduce.conv.weight, dense.neck.finer.reduce.conv.weight)
     assert torch.equal(pruned.spatial_masks['8'].weight, before)
     load_strictly(pruned, paths[1])
     assert capsys.readouterr().out == ''
+
+
+def test_checkpoint_of_more_levels(pair, name, tmp_path, capsys):
+    path = save(pair[1], tmp_path / 'a.pth')
+    fewer = build_detector(with_pruner(p2_config(name), levels=[4]))
+    load_strictly(fewer, path)
+    assert 'convolutions spatial_masks.16 of ' in capsys.readouterr().out
+    assert torch.equal(fewer.spatial_masks['8'].weight, pair[1].spatial_masks['8'].weight)
+    load_strictly(pair[1], save(fewer, tmp_path / 'b.pth'))
+    assert 'convolutions spatial_masks.16 are not in ' in capsys.readouterr().out
 
 
 def test_nothing_else_may_be_missing(pair, tmp_path):
@@ -237,7 +261,7 @@ def test_tools(demo_root, tmp_path):
         result = run_here('test.py', config, tmp_path / 'out/epoch_1.pth', '--work-dir',
                           tmp_path / f'test-{config.stem}', *options)
         assert result.returncode == 0, result.stderr
-    assert 'prunes no cells' in result.stdout
+    assert 'are not used' in result.stdout
     found, dense = (json.loads((tmp_path / f'test-{name}/metrics.json').read_text())
                     for name in ('small', 'dense'))
     assert found['pascal_voc/mAP'] == pytest.approx(dense['pascal_voc/mAP'], abs=1e-6)
