@@ -62,6 +62,7 @@ def parse_args() -> argparse.Namespace:
                         help="in COCO's format, to fit masks on")
     parser.add_argument('--val', type=images, metavar='ANNOTATIONS:FOLDER')
     parser.add_argument('--fit-masks', type=int, default=0, metavar='STEPS')
+    parser.add_argument('--metric', help="such as coco/bbox_mAP_s; default: the config's first mAP")
     parser.add_argument('--levels', type=int, nargs='+', help='strides; default: the finest one')
     return parser.parse_args()
 
@@ -159,6 +160,7 @@ def load_with_masks(args: argparse.Namespace) -> Tuple[nn.Module, Config]:
     if cfg.model.type != 'mmgcp.SpatialPruner':
         cfg.model = dict(cfg.model, type='mmgcp.SpatialPruner', detector_type=cfg.model.type,
                          spatial_cfg=dict(levels=args.levels))
+    torch.manual_seed(0)
     model = build_detector(cfg)
     load_strictly(model, args.checkpoint, args.config)
     size = args.size or image_size(cfg)[0]
@@ -183,7 +185,7 @@ def measure_by_tau(args: argparse.Namespace) -> None:
             return samples
 
         model.predict = counted
-        metric, value = evaluate(model, cfg)
+        metric, value = evaluate(model, cfg, args.metric)
         kept, computed = (statistics.mean(values) for values in zip(*shares))
         rows.append([f'{tau:g}', f'{value:.3f}', f'{kept:.1%}', f'{computed:.1%}'])
         print(rows[-1], flush=True)

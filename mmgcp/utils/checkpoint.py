@@ -127,7 +127,7 @@ def _compare(state: Dict[str, Tensor], expected: Dict[str, Tensor]) -> Dict[str,
 def _leave_masks_out(wrong: Dict[str, List[str]], path: str, model_name: str) -> List[str]:
     """Drop mask convolutions from what is missing and unexpected, in place; say which were."""
     texts = dict(missing='are not in {path}: they are not trained, and keep nearly all cells',
-                 unexpected='of {path} are not used: {model} does not prune the cells they decide on')
+                 unexpected='of {path} are not used: {model} does not prune what they decide')
     lines = []
     for kind, text in texts.items():
         masks = [key for key in wrong[kind] if key.startswith(MASKS_PREFIX)]
