@@ -40,7 +40,7 @@ class SpatialInference:
 
     Attributes:
         kept (dict[int, float]): Share of the cells that the last prediction kept, by stride.
-        computed (dict[int, float]): Share of the tiles that it computed, by stride.
+        computed (dict[int, float]): Share of the tiles with kept cells, by stride.
     """
 
     def __init__(self, detector: nn.Module, masks: SpatialMasks, layers: Sequence[LevelLayers],
