@@ -37,6 +37,7 @@ def test_tiles_are_those_that_are_said(benchmark):
         assert inference.computed[4] == inference.kept[4] == expected
 
 
+@pytest.mark.slow
 def test_by_tau(benchmark, demo_root, tmp_path, capsys):
     """A dense detector gets masks, which are fitted; tau 1 drops nothing."""
     cfg = p2_config('yolov4')

@@ -105,6 +105,7 @@ def test_losses_of_both_kinds_of_samples(pair):
     assert torch.allclose(found, again, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_masks_learn(name):
     """Where the boxes are, after some steps on one batch."""
     model = build_detector(with_pruner(p2_config(name), levels=[4], loss_weight=1.)).train()
@@ -244,6 +245,7 @@ def config_file(folder, demo_root, name):
     return folder / 'small.py'
 
 
+@pytest.mark.slow
 def test_tools(demo_root, tmp_path):
     """Training, testing with another tau, and testing as the dense detector."""
     path = config_file(tmp_path, demo_root, 'yolov4')
