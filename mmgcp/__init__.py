@@ -14,7 +14,7 @@ from mmgcp.compatibility.packages import register_package  # noqa: E402
 
 register_package()
 
-from mmgcp import attention, datasets, distillation, models, sparsity  # noqa: E402,F401
+from mmgcp import attention, datasets, distillation, models, sparsity, spatial  # noqa: E402,F401
 from mmgcp.pruning import layerwise  # noqa: E402,F401
 
 __all__ = ['__version__']

@@ -44,7 +44,8 @@ MODELS = MendingRegistry(
     'model',
     parent=MMENGINE_MODELS,
     scope='mmgcp',
-    locations=['mmgcp.models', 'mmgcp.distillation', 'mmgcp.pruning', 'mmgcp.attention'])
+    locations=['mmgcp.models', 'mmgcp.distillation', 'mmgcp.pruning', 'mmgcp.attention',
+               'mmgcp.spatial'])
 TASK_UTILS = MendingRegistry(
     'task util',
     parent=MMENGINE_TASK_UTILS,

@@ -45,7 +45,8 @@ def test_links_to_files(page):
 @pytest.mark.parametrize('title, most', [
     ('The path of one channel', 20), ('The path of one exported file', 10),
     ('The path of one sparsity step', 6),
-    ('The path of one distilling step', 7)])
+    ('The path of one distilling step', 7),
+    ('The path of one image through a spatial pruner', 6)])
 def test_paths_through_the_code(title, most):
     """Each file exists and comes once."""
     section = DESIGN.split(f'## {title}\n')[1].split('\n## ')[0]

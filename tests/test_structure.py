@@ -14,6 +14,7 @@ LEVELS = [
     ['mmgcp.utils'],
     ['mmgcp.nn'],
     ['mmgcp.analysis', 'mmgcp.datasets', 'mmgcp.models'],
+    ['mmgcp.spatial'],
     ['mmgcp.deployment'],
     ['mmgcp.pruning'],
     ['mmgcp.pruning.layerwise', 'mmgcp.attention', 'mmgcp.darknet'],

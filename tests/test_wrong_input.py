@@ -17,6 +17,7 @@ HOOK, DISTILLER = 'mmgcp.DynamicSparsityHook', 'mmgcp.SpatialAttentionDistiller'
 STUDENT = dict(student=dict(type='YOLODetector'), teacher=dict(config='a.py', checkpoint='b.pth'))
 GROUP = dict(name='a', modules=['backbone'])
 LAYERS = dict(name='a', weight=1., layers=['backbone'])
+PRUNER, SPATIAL = 'mmgcp.SpatialPruner', dict(detector_type='YOLODetector')
 
 # Type, arguments, and words of the sentence
 SETTINGS = [
@@ -149,6 +150,20 @@ SETTINGS = [
      ("'groups'", "'num_groups'")),
     ('mmgcp.SCADetector', dict(detector_type='YOLODetector', attention=3), ('attention', 'is 3')),
     ('mmgcp.SCADetector', dict(detector_type='YOLODetectro'), ('YOLODetectro', )),
+    (PRUNER, dict(SPATIAL, spatial_cfg=3), ('spatial_cfg', 'is 3')),
+    (PRUNER, dict(SPATIAL, spatial_cfg=dict(tua=0.3)), ("'tua'", "'tau'")),
+    (PRUNER, dict(SPATIAL, spatial_cfg=dict(tau='0.3')), ('tau', "'0.3'")),
+    (PRUNER, dict(SPATIAL, spatial_cfg=dict(tau=NAN)), ('tau', 'nan')),
+    (PRUNER, dict(SPATIAL, spatial_cfg=dict(levels=4)), ('levels', 'is 4')),
+    (PRUNER, dict(SPATIAL, spatial_cfg=dict(levels=[])), ('levels', '[]')),
+    (PRUNER, dict(SPATIAL, spatial_cfg=dict(tile=15)), ('tile', 'is 15')),
+    (PRUNER, dict(SPATIAL, spatial_cfg=dict(window=6)), ('window', 'is 6')),
+    (PRUNER, dict(SPATIAL, spatial_cfg=dict(box_cells=0)), ('box_cells', 'is 0')),
+    (PRUNER, dict(SPATIAL, spatial_cfg=dict(loss_weight=-1)), ('loss_weight', '-1')),
+    (PRUNER, dict(SPATIAL, spatial_cfg=dict(gamma=INF)), ('gamma', 'inf')),
+    (PRUNER, dict(SPATIAL, spatial_cfg=dict(alpha=2)), ('alpha', 'is 2')),
+    (PRUNER, dict(SPATIAL, spatial_cfg=dict(dense_above=None)), ('dense_above', 'None')),
+    (PRUNER, dict(detector_type='YOLODetectro'), ('YOLODetectro', )),
     ('mmgcp.PrunedDetector', dict(detector=3, channels={}), ('detector', 'is 3')),
     ('mmgcp.PrunedDetector', dict(detector='YOLODetector', channels=3), ('channels', 'is 3')),
     ('mmgcp.PrunedDetector', dict(detector='YOLODetector', channels=None), ('channels', 'None')),
@@ -156,6 +171,8 @@ SETTINGS = [
     ('mmgcp.YOLOv4CSPDarknet', dict(deepen_factor=NAN), ('deepen_factor', 'nan')),
     ('mmgcp.YOLOv4CSPDarknet', dict(out_indices=3), ('out_indices', 'is 3')),
     ('mmgcp.YOLOv4PAFPN', dict(in_channels=3, out_channels=[3]), ('in_channels', 'is 3')),
+    ('mmgcp.YOLOv4FinerPAFPN', dict(in_channels=3, out_channels=[3]), ('in_channels', 'is 3')),
+    ('mmgcp.YOLOv5FinerPAFPN', dict(in_channels=[3], out_channels=[3, 4]), ('three', '[3, 4]')),
     ('mmgcp.YOLOv4HeadModule', dict(num_classes=0, in_channels=[8]), ('num_classes', 'is 0')),
     ('mmgcp.YOLOv4Head', dict(head_module=None), ('head_module', 'None')),
     ('mmgcp.YOLOv4BBoxCoder', dict(scale_x_y=NAN), ('scale_x_y', 'nan')),
@@ -225,7 +242,8 @@ REQUIRED = dict(STUDENT, target=0.5, detector='YOLODetector', channels={},
 PARTS = [(registry, name) for registry in (HOOKS, MODELS, TASK_UTILS)
          for name, kind in sorted(registry.module_dict.items())
          if kind.__module__.startswith('mmgcp.') and name not in (  # which go on to MMYOLO
-             'YOLOv4CSPDarknet', 'YOLOv4Head', 'YOLOv4HeadModule', 'YOLOv4PAFPN')]
+             'YOLOv4CSPDarknet', 'YOLOv4Head', 'YOLOv4HeadModule', 'YOLOv4FinerPAFPN',
+             'YOLOv4PAFPN', 'YOLOv5FinerPAFPN')]
 
 
 @pytest.mark.parametrize('registry, name', PARTS, ids=[name for _, name in PARTS])

@@ -12,6 +12,7 @@ from mmengine.config import Config, ConfigDict
 
 from mmgcp.datasets.calibration import ImagesOf, calibration_batches, evaluate
 from mmgcp.errors import UserError
+from mmgcp.spatial import find_inference
 from mmgcp.utils.checks import INPUT_SHAPE, check_value
 from mmgcp.utils.cli import replacing
 
@@ -108,6 +109,10 @@ def _check_request(options: ExportOptions, path: Path, shape: Sequence[int],
         raise UserError(f'the name of the file has to end in {suffix}, but is {path}')
     if not path.parent.is_dir():
         raise UserError(f'there is no folder {path.parent}')
+    if find_inference(model) is not None:
+        raise UserError('a detector of mmgcp.SpatialPruner is not exported, because what it '
+                        'computes depends on the image: export it by the config of the dense '
+                        'detector, which its checkpoint fits')
     RawPredictions(model)
     if options.nms:
         Detections(model)

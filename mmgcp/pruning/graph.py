@@ -43,13 +43,17 @@ def find_units(
     (C, H, W) of noise and left as it was. Returns the prunable channel units in the order of the
     model's layers, and the layers that cannot be pruned, each with the reason. Raises a
     PruningError if the model cannot be traced or Torch-Pruning is not installed, or if there are
-    modules for training only: their attribute ``training_only`` says how to take them out.
+    modules for training only: their attribute ``training_only`` says how to take them out. So
+    does ``not_pruned`` of others that do not go with pruning.
     """
     for name, module in model.named_modules():
         how = getattr(module, 'training_only', None)
         if how:
             raise PruningError(f'{name} ({type(module).__name__}) is only for training and has '
                                f'to be taken out of the model before it is pruned: {how}')
+        if hasattr(module, 'not_pruned'):
+            raise PruningError(f'a detector with {name} ({type(module).__name__}) cannot be '
+                               f'pruned: {module.not_pruned}')
     graph = _build_graph(model, input_shape)
     predictions = graph.prediction_layers()
     skipped = {**dict.fromkeys(graph.unread_layers(), UNREAD),

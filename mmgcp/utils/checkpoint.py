@@ -14,10 +14,14 @@ from mmgcp.errors import UserError
 from .finite import describe_not_finite
 
 PARALLEL_PREFIX = 'module.'  # of the names in checkpoints of DistributedDataParallel
+MASKS_PREFIX = 'spatial_masks.'  # of what mmgcp.SpatialPruner adds to a detector
 
 
 def load_strictly(model: nn.Module, path: str, model_name: str = 'the config') -> dict:
     """Load the weights of a checkpoint, all of which must fit the model.
+
+    The mask convolutions of :class:`mmgcp.SpatialPruner` alone may be missing, or be in the
+    checkpoint and not in the model; this is printed.
 
     Args:
         model (nn.Module): The model, changed in place.
@@ -38,12 +42,15 @@ def load_strictly(model: nn.Module, path: str, model_name: str = 'the config') -
     _check_weights(state, path)
     state = {_plain_name(key): value for key, value in state.items()}
     wrong = _compare(state, model.state_dict())
+    lines = _leave_masks_out(wrong, path, model_name)
     if any(wrong.values()):
         described = '; '.join(_describe_keys(kind, keys) for kind, keys in wrong.items() if keys)
         raise UserError(f'the checkpoint {path} does not fit {model_name}: {described}')
     not_finite = describe_not_finite(model, state)
     if not_finite:
         raise UserError(f'the checkpoint {path} cannot be used: {not_finite}')
+    for line in lines:
+        print(line)
     model.load_state_dict(state, strict=False)
     return meta
 
@@ -115,6 +122,21 @@ def _compare(state: Dict[str, Tensor], expected: Dict[str, Tensor]) -> Dict[str,
         unexpected=[key for key in state if key not in expected],
         mismatched=[key for key in expected
                     if key in state and state[key].shape != expected[key].shape])
+
+
+def _leave_masks_out(wrong: Dict[str, List[str]], path: str, model_name: str) -> List[str]:
+    """Drop mask convolutions from what is missing and unexpected, in place; say which were."""
+    texts = dict(missing='are not in {path}: they are not trained, and keep nearly all cells',
+                 unexpected='of {path} are not used: {model} does not prune what they decide')
+    lines = []
+    for kind, text in texts.items():
+        masks = [key for key in wrong[kind] if key.startswith(MASKS_PREFIX)]
+        if masks:
+            wrong[kind] = [key for key in wrong[kind] if key not in masks]
+            names = ', '.join(dict.fromkeys(key.rpartition('.')[0] for key in masks))
+            lines.append(f'the mask convolutions {names} '
+                         + text.format(path=path, model=model_name))
+    return lines
 
 
 def _describe_keys(kind: str, keys: List[str]) -> str:
