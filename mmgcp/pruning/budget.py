@@ -37,6 +37,11 @@ class Budget:
         """Whether less is left of the parameters or MACs than it asks for."""
         return params < (self.params or 0) or flops < (self.flops or 0)
 
+    def allows(self, params: float, flops: float) -> bool:
+        """Whether no more is left of the parameters and MACs than it asks for."""
+        return (self.params is None or params <= self.params) and (
+            self.flops is None or flops <= self.flops)
+
     def __bool__(self) -> bool:
         return self.params is not None or self.flops is not None
 

@@ -14,7 +14,7 @@ from mmgcp.errors import PruningError, told
 from mmgcp.nn.distributed import first_items, from_first_rank
 from mmgcp.nn.training_loss import Batch
 
-from .allocate import allocate, by_position
+from .allocate import allocate, by_position, thresholds_of_groups
 from .budget import Budget
 from .compensation import Compensated, Compensator
 from .cost import CostModel
@@ -23,6 +23,7 @@ from .options import PruneOptions
 from .plan import PruningPlan, make_plan
 from .prunable import find_prunable_or_leave_head_out
 from .remaining import remaining_channels, remaining_units, with_gone_channels
+from .rounding import give_back
 from .scored import ScoredUnit, group_scores, score_units
 from .scores import Criterion
 from .select import Limits, Selection
@@ -158,8 +159,12 @@ def plan_by_scores(task: PruningTask, criterion: Criterion, units: Sequence[Chan
     thresholds = allocate(selection, groups, task.cost, task.budget,
                           sensitivity and sensitivity.costs,
                           1. if positions and sensitivity else 0.5)
+    removed = selection.removed(thresholds)
+    if options.round_to > 1 and task.budget:
+        fixed = thresholds_of_groups(selection.scored, groups)
+        removed = give_back(selection, thresholds, fixed, removed, task.cost, task.budget)
     options.progress('choosing channels', 1, 1)
-    plan = make_plan(task.units, selection.removed(thresholds), scored)
+    plan = make_plan(task.units, removed, scored)
     record = dict(options.record(), sensitivity=sensitivity and asdict(sensitivity))
     plan = replace(plan, thresholds=dict(thresholds), skipped=task.skipped, options=record)
     scores = {} if positions else {group.name: group_scores(scored, group) for group in groups}
