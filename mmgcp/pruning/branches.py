@@ -7,7 +7,7 @@ linear, so in deployment they are one convolution, and they decide on its channe
 What is such a block follows from the graph of the computation, not from the class of a module.
 """
 from collections import Counter
-from typing import Any, Dict, Iterable, List, Set, Tuple
+from typing import Any, Dict, Iterable, List, Tuple
 
 import torch.nn as nn
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
@@ -26,7 +26,7 @@ def find_branches(model: nn.Module, nodes: Iterable[Any]) -> List[Branches]:
 
     Returns:
         list[tuple[str]]: The names of the convolutions and BatchNorms of each block. A layer that
-        is in different blocks in different runs, or whose output is also read by something else
+        is not in the same block in all its runs, or whose output is also read by something else
         than the sum, is in none.
     """
     found, readers = _all_nodes(nodes)
@@ -34,14 +34,21 @@ def find_branches(model: nn.Module, nodes: Iterable[Any]) -> List[Branches]:
               if isinstance(layer, (nn.Conv2d, _BatchNorm)) and layer.weight is not None}
     inner = {source for node in found if _is_sum(node) for source, _ in node.next_functions
              if source is not None and _is_sum(source) and readers[source] == 1}
-    blocks: Dict[str, Set[Branches]] = {}
+    uses = Counter(owners[item][0] for node in found for item in _variables(node) if item in owners)
+    blocks: Dict[str, List[Branches]] = {}  # by layer, one for each run
     for node in found:
         if _is_sum(node) and node not in inner:
             layers = _block(node, owners, readers)
             for name in layers:
-                blocks.setdefault(name, set()).add(layers)
-    candidates = dict.fromkeys(block for sets in blocks.values() for block in sets)
-    return [block for block in candidates if all(len(blocks[name]) == 1 for name in block)]
+                blocks.setdefault(name, []).append(layers)
+    candidates = dict.fromkeys(block for several in blocks.values() for block in several)
+    return [block for block in candidates
+            if all(blocks[name] == [block] * uses[name] for name in block)]
+
+
+def _variables(node: Any) -> List[Any]:
+    """List what a node reads: parameters, or None for anything else."""
+    return [getattr(source, 'variable', None) for source, _ in node.next_functions]
 
 
 def _all_nodes(nodes: Iterable[Any]) -> Tuple[List[Any], Counter]:
@@ -80,9 +87,8 @@ def _block(total: Any, owners: Dict, readers: Counter) -> Branches:
     for edge in common:
         chains = [dict(readings)[edge] for readings in branches]
         if _fits(chains):
-            layers = [item for chain in chains for item in chain]
-            layers.sort(key=lambda item: -getattr(item[1], 'kernel_size', (0, ))[0])  # stable
-            return tuple(name for name, _ in layers)
+            chains.sort(key=lambda chain: -getattr(chain[-1][1], 'kernel_size', (0, ))[0])
+            return tuple(name for chain in chains for name, _ in chain)
     return ()
 
 
@@ -90,7 +96,7 @@ def _readings(node: Any, owners: Dict, readers: Counter) -> List[Tuple[Edge, Cha
     """Return what a branch may read, and the layers from there on: a BatchNorm, a convolution."""
     found, chain = [], []
     while node is not None and readers[node] == 1:
-        variables = [getattr(source, 'variable', None) for source, _ in node.next_functions]
+        variables = _variables(node)
         layer = next((owners[item] for item in variables if item in owners), None)
         if layer is None:
             scales = [item is not None and item.numel() == 1 for item in variables]

@@ -10,6 +10,7 @@ from mmgcp.analysis.plots import plot_channels, plot_score_histograms
 
 from .graph import PREDICTIONS
 from .plan import LayerRow, PruningResult
+from .rounding import BLOCK, off_multiples
 
 
 def summarize(result: PruningResult) -> str:
@@ -84,7 +85,12 @@ def _markdown(result: PruningResult, rows: List[LayerRow]) -> str:
     lines += [f'| {row.layer} | {row.group} | {row.before} | {row.after} | '
               f'{row.after / row.before:.0%} |' + f' {result.fits.get(row.layer, "")} |' * fitted
               for row in rows]
-    for title, items in (('Left alone', [f'{name}: {reason}'
+    multiple = result.plan.options.get('round_to', 1)
+    multiple = BLOCK if multiple == 1 else multiple
+    for title, items in ((f'No multiple of {multiple} channels, which can be slow',
+                          [f'{row.layer}: {row.after}'
+                           for row in off_multiples(rows, multiple)]),
+                         ('Left alone', [f'{name}: {reason}'
                                          for name, reason in result.plan.skipped.items()]),
                          ('Could not absorb all that removed channels emitted',
                           result.uncompensated)):

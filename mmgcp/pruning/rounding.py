@@ -5,16 +5,26 @@ Where only multiples of some number stay, a step of the thresholds takes many ch
 several units at once, and more is removed than a budget asks for.
 """
 import math
-from typing import Dict
+from typing import Dict, Iterable, List
 
 import torch
 from torch import Tensor
 
 from .budget import Budget
 from .cost import CostModel
+from .plan import LayerRow
 from .scored import ScoredUnit
 from .select import MERGES, Limits, Selection, Thresholds, select
 from .units import ChannelUnit
+
+# Programs for CPUs compute channels in blocks of 8 (AVX2) or 16 (AVX-512); docs/deployment.md has
+# what that means for whole detectors
+BLOCK = 16
+
+
+def off_multiples(layers: Iterable[LayerRow], multiple: int) -> List[LayerRow]:
+    """List the layers that have lost channels and are left with no multiple of a number."""
+    return [row for row in layers if row.after < row.before and row.after % multiple]
 
 
 def give_back(selection: Selection, thresholds: Thresholds, fixed: Thresholds,
