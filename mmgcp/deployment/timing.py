@@ -4,10 +4,11 @@
 Times are CPU times of this process, and what is compared takes turns: what others compute at the
 same time makes all of it slower, and ratios stay.
 """
+import platform
 import statistics
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Sequence
 
@@ -22,7 +23,7 @@ from .exported import is_installed, open_exported, require
 from .fusion import fused
 from .options import ExportOptions
 from .predictions import RawPredictions
-from .writers import write
+from .writers import write, write_tensors
 
 RUNTIMES = ('onnxruntime', 'openvino', 'torch')
 _NEEDED = dict(onnxruntime=['onnx', 'onnxruntime'], openvino=['onnx', 'openvino'], torch=[])
@@ -58,7 +59,7 @@ def make_run(network: nn.Module, shape: Sequence[int], runtime: str) -> Callable
     """
     check_runtime(runtime)
     if runtime == 'torch':
-        return _torch_run(fused(network, shape), shape)
+        return _torch_run(fused(network, shape).cpu(), shape)
     images = sample_images(network, (1, *shape))
     with exported_file(network, shape, _SUFFIXES[runtime]) as path:
         exported = open_exported(path)
@@ -75,15 +76,43 @@ def exported_file(network: nn.Module, shape: Sequence[int], suffix: str) -> Iter
         yield path
 
 
+def layer_run(layer: nn.Module, shape: Sequence[int], runtime: str) -> Callable[[], Any]:
+    """Prepare a single layer, on one thread of the CPU; see :func:`make_run`.
+
+    Args:
+        layer (nn.Module): A convolution or linear layer.
+        shape (Sequence[int]): Shape of its input without the batch: (C, H, W), or (..., C) given
+            as (C, ...) for linear layers.
+        runtime (str): One of :data:`RUNTIMES`.
+
+    Returns:
+        Callable: Runs it once on noise.
+    """
+    layer = layer.eval().requires_grad_(False)
+    if isinstance(layer, nn.Linear):
+        shape = (*shape[1:], shape[0])
+    inputs = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
+    if runtime == 'torch':
+        return _on_one_thread(lambda: layer(inputs))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f'layer{_SUFFIXES[runtime]}'
+        write_tensors(layer, inputs, path, {}, ExportOptions(), ['outputs'])
+        exported = open_exported(path)
+    return lambda: exported.run_batch(inputs)
+
+
 def _torch_run(network: nn.Module, shape: Sequence[int]) -> Callable[[], Any]:
     image = random_image(network, shape)
+    return _on_one_thread(lambda: flatten_tensors(run_as_tensors(network, image)))
 
+
+def _on_one_thread(function: Callable[[], Any]) -> Callable[[], Any]:
     def run() -> Any:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             with torch.no_grad():
-                return flatten_tensors(run_as_tensors(network, image))
+                return function()
         finally:
             torch.set_num_threads(threads)
 
@@ -117,3 +146,12 @@ def speedups(times: Sequence[Sequence[float]]) -> List[float]:
     """Return how many times as fast as the first one each is: medians of the rounds' ratios."""
     return [statistics.median(first / other for first, other in zip(times[0], item))
             for item in times]
+
+
+def cpu_name() -> str:
+    """The name of this machine's processor."""
+    with suppress(OSError):
+        for line in Path('/proc/cpuinfo').read_text().splitlines():
+            if line.startswith('model name'):
+                return line.split(':', 1)[1].strip()
+    return platform.processor() or platform.machine()
