@@ -28,7 +28,6 @@ import torch.nn as nn
 from prune_speed import MODELS, ROOT, _build, _markdown, describe_machine
 from runs import Runs
 
-from mmgcp.deployment.check import sample_images
 from mmgcp.deployment.timing import (
     RUNTIMES,
     exported_file,
@@ -38,8 +37,9 @@ from mmgcp.deployment.timing import (
     take_turns,
 )
 from mmgcp.errors import UserError
+from mmgcp.nn.forward import random_image
 from mmgcp.pruning import prune
-from mmgcp.pruning.options import PruneOptions
+from mmgcp.pruning.options import BLOCK
 from mmgcp.utils.cli import run_tool
 from mmgcp.utils.config import load_config
 
@@ -59,7 +59,7 @@ def parse_args():
     parser.add_argument('--remove', type=float, nargs='+', default=[0.35, 0.5],
                         help='shares of the MACs to remove; default: 0.35 0.5')
     parser.add_argument('--round-to', type=int, nargs='+',
-                        default=[PruneOptions.round_to], metavar='N',
+                        default=[BLOCK], metavar='N',
                         help='as for tools/prune.py; default: its default')
     parser.add_argument('--runtimes', nargs='+', choices=RUNTIMES, metavar='PROGRAM',
                         help=f'among {", ".join(RUNTIMES)}; default: those that are installed')
@@ -149,7 +149,7 @@ def profile(network: nn.Module, shape: Sequence[int]) -> Dict[str, float]:
         options.enable_profiling, options.profile_file_prefix = True, f'{folder}/profile'
         session = onnxruntime.InferenceSession(str(path), options,
                                                providers=['CPUExecutionProvider'])
-        images = sample_images(network, (1, *shape)).numpy()
+        images = random_image(network, shape).numpy()
         for _ in range(PROFILED):
             session.run(None, {'images': images})
         events = json.loads(Path(session.end_profiling()).read_text())
@@ -194,7 +194,7 @@ def matching(path: str, names) -> str:
     """The layer that the path of a node stands for, which repeats names of lists: a.a.0.conv."""
     parts = path.split('.')
     short = '.'.join(part for index, part in enumerate(parts)
-                     if index + 1 == len(parts) or not parts[index + 1] == part)
+                     if index + 1 == len(parts) or parts[index + 1] != part)
     return next((name for name in (path, short) if name in names), '')
 
 

@@ -18,7 +18,6 @@ import torch.nn as nn
 from mmgcp.errors import UserError
 from mmgcp.nn.forward import flatten_tensors, random_image, run_as_tensors
 
-from .check import sample_images
 from .exported import is_installed, open_exported, require
 from .fusion import fused
 from .options import ExportOptions
@@ -59,20 +58,22 @@ def make_run(network: nn.Module, shape: Sequence[int], runtime: str) -> Callable
     """
     check_runtime(runtime)
     if runtime == 'torch':
-        return _torch_run(fused(network, shape).cpu(), shape)
-    images = sample_images(network, (1, *shape))
+        return _torch_run(fused(network, shape).cpu().float(), shape)
     with exported_file(network, shape, _SUFFIXES[runtime]) as path:
         exported = open_exported(path)
+    images = random_image(network, shape).float().cpu()
     return lambda: exported.run_batch(images)
 
 
 @contextmanager
 def exported_file(network: nn.Module, shape: Sequence[int], suffix: str) -> Iterator[Path]:
     """Write a detector, fused and with raw outputs, to a file that is gone after the block."""
-    images = sample_images(network, (1, *shape))
+    RawPredictions(network)  # whether it can be exported
+    copied = fused(network, shape).cpu().float()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f'network{suffix}'
-        write(RawPredictions(fused(network, shape)).eval(), images, path, {}, ExportOptions())
+        write(RawPredictions(copied).eval(), random_image(copied, shape), path, {},
+              ExportOptions())
         yield path
 
 

@@ -5,13 +5,12 @@ Each layer is measured by itself, with its real kernel, stride and map, at some 
 output channels that are multiples of what blocks have; between these it is interpolated.
 """
 import json
-import platform
 import statistics
 from bisect import bisect_left
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, Sequence, Tuple, Union
 
 import torch.nn as nn
 

@@ -9,8 +9,9 @@ from typing import Any, Callable, Dict, List
 from mmgcp.analysis.plots import plot_channels, plot_score_histograms
 
 from .graph import PREDICTIONS
+from .options import BLOCK
 from .plan import LayerRow, PruningResult
-from .rounding import BLOCK, off_multiples
+from .rounding import off_multiples
 
 
 def summarize(result: PruningResult) -> str:
@@ -29,6 +30,8 @@ def summarize(result: PruningResult) -> str:
     for label, (before, after), unit, factor in totals:
         lines.append(f'{label:<24}{before / factor:>10.3f} -> {after / factor:.3f} {unit} '
                      f'({after / before - 1:+.1%})')
+    if result.latency:
+        lines.append(_latency(result.latency))
     alone = Counter(reason for reason in result.plan.skipped.values() if reason != PREDICTIONS)
     lines += [f'{number} layers left alone: {reason}' for reason, number in alone.most_common(3)]
     if len(alone) > 3:
@@ -45,6 +48,15 @@ def summarize(result: PruningResult) -> str:
             f'{name.replace("_", " ")} {value:.4g}' if isinstance(value, float) else
             f'{name.replace("_", " ")} {value}' for name, value in result.recovery.items()))
     return '\n'.join(lines)
+
+
+def _latency(latency: Dict[str, Any]) -> str:
+    """Return a line of the table about what an image takes."""
+    after, target = latency['after'], latency['target']
+    found = 'not measured' if after is None else f'{after:.2f} ms ({after / target - 1:+.1%})'
+    missed = '' if latency['met'] or after is None else ', which is the nearest that was found'
+    return (f'{latency["runtime"]:<24}{latency["before"]:>10.2f} -> {found} for {target:g} ms'
+            f'{missed}')
 
 
 def write_report(result: PruningResult, folder: Path) -> None:

@@ -17,10 +17,6 @@ from .scored import ScoredUnit
 from .select import MERGES, Limits, Selection, Thresholds, select
 from .units import ChannelUnit
 
-# Programs for CPUs compute channels in blocks of 8 (AVX2) or 16 (AVX-512); docs/deployment.md has
-# what that means for whole detectors
-BLOCK = 16
-
 
 def off_multiples(layers: Iterable[LayerRow], multiple: int) -> List[LayerRow]:
     """List the layers that have lost channels and are left with no multiple of a number."""
