@@ -8,7 +8,8 @@ taken, and the median of the ratios. So a machine that is busy with other things
 milliseconds, but hardly the ratios.
 
 Where less than 90 % of the promise arrives in onnxruntime, its profile names the layers that take
-most time beyond their share: wall times, so these are good for finding layers, not for adding up.
+most time beyond that share of their old time: wall times, which are good for finding layers, not
+for adding up.
 
 What is measured is not measured again; each start prints all that is there. For example:
 
@@ -106,13 +107,8 @@ def measure(runs: Runs, name: str, args: argparse.Namespace) -> None:
 def variants(name: str, runtime: str, args: argparse.Namespace) -> List[dict]:
     """What is measured of a detector in a program."""
     return [dict(kind='latency', model=name, runtime=runtime, remove=remove, round_to=multiple,
-                 size=args.size, version=runtime_version(runtime))
+                 size=args.size, version=version(runtime))
             for remove in args.remove for multiple in args.round_to]
-
-
-def runtime_version(runtime: str) -> str:
-    """The version of a program; a part of what is measured."""
-    return version(runtime)
 
 
 def run_name(variant: dict) -> str:
@@ -176,8 +172,8 @@ def layer_of(event: dict) -> str:
 
 
 def slow_layers(result, before: Dict[str, float], after: Dict[str, float]) -> List[dict]:
-    """The layers that take most time beyond what their MACs promise, with their widths."""
-    found = []
+    """The layers that take most time beyond what is promised of the whole, with their widths."""
+    found, promise = [], result.macs[1] / result.macs[0]
     for layer in before.keys() & after.keys():
         name = matching(layer, result.channels_before)
         if name:
@@ -185,7 +181,7 @@ def slow_layers(result, before: Dict[str, float], after: Dict[str, float]) -> Li
             share = now[0] * now[1] / (was[0] * was[1])
             found.append(dict(layer=name, before=was, after=now, share=share,
                               ms=[before[layer], after[layer]],
-                              beyond=after[layer] - share * before[layer]))
+                              beyond=after[layer] - promise * before[layer]))
     found.sort(key=lambda item: -item['beyond'])
     return [item for item in found[:NAMED] if item['beyond'] > 0]
 
