@@ -195,18 +195,24 @@ def fill_table(table: LatencyTable, model: nn.Module, kinds: Dict[str, List[Laye
     Returns:
         bool: Whether anything has been measured.
     """
+    todo = lacks(table, model, kinds)
+    for number, (kind, most) in enumerate(todo.items()):
+        progress('timing layers', number, len(todo))
+        table.layers[kind.name] = _measure(kind, most, multiple, table.runtime)
+    progress('timing layers', len(todo), len(todo))
+    return bool(todo)
+
+
+def lacks(table: LatencyTable, model: nn.Module,
+          kinds: Dict[str, List[LayerKind]]) -> Dict[LayerKind, List[int]]:
+    """Find the kinds of layers that a table lacks, with the most input and output channels."""
     wanted: Dict[LayerKind, List[int]] = {}
     for name, several in kinds.items():
         for kind in several:
             most = wanted.setdefault(kind, [0, 0])
             most[:] = map(max, most, channel_counts(model.get_submodule(name)))
-    todo = [(kind, most) for kind, most in wanted.items()
-            if not _reaches(table.layers.get(kind.name, {}), most)]
-    for number, (kind, most) in enumerate(todo):
-        progress('timing layers', number, len(todo))
-        table.layers[kind.name] = _measure(kind, most, multiple, table.runtime)
-    progress('timing layers', len(todo), len(todo))
-    return bool(todo)
+    return {kind: most for kind, most in wanted.items()
+            if not _reaches(table.layers.get(kind.name, {}), most)}
 
 
 def _reaches(times: Iterable[Tuple[int, int]], most: Sequence[int]) -> bool:

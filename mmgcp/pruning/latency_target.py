@@ -23,7 +23,7 @@ from mmgcp.nn.distributed import from_first_rank
 
 from .budget import Budget
 from .cost import CostModel
-from .latency_table import LatencyTable, LayerKind, fill_table, layer_kinds
+from .latency_table import LatencyTable, LayerKind, fill_table, lacks, layer_kinds
 from .options import BLOCK, PruneOptions
 from .remaining import remaining_channels
 from .select import Thresholds
@@ -177,40 +177,59 @@ def latency_target(model: nn.Module, cost: CostModel, options: PruneOptions) -> 
         LatencyTarget: What is to be met.
 
     Raises:
-        PruningError: The program cannot run the detector, the table is of another program, or the
-            original is as fast as that.
+        PruningError: The program cannot run the detector, the table is of another program or
+            lacks layers of another machine, or the original is as fast as that.
     """
-    runtime, shape = options.runtime, options.input_shape
-    multiple = BLOCK if options.round_to == 1 else options.round_to
+    shape, run = options.input_shape, None
+    kinds, found = layer_kinds(model, shape), None
     if is_main_process():
-        try:
-            check_runtime(runtime)
-            run = make_run(model, shape, runtime)
-        except UserError as error:
-            raise PruningError(f'target_latency cannot be measured: {error}') from error
-        original = statistics.median(take_turns([run], ROUNDS)[0])
-        kinds = layer_kinds(model, shape)
-        table = _open_table(options.latency_table, runtime)
-        if fill_table(table, model, kinds, multiple, options.progress) and options.latency_table:
-            table.save(options.latency_table)
-    else:
-        run, original, kinds, table = None, 0., layer_kinds(model, shape), None
-    original, table = from_first_rank((original, table))
-    timed = TimedCost(cost, kinds, table)
-    here = table.machine == cpu_name()
-    if not here:  # the original as the table's machine sees it
+        table = _open_table(options.latency_table, options.runtime)
+        if table.machine == cpu_name():
+            run = _run_of_original(model, options)
+            found = table, statistics.median(take_turns([run], ROUNDS)[0])
+            multiple = BLOCK if options.round_to == 1 else options.round_to
+            new = fill_table(table, model, kinds, multiple, options.progress)
+            if new and options.latency_table is not None:
+                table.save(options.latency_table)
+        else:
+            lacking = [kind.name for kind in lacks(table, model, kinds)]
+            if lacking:
+                raise PruningError(f'the latency table {options.latency_table} is of '
+                                   f'{table.machine}, and it lacks {len(lacking)} kinds of layers '
+                                   f'of this detector, such as {lacking[0]!r}: measure them there')
+            found = table, None
+    table, original = from_first_rank(found)
+    cost = TimedCost(cost, kinds, table)
+    if original is None:
         warnings.warn(f'the latency table was measured on {table.machine}, not here: the result is '
                       'not compared with the target', stacklevel=2)
-        original = timed.time
-    if options.target_latency >= original:
-        raise PruningError(f'target_latency is {options.target_latency:g} ms, but the detector '
-                           f'takes {original:.3g} ms in {runtime} as it is')
-    return LatencyTarget(options.target_latency, runtime, shape, original, timed, run, here)
+        return _checked(LatencyTarget(options.target_latency, options.runtime, shape, cost.time,
+                                      cost, None, verify=False))
+    return _checked(LatencyTarget(options.target_latency, options.runtime, shape, original, cost,
+                                  run))
+
+
+def _checked(target: LatencyTarget) -> LatencyTarget:
+    """Return a target, or raise a PruningError if there is nothing to do for it."""
+    if target.share >= 1:
+        raise PruningError(f'target_latency is {target.milliseconds:g} ms, but the detector takes '
+                           f'{target.original:.3g} ms in {target.runtime} as it is')
+    return target
+
+
+def _run_of_original(model: nn.Module, options: PruneOptions) -> Callable[[], Any]:
+    try:
+        check_runtime(options.runtime)
+        return make_run(model, options.input_shape, options.runtime)
+    except UserError as error:
+        raise PruningError(f'target_latency cannot be measured: {error}') from error
 
 
 def _open_table(path: Any, runtime: str) -> LatencyTable:
     """Read a table if there is one; PruningError if it is of another program."""
     if path is None or not Path(path).exists():
+        if path is not None and not Path(path).parent.is_dir():
+            raise PruningError(f'there is no folder {Path(path).parent} for the latency table')
         return LatencyTable(runtime)
     table = LatencyTable.load(path)
     if table.runtime != runtime:

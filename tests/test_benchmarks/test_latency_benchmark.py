@@ -51,7 +51,8 @@ def test_onnxruntime_names_layers(benchmark, tmp_path, capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     (title, ) = [line for line in lines if 'of the promise' in line and line.startswith('yolov5-n')]
     layers = lines[lines.index(title) + 1:]
-    assert 0 < len(layers) <= 3 and all(' ms, ' in line and ' channels, ' in line for line in layers)
+    assert 0 < len(layers) <= 3
+    assert all(' ms, ' in line and ' channels, ' in line for line in layers)
     assert [path.name for path in tmp_path.iterdir()] == ['yolov5-n-onnxruntime-0.5-16-64']
 
 

@@ -167,6 +167,12 @@ def test_table_of_another_machine(model, tmp_path, program):
     assert 'not measured' in summarize(result)
 
 
+def test_table_of_another_machine_that_lacks_layers(model, tmp_path):
+    LatencyTable('torch', 'a slow device').save(tmp_path / 'table.json')
+    with pytest.raises(PruningError, match='is of a slow device, and it lacks 3 kinds .*Conv2d'):
+        shorten(model, 0.6, latency_table=tmp_path / 'table.json')
+
+
 def test_in_steps_only_the_last_one_is_measured(model, program):
     wanted = 0.5 * network_time(model)
     result = shorten(model, 0.5, steps=3)
