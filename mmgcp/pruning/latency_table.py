@@ -5,6 +5,7 @@ Each layer is measured by itself, with its real kernel, stride and map, at some 
 output channels that are multiples of what blocks have; between these it is interpolated.
 """
 import json
+import math
 import statistics
 from bisect import bisect_left
 from dataclasses import dataclass, field
@@ -169,16 +170,10 @@ def _kind(layer: nn.Module, inputs: Sequence[int]) -> LayerKind:
 
 def widths(most: int, multiple: int, step: int = 1) -> List[int]:
     """Choose the widths to measure up to one: multiples, few of them, the least and the most."""
-    multiple = multiple * step // _common(multiple, step)
+    multiple = multiple * step // math.gcd(multiple, step)
     chosen = {max(multiple, round(most * part / (POINTS - 1) / multiple) * multiple)
               for part in range(POINTS)}
     return sorted({width for width in chosen if width < most} | {most})
-
-
-def _common(first: int, second: int) -> int:
-    while second:
-        first, second = second, first % second
-    return first
 
 
 def fill_table(table: LatencyTable, model: nn.Module, kinds: Dict[str, List[LayerKind]],

@@ -97,8 +97,8 @@ def _markdown(result: PruningResult, rows: List[LayerRow]) -> str:
     lines += [f'| {row.layer} | {row.group} | {row.before} | {row.after} | '
               f'{row.after / row.before:.0%} |' + f' {result.fits.get(row.layer, "")} |' * fitted
               for row in rows]
-    multiple = result.plan.options.get('round_to', 1)
-    multiple = BLOCK if multiple == 1 else multiple
+    multiple = result.plan.options.get('round_to')  # of a plan that anyone may have edited
+    multiple = multiple if type(multiple) is int and multiple > 1 else BLOCK
     for title, items in ((f'No multiple of {multiple} channels, which can be slow',
                           [f'{row.layer}: {row.after}'
                            for row in off_multiples(rows, multiple)]),
