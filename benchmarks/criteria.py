@@ -123,7 +123,7 @@ class CriteriaRuns(Runs):
         if not self.is_done(name, inputs):
             start = time.perf_counter()
             self.run('prune.py', config, checkpoint, '--work-dir', folder,
-                     '--target-flops', round(1 - share, 6),
+                     '--target-flops', round(1 - share, 6), '--round-to', 1,
                      '--calib-batches', self.args.calib_batches,
                      *([] if compensate else ['--no-compensate']), '--cfg-options',
                      *(f'prune_cfg.criterion.{key}={value}' for key, value in kind.items()),

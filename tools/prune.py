@@ -30,7 +30,7 @@ from mmgcp.pruning.detector import (
     make_pruned_config,
     registered_name,
 )
-from mmgcp.pruning.options import BUDGETS, PruneOptions, options_of_config
+from mmgcp.pruning.options import BLOCK, BUDGETS, PruneOptions, options_of_config
 from mmgcp.pruning.report import summarize, write_report
 from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.checkpoint_files import save_checkpoint
@@ -111,6 +111,7 @@ def pruning_options(cfg: Config, args: argparse.Namespace) -> dict:
             configured = {}  # the options of another criterion
         options['criterion'] = dict(configured, type=kind)
     options.update(given)
+    options.setdefault('round_to', BLOCK)
     if args.no_compensate:
         options['compensate'] = False
     width, height = args.input_size or image_size(cfg)

@@ -42,7 +42,13 @@ def write(network: nn.Module, images: Tensor, path: Path, metadata: Metadata,
     Raises:
         UserError: The program that converts it fails.
     """
-    names = network.output_names(images.shape[1:])
+    write_tensors(network, images, path, metadata, options,
+                  network.output_names(images.shape[1:]))
+
+
+def write_tensors(network: nn.Module, images: Tensor, path: Path, metadata: Metadata,
+                  options: ExportOptions, names: List[str]) -> None:
+    """Write a network that does not name its outputs itself; see :func:`write`."""
     if path.suffix == OnnxModel.suffix:
         write_onnx(network, images, path, names, metadata, options.dynamic, options.opset)
     elif path.suffix == OpenVinoModel.suffix:

@@ -131,6 +131,8 @@ def _rehearse(model: nn.Module, options: PruneOptions) -> None:
     if options.plan is not None:
         validate_plan(options.plan, task.units)
         return
+    if task.latency is not None:  # trained weights will need other channels
+        task = replace(task, latency=replace(task.latency, verify=False))
     criterion = build_task_util(options.criterion, Criterion, PruningError)
     if criterion.needs and not (criterion.trains and criterion.allocation_criterion is None):
         criterion = BNScale()
@@ -152,7 +154,8 @@ def _apply(task: PruningTask, decision: Decision,
         channels_after=task.cost.channels_left(removed),
         params=[task.cost.params, params],
         macs=[task.cost.macs, macs],
-        scores=decision.scores)
+        scores=decision.scores,
+        latency={} if task.options.plan else decision.plan.options.get('latency', {}))
     if not task.options.dry_run:
         done = task.carry_out(removed, decision.compensated)
         result.uncompensated, result.fits = done.incomplete, done.fits

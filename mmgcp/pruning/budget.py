@@ -19,11 +19,15 @@ QUANTITIES = ('parameters', 'MACs')
 
 @dataclass
 class Budget:
-    """Shares of the parameters and of the MACs that remain, in (0, 1]."""
+    """Shares of the parameters and of the MACs that remain, in (0, 1].
+
+    In the place of MACs there may be another cost, whose name is the second one of the quantities.
+    """
     params: Optional[float] = None
     flops: Optional[float] = None
     tolerance: float = 0.01  # accepted relative deviation
     strict: bool = True  # whether a larger deviation is an error, or the nearest shares will do
+    quantities: Tuple[str, str] = QUANTITIES  # what the shares are of
 
     def on_the_way(self, portion: float) -> 'Budget':
         """Return the budget after a portion, in (0, 1), of the way: the nearest shares will do.
@@ -36,6 +40,11 @@ class Budget:
     def exceeded(self, params: float, flops: float) -> bool:
         """Whether less is left of the parameters or MACs than it asks for."""
         return params < (self.params or 0) or flops < (self.flops or 0)
+
+    def allows(self, params: float, flops: float) -> bool:
+        """Whether no more is left of the parameters and MACs than it asks for."""
+        return (self.params is None or params <= self.params) and (
+            self.flops is None or flops <= self.flops)
 
     def __bool__(self) -> bool:
         return self.params is not None or self.flops is not None
@@ -72,7 +81,8 @@ def find_thresholds(selection: Selection, groups: Sequence[LayerGroup], cost: Co
         targets=(budget.params, budget.flops),
         tolerance=budget.tolerance,
         exponent=exponent,
-        strict=budget.strict)
+        strict=budget.strict,
+        quantities=budget.quantities)
     if budget.params is not None and budget.flops is not None:
         return search.meet_both()
     index = 0 if budget.flops is None else 1
@@ -80,8 +90,9 @@ def find_thresholds(selection: Selection, groups: Sequence[LayerGroup], cost: Co
     target = search.targets[index]
     if (share < target * (1 - budget.tolerance) and selection.limits.round_to == 1
             and budget.strict):
-        raise PruningError(f'{percent(target)} of the {QUANTITIES[index]} cannot be met within '
-                           f'{budget.tolerance:.0%}: the nearest share below is {percent(share)}')
+        raise PruningError(f'{percent(target)} of the {budget.quantities[index]} cannot be met '
+                           f'within {budget.tolerance:.0%}: the nearest share below is '
+                           f'{percent(share)}')
     return thresholds
 
 
@@ -101,6 +112,7 @@ class _Search:
     tolerance: float
     exponent: float
     strict: bool
+    quantities: Tuple[str, str]
 
     def slopes(self, mix: float) -> Dict[str, float]:
         """Return the thresholds for a factor of 1, which is that of the median group."""
@@ -143,8 +155,9 @@ class _Search:
 
         least = share(-1)
         if least > target * (1 + tolerance):
-            raise PruningError(f'{percent(target)} of the {QUANTITIES[index]} cannot be reached: '
-                               f'these layer groups and limits leave {percent(least)} at least')
+            raise PruningError(f'{percent(target)} of the {self.quantities[index]} cannot be '
+                               f'reached: these layer groups and limits leave '
+                               f'{percent(least)} at least')
         if least > target:
             return least, self.thresholds(factors[-1], mix)
         low, high = -1, len(factors) - 1  # above the target, and not above it
@@ -202,8 +215,8 @@ class _Search:
         missed = shares[1] > macs if rounding else deviation > self.tolerance
         if missed and self.strict:
             raise PruningError(f'with {percent(params)} of the parameters, {percent(macs)} of the '
-                               f'MACs cannot be reached; the nearest are {percent(shares[0])} and '
-                               f'{percent(shares[1])}')
+                               f'{self.quantities[1]} cannot be reached; the nearest are '
+                               f'{percent(shares[0])} and {percent(shares[1])}')
         return thresholds
 
 

@@ -19,6 +19,7 @@ from mmgcp.nn.layers import (
     num_channels,
 )
 
+from .branches import Branches, find_branches
 from .tracing import splits_rightly
 from .units import ChannelSlice, ChannelUnit
 
@@ -58,7 +59,8 @@ def find_units(
     predictions = graph.prediction_layers()
     skipped = {**dict.fromkeys(graph.unread_layers(), UNREAD),
                **dict.fromkeys(predictions, PREDICTIONS)}
-    found = _follow_layers(graph, skipped)
+    blocks = find_branches(model, [node.grad_fn for node in graph.module2node.values()])
+    found = [with_branches(unit, blocks) for unit in _follow_layers(graph, skipped)]
     unclear = _unclear_layers(graph, found)
     units = []
     for unit in found:
@@ -107,6 +109,12 @@ def _follow_layers(graph, skipped: Dict[str, str]) -> List[ChannelUnit]:
         for item in units[-1].side('out'):
             covered.setdefault(item.module, set()).update(item.channels.tolist())
     return units
+
+
+def with_branches(unit: ChannelUnit, blocks: Iterable[Branches]) -> ChannelUnit:
+    """Add the blocks of parallel branches whose layers all have channels of a unit to it."""
+    layers = {item.module for item in unit.side('out')}
+    return replace(unit, branches=tuple(block for block in blocks if layers.issuperset(block)))
 
 
 def _unclear_layers(graph, units: Iterable[ChannelUnit]) -> Dict[Side, str]:

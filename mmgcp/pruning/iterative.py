@@ -23,7 +23,7 @@ from mmgcp.errors import PruningError
 from mmgcp.nn.temporarily import only_values_change
 from mmgcp.registry import build_task_util
 
-from .budget import QUANTITIES, percent
+from .budget import percent
 from .options import PruneOptions
 from .resume import Unfinished, digest_request
 from .scores import Criterion
@@ -72,7 +72,7 @@ def _step(task: PruningTask, number: int) -> PruningTask:
     decision = _decide(replace(task, options=_on_the_way(options, portion),
                                budget=task.budget.on_the_way(portion)))
     removed = decision.plan.removed()
-    if task.budget.exceeded(*task.cost.shares(removed)) or _same(removed, task.gone):
+    if task.budget.exceeded(*task.spent.shares(removed)) or _same(removed, task.gone):
         return task
     done = task.carry_out(removed, decision.compensated)
     if options.finetune is not None:
@@ -82,9 +82,9 @@ def _step(task: PruningTask, number: int) -> PruningTask:
 
 def _warn_if_missed(task: PruningTask, decision: Decision) -> None:
     """Warn if the last step ends farther from the budget than a single one may."""
-    budget, shares = task.budget, task.cost.shares(decision.plan.removed())
+    budget, shares = task.budget, task.spent.shares(decision.plan.removed())
     least = 0 if task.options.round_to > 1 else 1 - budget.tolerance
-    for share, target, name in zip(shares, (budget.params, budget.flops), QUANTITIES):
+    for share, target, name in zip(shares, (budget.params, budget.flops), budget.quantities):
         if target is not None and not least <= share / target <= 1 + budget.tolerance:
             warnings.warn(f'{percent(share)} of the {name} are left instead of {percent(target)}, '
                           'which is the nearest that can be reached from what earlier steps have '

@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Sequence, 
 import torch.nn as nn
 from torch import Tensor
 
+from mmgcp.deployment.timing import RUNTIMES
 from mmgcp.errors import PruningError
 from mmgcp.nn.forward import IMAGE_SHAPE
 from mmgcp.nn.training_loss import Batch
@@ -44,7 +45,10 @@ AMOUNT, CHANNELS, OTHER = 'how much', 'which channels', 'other'
 
 KEEP_SHARE = number_in(0, 1, 'is the share to keep, in (0, 1]', open_low=True)
 ALLOCATIONS = ('global', 'uniform', 'measured')
-BUDGETS = ('ratio', 'target_params', 'target_flops')
+BUDGETS = ('ratio', 'target_params', 'target_flops', 'target_latency')
+# What --round-to is where speed matters: with AVX-512, programs compute channels in blocks of 16.
+# docs/deployment.md has what that, 8 and 1 lead to
+BLOCK = 16
 
 
 @dataclass
@@ -67,16 +71,31 @@ class PruneOptions:
     target_flops: Optional[float] = option(
         None, in_config=True, recorded=True, check=KEEP_SHARE,
         cli=dict(group=AMOUNT, type=float), help='share of the MACs to keep')
+    target_latency: Optional[float] = option(
+        None, in_config=True, recorded=True,
+        check=number_in(0, math.inf, 'must be milliseconds above 0', open_low=True,
+                        open_high=True),
+        cli=dict(group=AMOUNT, type=float, metavar='MS'),
+        help='milliseconds that an image is to take on one thread of this machine, met within 5%')
+    runtime: str = option(
+        'onnxruntime', in_config=True, recorded=True, check=one_of(*RUNTIMES),
+        cli=dict(group=AMOUNT, choices=RUNTIMES),
+        help='the program in which target_latency is meant and measured')
+    latency_table: Union[str, Path, None] = option(
+        None, in_config=True, check=PATH, cli=dict(group=AMOUNT, metavar='FILE'),
+        help='JSON file with times of layers for target_latency, which is written or completed '
+        'where it lacks some; without one they are measured and forgotten')
     steps: int = option(
         1, in_config=True, recorded=True,
         check=number_in(1, 1000, integer=True),
         cli=dict(group=AMOUNT, type=int, metavar='N'),
         help='get there in so many steps, each of which removes the same share of what is left '
         'and scores channels anew, with training in between')
-    round_to: int = option(
-        1, in_config=True, recorded=True,
+    round_to: Optional[int] = option(
+        None, in_config=True, recorded=True,
         check=number_in(1, math.inf, 'must be a positive integer', integer=True),
         cli=dict(group=AMOUNT, type=int, metavar='N'),
+        default_help=f'{BLOCK} for tools/prune.py and target_latency, else 1',
         help='keep multiples of so many channels, without exceeding the budget')
     min_keep_ratio: float = option(
         0.01, in_config=True, recorded=True, check=number_in(0, 1, 'must be in [0, 1]'),
@@ -150,10 +169,14 @@ class PruneOptions:
     def __post_init__(self):
         check_options(self, PruningError)
         read_groups(self.groups)
-        for name in ('target_params', 'target_flops'):
-            if self.ratio is not None and getattr(self, name) is not None:
-                raise PruningError(f'ratio={self.ratio} and {name}={getattr(self, name)} exclude '
-                                   'each other: both say how much is pruned')
+        for first, others in (('ratio', BUDGETS[1:]), ('target_flops', ['target_latency'])):
+            for name in others:
+                if getattr(self, first) is not None and getattr(self, name) is not None:
+                    raise PruningError(
+                        f'{first}={getattr(self, first)} and {name}={getattr(self, name)} exclude '
+                        'each other: both say how much is pruned')
+        if self.round_to is None:
+            self.round_to = 1 if self.target_latency is None else BLOCK
         if self.criterion is None:
             self.criterion = dict(type='mmgcp.BNScale' if self.batches is None else 'mmgcp.OBS')
         for name in ('calibration', 'batches'):  # they are gone through several times

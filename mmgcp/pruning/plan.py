@@ -234,6 +234,8 @@ class PruningResult:
         uncompensated (List[str]): Layers that could not absorb what removed channels emitted.
         fits (Dict[str, str]): How layers were fitted to their original outputs, if they were.
         recovery (Dict[str, Any]): What the option ``recover`` returned, if there was one.
+        latency (Dict[str, Any]): The milliseconds ``before`` and ``after`` (None if that has not
+            been measured), the ``target``, and whether it was ``met``, if there was one.
     """
     model: nn.Module
     plan: PruningPlan
@@ -245,6 +247,7 @@ class PruningResult:
     uncompensated: List[str] = field(default_factory=list)
     fits: Dict[str, str] = field(default_factory=dict)
     recovery: Dict[str, Any] = field(default_factory=dict)
+    latency: Dict[str, Any] = field(default_factory=dict)
 
     @property
     def changed_channels(self) -> ChannelTable:
@@ -272,4 +275,5 @@ class PruningResult:
             skipped=self.plan.skipped,
             uncompensated=self.uncompensated,
             fits=self.fits,
-            recovery=self.recovery)
+            recovery=self.recovery,
+            latency=self.latency)

@@ -38,7 +38,8 @@ def _remaining(unit: ChannelUnit, gone: Dict[str, Tensor], lost: Channels) -> Ch
     if norm_groups is not None:
         norm_groups = norm_groups[stays].unique(return_inverse=True)[1]
     conv_groups = None if unit.conv_groups is None else unit.conv_groups[stays]
-    return ChannelUnit(unit.name, int(stays.sum()), tuple(slices), norm_groups, conv_groups)
+    return ChannelUnit(unit.name, int(stays.sum()), tuple(slices), norm_groups, conv_groups,
+                       unit.branches)
 
 
 def remaining_channels(removed: Dict[str, Tensor],

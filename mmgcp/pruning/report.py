@@ -9,7 +9,9 @@ from typing import Any, Callable, Dict, List
 from mmgcp.analysis.plots import plot_channels, plot_score_histograms
 
 from .graph import PREDICTIONS
+from .options import BLOCK
 from .plan import LayerRow, PruningResult
+from .rounding import off_multiples
 
 
 def summarize(result: PruningResult) -> str:
@@ -28,6 +30,8 @@ def summarize(result: PruningResult) -> str:
     for label, (before, after), unit, factor in totals:
         lines.append(f'{label:<24}{before / factor:>10.3f} -> {after / factor:.3f} {unit} '
                      f'({after / before - 1:+.1%})')
+    if result.latency:
+        lines.append(_latency(result.latency))
     alone = Counter(reason for reason in result.plan.skipped.values() if reason != PREDICTIONS)
     lines += [f'{number} layers left alone: {reason}' for reason, number in alone.most_common(3)]
     if len(alone) > 3:
@@ -44,6 +48,15 @@ def summarize(result: PruningResult) -> str:
             f'{name.replace("_", " ")} {value:.4g}' if isinstance(value, float) else
             f'{name.replace("_", " ")} {value}' for name, value in result.recovery.items()))
     return '\n'.join(lines)
+
+
+def _latency(latency: Dict[str, Any]) -> str:
+    """Return a line of the table about what an image takes."""
+    after, target = latency['after'], latency['target']
+    found = 'not measured' if after is None else f'{after:.2f} ms ({after / target - 1:+.1%})'
+    missed = '' if latency['met'] or after is None else ', which is the nearest that was found'
+    return (f'{latency["runtime"]:<24}{latency["before"]:>10.2f} -> {found} for {target:g} ms'
+            f'{missed}')
 
 
 def write_report(result: PruningResult, folder: Path) -> None:
@@ -84,7 +97,12 @@ def _markdown(result: PruningResult, rows: List[LayerRow]) -> str:
     lines += [f'| {row.layer} | {row.group} | {row.before} | {row.after} | '
               f'{row.after / row.before:.0%} |' + f' {result.fits.get(row.layer, "")} |' * fitted
               for row in rows]
-    for title, items in (('Left alone', [f'{name}: {reason}'
+    multiple = result.plan.options.get('round_to')  # of a plan that anyone may have edited
+    multiple = multiple if type(multiple) is int and multiple > 1 else BLOCK
+    for title, items in ((f'No multiple of {multiple} channels, which can be slow',
+                          [f'{row.layer}: {row.after}'
+                           for row in off_multiples(rows, multiple)]),
+                         ('Left alone', [f'{name}: {reason}'
                                          for name, reason in result.plan.skipped.items()]),
                          ('Could not absorb all that removed channels emitted',
                           result.uncompensated)):

@@ -64,6 +64,8 @@ def score_units(model: nn.Module, units: Sequence[ChannelUnit], criterion: Crite
     owners = assign_groups(model, [name for names in members.values() for name in names], groups)
     found = {unit.name: {layer: values.detach().cpu().double()
                          for layer, values in criterion(model, unit).items()} for unit in units}
+    found = {unit.name: _one_for_each_kernel(found[unit.name], unit, owners, criterion)
+             for unit in units}
     found = from_first_rank(found)  # those of others may have other rounding errors
     scored = []
     for unit in units:
@@ -81,6 +83,21 @@ def score_units(model: nn.Module, units: Sequence[ChannelUnit], criterion: Crite
             groups_of_unit.pop(unit.name, None)  # these scores speak for all producers
         scored.append(ScoredUnit(unit, scores, groups_of_unit))
     return scored
+
+
+def _one_for_each_kernel(scores: Dict[str, Tensor], unit: ChannelUnit,
+                         owners: Dict[str, LayerGroup], criterion: Criterion) -> Dict[str, Tensor]:
+    """Join the scores (C, ) of parallel branches, by the name of the first that has any.
+
+    Those in different layer groups stay apart.
+    """
+    joined = dict(scores)
+    for block in unit.branches:
+        layers = [name for name in block if name in scores]
+        if len(layers) > 1 and len({owners.get(name) for name in layers}) == 1:
+            together = torch.stack([joined.pop(name) for name in layers])
+            joined[layers[0]] = criterion.join_branches(together)
+    return {name: joined[name] for name in scores if name in joined}  # in the old order
 
 
 def group_scores(scored: Iterable[ScoredUnit], group: LayerGroup) -> Tensor:

@@ -14,15 +14,17 @@ from mmgcp.errors import PruningError, told
 from mmgcp.nn.distributed import first_items, from_first_rank
 from mmgcp.nn.training_loss import Batch
 
-from .allocate import allocate, by_position
+from .allocate import allocate, by_position, thresholds_of_groups
 from .budget import Budget
 from .compensation import Compensated, Compensator
 from .cost import CostModel
+from .latency_target import Choice, LatencyTarget, latency_target
 from .layer_groups import make_groups
 from .options import PruneOptions
 from .plan import PruningPlan, make_plan
 from .prunable import find_prunable_or_leave_head_out
 from .remaining import remaining_channels, remaining_units, with_gone_channels
+from .rounding import give_back
 from .scored import ScoredUnit, group_scores, score_units
 from .scores import Criterion
 from .select import Limits, Selection
@@ -52,6 +54,12 @@ class PruningTask:
     budget: Budget
     gone: Dict[str, Tensor] = field(default_factory=dict)  # (K, ) channels it has lost, by unit
     uncompensated: Sequence[str] = ()  # layers that could not absorb all that these emitted
+    latency: Optional[LatencyTarget] = None  # a time that is wanted
+
+    @property
+    def spent(self) -> CostModel:
+        """What the budget is spent by: parameters, and MACs or time."""
+        return self.cost if self.latency is None else self.latency.cost
 
     @cached_property
     def left(self) -> List[ChannelUnit]:
@@ -109,8 +117,11 @@ def trace(model: nn.Module, options: PruneOptions) -> PruningTask:
     options.progress('tracing', 1, 2)
     cost = CostModel(model, record_convs(model, options.input_shape), units)
     options.progress('tracing', 2, 2)
-    budget = Budget(options.target_params, options.target_flops)
-    return PruningTask(model, options, units, skipped, cost, shape, budget)
+    budget, latency = Budget(options.target_params, options.target_flops), None
+    if options.target_latency is not None and options.plan is None:
+        latency = latency_target(model, cost, options)
+        budget = replace(budget, flops=latency.share, quantities=latency.cost.quantities)
+    return PruningTask(model, options, units, skipped, cost, shape, budget, latency=latency)
 
 
 @singledispatch
@@ -155,15 +166,33 @@ def plan_by_scores(task: PruningTask, criterion: Criterion, units: Sequence[Chan
     options.progress('choosing channels', 0, 1)
     selection = _selection(options, with_gone_channels(scored, units, task.gone), positions,
                            task.gone)
-    thresholds = allocate(selection, groups, task.cost, task.budget,
-                          sensitivity and sensitivity.costs,
-                          1. if positions and sensitivity else 0.5)
+    choose = partial(_choose, task, selection, groups, sensitivity, positions)
+    latency = {}
+    if task.latency is not None and task.budget.flops == task.latency.share:
+        (thresholds, removed), latency = task.latency.meet(choose, task.budget, model, task.left,
+                                                           task.gone)
+    else:  # another budget, or one on the way to a time
+        thresholds, removed = choose(task.budget)
     options.progress('choosing channels', 1, 1)
-    plan = make_plan(task.units, selection.removed(thresholds), scored)
+    plan = make_plan(task.units, removed, scored)
     record = dict(options.record(), sensitivity=sensitivity and asdict(sensitivity))
+    if latency:
+        record['latency'] = latency
     plan = replace(plan, thresholds=dict(thresholds), skipped=task.skipped, options=record)
     scores = {} if positions else {group.name: group_scores(scored, group) for group in groups}
     return from_first_rank(plan), scores  # whatever others have decided by their rounding errors
+
+
+def _choose(task: PruningTask, selection: Selection, groups: Sequence[LayerGroup],
+            sensitivity: Optional[Sensitivity], positions: bool, budget: Budget) -> Choice:
+    """Find the thresholds for a budget, and the channels (K, ) that go, by name of the unit."""
+    thresholds = allocate(selection, groups, task.spent, budget, sensitivity and sensitivity.costs,
+                          1. if positions and sensitivity else 0.5)
+    removed = selection.removed(thresholds)
+    if task.options.round_to > 1 and budget:
+        fixed = thresholds_of_groups(selection.scored, groups)
+        removed = give_back(selection, thresholds, fixed, removed, task.spent, budget)
+    return thresholds, removed
 
 
 def _measure(task: PruningTask, selection: Selection, groups: Sequence[LayerGroup],

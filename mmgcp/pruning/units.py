@@ -50,12 +50,15 @@ class ChannelUnit:
         conv_groups (Tensor, optional): Number (C, ) of the group of the grouped convolutions;
             the same number of channels has to be removed from each. Channels with -1 are in
             none.
+        branches (Tuple[Tuple[str]]): Layers that make one kernel, and have one score; see
+            :func:`mmgcp.pruning.branches.find_branches`.
     """
     name: str
     size: int
     slices: Tuple[ChannelSlice, ...]
     norm_groups: Optional[Tensor] = None
     conv_groups: Optional[Tensor] = None
+    branches: Tuple[Tuple[str, ...], ...] = ()
 
     @cached_property
     def parts(self) -> List[Tensor]:

@@ -122,7 +122,8 @@ def test_options_are_part_of_the_plan(model):
     assert result.plan.options == dict(
         criterion=dict(type='mmgcp.BNScale'), allocation=None, merge='majority',
         min_keep_ratio=0.1, round_to=2, compensate=True, ratio=None, target_params=None, steps=1,
-        target_flops=0.7, input_shape=[3, 64, 96], sensitivity=None)
+        target_flops=0.7, target_latency=None, runtime='onnxruntime', input_shape=[3, 64, 96],
+        sensitivity=None)
     assert all((item.size - len(item.removed)) % 2 == 0 and
                item.size - len(item.removed) >= 0.1 * item.size for item in result.plan.units)
 

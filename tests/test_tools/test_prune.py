@@ -374,7 +374,7 @@ def test_criterion(name, needs_data, write_config, tmp_path):
 def test_uniform_allocation(files, tmp_path):
     code, printed = tool(
         files / 'tiny.py', files / 'tiny.pth', '--ratio', 0.5, '--calib-batches', 0,
-        '--allocation', 'uniform', '--work-dir', tmp_path / 'out')
+        '--allocation', 'uniform', '--round-to', 1, '--work-dir', tmp_path / 'out')
     assert code == 0, printed
     assert {path.name for path in (tmp_path / 'out').iterdir()} == OUTPUTS - {'scores.png'}
     plan = PruningPlan.load(tmp_path / 'out/plan.json')

@@ -31,7 +31,7 @@ def files(tmp_path_factory, write_config):
 
 
 def common(files):
-    return (*files, '--calib-batches', 1, '--input-size', 96, 96)
+    return (*files, '--calib-batches', 1, '--input-size', 96, 96, '--round-to', 1)
 
 
 @pytest.fixture

@@ -67,6 +67,21 @@ class Criterion:
         """
         raise NotImplementedError
 
+    def join_branches(self, scores: Tensor) -> Tensor:
+        """Score channels of a kernel that is a sum of parallel branches, each of which has scores.
+
+        Here it is the root of the sum of squares: branches with the standard deviations s_b, as
+        the scale factors of BatchNorms are, have a sum with that standard deviation if they are
+        not correlated.
+
+        Args:
+            scores (Tensor): Scores (B, C) of B layers.
+
+        Returns:
+            Tensor: Scores (C, ), NaN where a layer has none.
+        """
+        return scores.square().sum(0).sqrt()
+
 
 @TASK_UTILS.register_module()
 class Random(Criterion):

@@ -145,6 +145,14 @@ class FilterCriterion(Criterion):
                 scores[item.module] = unit_scores(unit, item, values)
         return scores
 
+    def join_branches(self, scores: Tensor) -> Tensor:
+        """Return the root of the mean of squares (C, ) of (B, C), of the sum without ``normalize``.
+
+        So a normalised score of 1 is still an average channel.
+        """
+        squares = scores.square()
+        return (squares.sum(0) if self.normalize == 'none' else squares.mean(0)).sqrt()
+
 
 @TASK_UTILS.register_module()
 class L1Norm(FilterCriterion):
