@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 import torch.nn as nn
+from meta_device import on_meta
 from mmengine.config import Config
 from mmyolo.utils import register_all_modules
 
@@ -68,7 +68,7 @@ def test_after_pruning(path, clone):
     plain = cfg.copy()
     plain.model = {key: value for key, value in cfg.model.items() if key != 'channels'}
     plain.model.type = plain.model.pop('detector')
-    with torch.device('meta'):
+    with on_meta():
         original = build_detector(plain)
     layer = next(name for name, module in original.named_modules()
                  if isinstance(module, nn.Conv2d) and module.groups == 1)
@@ -77,7 +77,7 @@ def test_after_pruning(path, clone):
     file = clone / cfg.model.channels
     file.parent.mkdir(parents=True)
     file.write_text(f'model = dict(type="mmgcp.PrunedDetector", channels={json.dumps(table)})')
-    with torch.device('meta'):
+    with on_meta():
         pruned = build_detector(cfg)
     assert type(pruned) is type(original)
     assert count_channels(pruned) == {**count_channels(original), **table}
