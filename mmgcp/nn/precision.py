@@ -49,7 +49,7 @@ def _settings() -> List[Tuple[Any, str, Any]]:
 
 
 def has_setting(owner: Any, name: str) -> bool:
-    """Whether torch has a setting; before torch 2.9 some owners raise an AssertionError if not."""
+    """Whether torch has a setting; owners in older versions raise an AssertionError if not."""
     try:
         getattr(owner, name)
     except (AttributeError, AssertionError):
