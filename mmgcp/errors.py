@@ -37,7 +37,9 @@ class DarknetError(UserError):
 def told(error: BaseException) -> str:
     """Return what an error of another package says, in one line."""
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    text = ' '.join(str(text).split()).split(' Please check')[0]  # MMEngine's advice
+    text = ' '.join(str(text).split())
+    for advice in (' Please check', ', the current sys.path is'):  # MMEngine's
+        text = text.split(advice)[0]
     return f'{type(error).__name__}: {text}' if text else type(error).__name__
 
 

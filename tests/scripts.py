@@ -63,6 +63,11 @@ def write_pruning_files(config, settings=''):
     return config, checkpoint
 
 
+def quickly(files):
+    """The arguments of tools/prune.py for its files, one batch, small images and few channels."""
+    return (*files, '--calib-batches', 1, '--input-size', 96, 96, '--round-to', 1)
+
+
 def pruned_weights(folder):
     """The weights that tools/prune.py has written to a folder."""
     return torch.load(str(folder / 'pruned.pth'), weights_only=False)['state_dict']

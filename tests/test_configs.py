@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from meta_device import on_meta
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmyolo.registry import HOOKS, TRANSFORMS
@@ -36,7 +37,7 @@ def cfg(request):
 
 @pytest.fixture(scope='module')
 def detector(cfg):
-    with torch.device('meta'):
+    with on_meta():
         return build_detector(cfg)
 
 
@@ -55,7 +56,7 @@ def test_detector(cfg, detector):
     """It predicts on three levels, or one more, for the classes of the data."""
     strides = (4, 8, 16, 32) if '-p2' in Path(cfg.filename).stem else (8, 16, 32)
     width, height = cfg.img_scale
-    with torch.device('meta'):
+    with on_meta():
         outputs = detector(torch.empty(1, 3, height, width), mode='tensor')
     cells = [(height // stride, width // stride) for stride in strides]
     num_classes = cfg.model.bbox_head.head_module.num_classes

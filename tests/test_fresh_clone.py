@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 import torch.nn as nn
+from meta_device import on_meta
 from mmengine.config import Config
 from mmyolo.utils import register_all_modules
 
@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 PATHS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'configs').rglob('*.py'))
 RECIPES = [path for path in PATHS if '/_base_/' not in path]
 AFTER_PRUNING = [path for path in RECIPES if path.endswith(('_finetune.py', '_distill.py'))]
-TRAINED = {'yolov4_n_fast_1xb8-60e_voc-320', 'yolov4_n_fast_1xb8-48e_demo-160',
+TRAINED = {'yolov4_fast_1xb8-60e_voc-320', 'yolov4_n_fast_1xb8-60e_voc-320',
+           'yolov4_n_fast_1xb8-48e_demo-160',
            'yolov5_n-v61_fast_1xb16-60e_voc-320', 'ssd300_r18-half_1xb8-80e_voc'}
 
 
@@ -68,7 +69,7 @@ def test_after_pruning(path, clone):
     plain = cfg.copy()
     plain.model = {key: value for key, value in cfg.model.items() if key != 'channels'}
     plain.model.type = plain.model.pop('detector')
-    with torch.device('meta'):
+    with on_meta():
         original = build_detector(plain)
     layer = next(name for name, module in original.named_modules()
                  if isinstance(module, nn.Conv2d) and module.groups == 1)
@@ -77,7 +78,7 @@ def test_after_pruning(path, clone):
     file = clone / cfg.model.channels
     file.parent.mkdir(parents=True)
     file.write_text(f'model = dict(type="mmgcp.PrunedDetector", channels={json.dumps(table)})')
-    with torch.device('meta'):
+    with on_meta():
         pruned = build_detector(cfg)
     assert type(pruned) is type(original)
     assert count_channels(pruned) == {**count_channels(original), **table}

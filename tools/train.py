@@ -21,7 +21,7 @@ from mmgcp.pipeline.rehearsal import rehearse_training
 from mmgcp.pruning.detector import check_channels
 from mmgcp.utils.checked_runner import CheckedRunner
 from mmgcp.utils.checkpoint import read_checkpoint
-from mmgcp.utils.checkpoint_files import newest_checkpoint
+from mmgcp.utils.checkpoint_files import newest_checkpoint, training_bytes
 from mmgcp.utils.cli import run_tool
 from mmgcp.utils.config import load_config, section
 from mmgcp.utils.folders import work_dir
@@ -46,18 +46,21 @@ def check_files(cfg: Config) -> None:
         read_checkpoint(path)  # it is refused before the training has begun
 
 
-def rehearse(cfg: Config, args: argparse.Namespace) -> None:
+def rehearse(cfg: Config, args: argparse.Namespace) -> int:
     """Find mistakes before the runner prints and writes anything.
 
     Args:
         cfg (Config): The config of the training.
         args (argparse.Namespace): The command line.
 
+    Returns:
+        int: Bytes that a checkpoint of the training has at least; 0 if nobody knows.
+
     Raises:
         UserError: Something is wrong.
     """
     if 'runner_type' in cfg:  # which may need other settings
-        return
+        return 0
     cfg = copy.deepcopy(cfg)
     if args.resume:
         cfg.resume = True
@@ -66,7 +69,7 @@ def rehearse(cfg: Config, args: argparse.Namespace) -> None:
         if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
             raise UserError(f'--amp needs the OptimWrapper, but optim_wrapper is a {kind}')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    rehearse_training(cfg)
+    return training_bytes(rehearse_training(cfg))
 
 
 def find_work_dir(cfg: Config, args: argparse.Namespace) -> Path:
@@ -101,8 +104,8 @@ def main():
     folder = find_work_dir(cfg, args)
     if args.resume is None:
         check_files(cfg)
-    rehearse(cfg, args)
-    with alone_in(folder):
+    size = rehearse(cfg, args)
+    with alone_in(folder, size):
         choose_checkpoint(cfg, args, folder)
         if not args.resume:
             check_files(cfg)
@@ -112,11 +115,15 @@ def main():
         tool.main()
 
 
-def alone_in(folder: Path) -> ContextManager:
-    """Let the first of several processes take the folder for all of them."""
+def alone_in(folder: Path, size: int) -> ContextManager:
+    """Let the first of several processes take the folder for all of them.
+
+    Raises:
+        UserError: There is no space for so many bytes, or another run works in it.
+    """
     ranks = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
     rank = next((os.environ[name] for name in ranks if name in os.environ), '0')
-    return work_dir(folder) if rank == '0' else nullcontext()
+    return work_dir(folder, size) if rank == '0' else nullcontext()
 
 
 if __name__ == '__main__':

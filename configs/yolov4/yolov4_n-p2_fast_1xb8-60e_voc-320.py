@@ -1,3 +1,4 @@
+# Not trained yet.
 # The small YOLOv4 with a level of stride 4 for small objects. The other levels are the same.
 _base_ = './yolov4_n_fast_1xb8-60e_voc-320.py'
 

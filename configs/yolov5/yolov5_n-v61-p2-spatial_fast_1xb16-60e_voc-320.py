@@ -1,3 +1,4 @@
+# Not trained yet.
 # The same with dynamic spatial pruning: stride 4 is computed where small objects may be.
 # See docs/spatial_pruning.md. On stride 8, YOLOv5's head has a 1x1 convolution only.
 _base_ = './yolov5_n-v61-p2_fast_1xb16-60e_voc-320.py'

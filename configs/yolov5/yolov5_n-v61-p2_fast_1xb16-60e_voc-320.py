@@ -1,3 +1,4 @@
+# Not trained yet.
 # YOLOv5-n with a level of stride 4 for small objects. The other levels are those of YOLOv5-n.
 _base_ = './yolov5_n-v61_fast_1xb16-60e_voc-320.py'
 

@@ -14,8 +14,8 @@ from mmgcp.pruning.detector import ChannelTable
 from .cfg import DarknetError, Section
 from .matching import channel_table, conv_channels, match_layers
 
-# Building a detector of this width takes 4 GB of memory.
-MAX_WIDEN_FACTOR = 4
+# Building a detector of this width takes 1 GB of memory, also for a small network pruned from it
+MAX_WIDEN_FACTOR = 2
 # Builds an unpruned detector of a widen_factor, of any depth and with any classes
 Build = Callable[[float], nn.Module]
 
@@ -44,7 +44,7 @@ def find_widen_factor(sections: Sequence[Section], build: Build) -> float:
         float: The factor, a multiple of 1 / 128; factors between these give the same widths.
 
     Raises:
-        DarknetError: The factor would exceed 4.
+        DarknetError: The factor would exceed 2.
     """
     smallest = 1 / 128
     for index, width in enumerate(_widths(sections, build)):

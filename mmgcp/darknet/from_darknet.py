@@ -48,7 +48,7 @@ def model_config(sections: Sequence[Section]) -> dict:
         dict: The model config.
 
     Raises:
-        DarknetError: The cfg is not YOLOv4, has more channels than a YOLOv4 four times as
+        DarknetError: The cfg is not YOLOv4, has more channels than a YOLOv4 twice as
             wide, numbers of residual blocks that no deepen_factor gives, or another number that
             is out of bounds.
     """

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmgcp.models import YOLOv4CSPDarknet, YOLOv4Head, YOLOv4PAFPN
 from mmgcp.utils.checkpoint import load_strictly
-from mmgcp.utils.config import build_detector
+from mmgcp.utils.config import build_detector, image_size_said
 
 from .cfg import DarknetError, Section, first_line
 from .layers import BN_EPS, NUM_STAGES, SPP_KERNELS, Layer, yolov4_layers
@@ -238,13 +238,9 @@ def input_size(config: Config) -> Tuple[int, int]:
         tuple[int, int]: Width and height.
 
     Raises:
-        DarknetError: The config has neither ``img_scale`` nor a pipeline with LetterResize.
+        DarknetError: The config does not say it; see :func:`mmgcp.utils.config.image_size_said`.
     """
-    scales = [config.get('img_scale')]
-    scales += [transform.get('scale') for transform in config.get('test_pipeline', [])
-               if transform['type'].endswith('LetterResize')]
-    for scale in scales:
-        if isinstance(scale, (list, tuple)) and len(scale) == 2 and all(
-                isinstance(side, int) for side in scale):
-            return tuple(scale)
-    raise DarknetError(f'{config.filename} does not say the input size: give --input-size')
+    size = image_size_said(config)
+    if size is None:
+        raise DarknetError(f'{config.filename} does not say the input size: give --input-size')
+    return size

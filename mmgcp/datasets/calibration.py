@@ -1,9 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Training batches for a detector and its accuracy, from the data of its config."""
-import contextlib
 import copy
-import io
-import logging
 from contextlib import contextmanager
 from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
@@ -13,7 +10,6 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.dist import get_rank, get_world_size, is_main_process
 from mmengine.evaluator import Evaluator
-from mmengine.logging import MMLogger
 from mmengine.registry import EVALUATOR, DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor
@@ -25,7 +21,13 @@ from mmgcp.nn.distributed import from_first_rank, gather_over_ranks, numbered, r
 from mmgcp.nn.temporarily import eval_mode
 from mmgcp.nn.training_loss import Batch
 from mmgcp.utils.config import drop_collate_scope, nested_dicts
-from mmgcp.utils.process_state import alone, hub_info, random_states_kept, seed_random
+from mmgcp.utils.process_state import (
+    alone,
+    hub_info,
+    random_states_kept,
+    seed_random,
+    silence,
+)
 
 # How much of the images is kept in memory for further iterations
 CACHE_BYTES = 256 * 2**20
@@ -157,7 +159,7 @@ def evaluate(model: nn.Module,
         raise UserError(f'num_images must be at least 1, but is {num_images}')
     mend_openmmlab()  # COCO's metric, if nothing is found
     with DefaultScope.overwrite_default_scope(_scope(cfg)):
-        with _one_sentence('validation data'), _silence(), alone():
+        with _one_sentence('validation data'), silence(), alone():
             loader, evaluator = _build_validation(cfg, num_images)
             batches = _first_images(loader.batch_sampler, num_images)
         with eval_mode(model):
@@ -184,7 +186,7 @@ def _evaluate_results(evaluator: Evaluator, results: Dict[int, List[list]],
         metric.results = [item for batch in sorted(results) for item in results[batch][number]]
     values = None
     if is_main_process():
-        with _silence(), alone():
+        with silence(), alone():
             values = evaluator.evaluate(num_images)
     return from_first_rank(values)
 
@@ -283,16 +285,3 @@ def _training_iteration(cfg: Config, number: int) -> Iterator[None]:
         seed_random(number)
         with hub_info('iter', number):  # read by batch augmentations
             yield
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Suppress what data sets and metrics print, except warnings."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(max(level, logging.WARNING))
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)

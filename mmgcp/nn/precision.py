@@ -41,10 +41,20 @@ def _settings() -> List[Tuple[Any, str, Any]]:
         with suppress(RuntimeError):  # it cannot be read where only the newer setting is in use
             owner.allow_tf32  # noqa: B018
             found.append((owner, 'allow_tf32', False))
-    newer = [matmul, *(getattr(cudnn, name) for name in ('conv', 'rnn') if hasattr(cudnn, name))]
+    newer = [matmul, *(getattr(cudnn, name) for name in ('conv', 'rnn')
+                       if has_setting(cudnn, name))]
     found += [(owner, 'fp32_precision', 'ieee') for owner in newer
-              if hasattr(owner, 'fp32_precision')]
+              if has_setting(owner, 'fp32_precision')]
     return found
+
+
+def has_setting(owner: Any, name: str) -> bool:
+    """Whether torch has a setting; owners in older versions raise an AssertionError if not."""
+    try:
+        getattr(owner, name)
+    except (AttributeError, AssertionError):
+        return False
+    return True
 
 
 def at_least_single(tensor: Tensor) -> Tensor:

@@ -1,13 +1,9 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """A rehearsal of a training: everything that it is made of is built, and nothing is trained."""
-import contextlib
 import copy
-import io
 import itertools
-import logging
 import os
 import tempfile
-import warnings
 from contextlib import contextmanager
 from typing import Any, Iterator, List
 
@@ -24,7 +20,7 @@ from mmgcp.errors import UserError, told
 from mmgcp.utils.checkpoint import describe_misfit, read_checkpoint
 from mmgcp.utils.checks import MAPPING, NOT_NEGATIVE, check_value, instance_of
 from mmgcp.utils.config import build_detector, check_layout
-from mmgcp.utils.process_state import alone, random_states_kept
+from mmgcp.utils.process_state import alone, random_states_kept, silence
 
 from .finetuning import QuietRunner
 
@@ -81,7 +77,6 @@ def rehearse_training(cfg: Config, with_data: bool = True) -> nn.Module:
             if type(hook).__module__.startswith('mmgcp.'):
                 hook.before_train(runner)
                 hook.after_train(runner)
-        _close(runner)
     return model
 
 
@@ -104,7 +99,6 @@ def rehearse_testing(cfg: Config) -> None:
         with _part('test_dataloader, test_cfg or test_evaluator'):
             loop = runner.build_test_loop(runner._test_loop)
             _load_first(loop.dataloader)
-        _close(runner)
 
 
 def _check_start(model: nn.Module, cfg: Config) -> None:
@@ -126,6 +120,12 @@ def _build_hook(config: Any) -> Hook:
 
 class _Rehearsal(QuietRunner):
     """A runner that is made for its mistakes."""
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        """Make a logger without a file, which would be left open where something is wrong."""
+        logger = MMLogger.get_instance(self._experiment_name)
+        logger.handlers.clear()  # models that are built later would write to its lost stdout
+        return logger
 
     def dump_config(self) -> None:
         """Check only that it could be done, as laying out a config takes seconds."""
@@ -168,18 +168,11 @@ def _load_first(loader: DataLoader) -> None:
     loader.collate_fn([loader.dataset[0]])
 
 
-def _close(runner: QuietRunner) -> None:
-    """Let go of the log file."""
-    for handler in list(runner.logger.handlers):
-        handler.close()
-        runner.logger.removeHandler(handler)  # models that are built later would write to it
-
-
 @contextmanager
 def _aside(cfg: Config) -> Iterator[str]:
     """Yield a folder for things that leave nothing behind in the process."""
     scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmyolo'))
-    with random_states_kept(), scope, alone(), _silence(), \
+    with random_states_kept(), scope, alone(), silence(with_warnings=True), \
             tempfile.TemporaryDirectory() as folder:
         yield folder
 
@@ -193,18 +186,3 @@ def _part(name: str) -> Iterator[None]:
         raise UserError(f'{name} of the config: {error}') from error
     except Exception as error:  # whatever the constructors of any class raise
         raise UserError(f'{name} of the config cannot be built: {told(error)}') from error
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Suppress what is printed."""
-    logger = MMLogger.get_current_instance()  # which writes to the stream that it began with
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), \
-                contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        logger.setLevel(level)

@@ -23,7 +23,7 @@ from mmgcp.nn.temporarily import Snapshot
 
 from .graph import PREDICTIONS, TracingError, find_units
 from .select import Limits, select
-from .surgery import BrokenError, remove_and_verify
+from .surgery import BrokenError, raw_predictions, remove_and_verify
 from .units import ChannelUnit
 
 FEATURES = 'its outputs are read by what cannot be traced'
@@ -111,9 +111,7 @@ def _intact(model: nn.Module, units: List[ChannelUnit], skipped: Dict[str, str],
     """Return the units that can be removed together; others become layers that are skipped."""
     if _fault(model, units, shape) is None:
         return units
-    if _fault(model, [], shape) is not None:
-        raise PruningError('the detector does not predict the same twice for the same image, so '
-                           'that pruning it cannot be checked')
+    _check_unpruned(model, shape)
     intact: List[ChannelUnit] = []
     pending = [units]
     while pending:
@@ -129,6 +127,17 @@ def _intact(model: nn.Module, units: List[ChannelUnit], skipped: Dict[str, str],
                 skipped.setdefault(item.module, reason)
     names = {unit.name for unit in intact}
     return [unit for unit in units if unit.name in names]
+
+
+def _check_unpruned(model: nn.Module, shape: Sequence[int]) -> None:
+    """Raise a PruningError unless a detector predicts finite values, and the same ones twice."""
+    what = None
+    if not all(bool(values.isfinite().all()) for values in raw_predictions(model, shape)):
+        what = 'predicts values that are not finite'
+    elif _fault(model, [], shape) is not None:
+        what = 'does not predict the same twice for the same image'
+    if what:
+        raise PruningError(f'the detector {what}, so that pruning it cannot be checked')
 
 
 def _warn_of_backbone(model: nn.Module, units: Iterable[ChannelUnit],

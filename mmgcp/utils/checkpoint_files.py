@@ -6,12 +6,29 @@ from pathlib import Path
 from typing import List, Optional, Union
 
 import torch
+import torch.nn as nn
+from torch import Tensor
 
 from mmgcp.errors import UserError
 
 from .checkpoint import read_checkpoint
 
 MARKER = 'last_checkpoint'  # MMEngine's file with the path of the last one
+
+
+def training_bytes(model: nn.Module) -> int:
+    """Return how large a checkpoint of a training is at least: weights, and an optimizer's state.
+
+    Args:
+        model (nn.Module): The detector that is trained.
+
+    Returns:
+        int: Bytes of the weights, and as many for the momentum of those that are trained.
+    """
+    tensors = [*model.state_dict().values(),
+               *(parameter for parameter in model.parameters() if parameter.requires_grad)]
+    return sum(tensor.nelement() * tensor.element_size() for tensor in tensors
+               if isinstance(tensor, Tensor))
 
 
 def save_checkpoint(content: dict, path: Union[str, Path]) -> None:

@@ -41,8 +41,7 @@ def load_config(path: str, cfg_options: Optional[dict] = None) -> Config:
         hint = ''
         if getattr(error, 'name', None) == 'pkg_resources':
             hint = " (MMEngine needs it for such configs: pip install 'setuptools<80')"
-        raise UserError(f'the config {path} cannot be read: '
-                        f'{type(error).__name__}: {error}{hint}') from error
+        raise UserError(f'the config {path} cannot be read: {told(error)}{hint}') from error
     _override(cfg, cfg_options or {}, path)
     if 'model' not in cfg:
         raise UserError(f'the config {path} describes no model')
@@ -106,11 +105,24 @@ def image_size(cfg: Config) -> Tuple[int, int]:
         cfg (Config): A complete config.
 
     Returns:
-        tuple[int, int]: Width and height in pixels: what the last transform of the test
-        pipeline that says a size makes, else the config's ``img_scale``, else 640 and 640.
+        tuple[int, int]: Width and height in pixels, see :func:`image_size_said`; 640 and 640 if
+        the config does not say them.
+    """
+    return image_size_said(cfg) or (640, 640)
+
+
+def image_size_said(cfg: Config) -> Optional[Tuple[int, int]]:
+    """Find the size of the images to test on that a config says.
+
+    Args:
+        cfg (Config): A complete config.
+
+    Returns:
+        tuple[int, int], optional: Width and height in pixels: what the last transform of the
+        test pipeline that says a size makes, else the config's ``img_scale``; None without any.
     """
     sizes = [_size_made_by(step) for step in reversed(_test_pipeline(cfg))]
-    return next(filter(None, [*sizes, _pair(cfg.get('img_scale'))]), (640, 640))
+    return next(filter(None, [*sizes, _pair(cfg.get('img_scale'))]), None)
 
 
 def _test_pipeline(cfg: Config) -> List[dict]:

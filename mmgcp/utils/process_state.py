@@ -1,13 +1,16 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Changing state that belongs to the whole process for a while, and restoring it."""
+import io
+import logging
 import random
-from contextlib import contextmanager
+import warnings
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import Iterable, Iterator
 
 import numpy as np
 import torch
 import torch.distributed
-from mmengine.logging import MessageHub
+from mmengine.logging import MessageHub, MMLogger
 
 
 @contextmanager
@@ -58,6 +61,29 @@ def alone() -> Iterator[None]:
         yield
     finally:
         torch.distributed.is_initialized = before
+
+
+@contextmanager
+def silence(with_warnings: bool = False) -> Iterator[None]:
+    """Suppress what the block prints to stdout, and what it logs, except warnings.
+
+    Args:
+        with_warnings (bool): Whether warnings and what goes to stderr are suppressed as well, so
+            that only errors are logged. Defaults to False.
+    """
+    logger = MMLogger.get_current_instance()  # which writes to the stream that it began with
+    level = logger.level
+    logger.setLevel(max(level, logging.ERROR if with_warnings else logging.WARNING))
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(redirect_stdout(io.StringIO()))
+            if with_warnings:
+                stack.enter_context(redirect_stderr(io.StringIO()))
+                stack.enter_context(warnings.catch_warnings())
+                warnings.simplefilter('ignore')
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn as nn
+from meta_device import on_meta
 from mmengine.config import Config
 
 from mmgcp.analysis import ConvStatistics, count_complexity, record_convs
@@ -125,7 +126,7 @@ def test_linear_over_positions():
 def test_yolov4_of_the_papers(name, params, macs):
     cfg = Config.fromfile(CONFIGS / f'{name}.py')
     cfg.model.pop('data_preprocessor')
-    with torch.device('meta'):
+    with on_meta():
         model = build_detector(cfg)
     assert sum(param.numel() for param in model.parameters()) == params
     if macs:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from darknet_samples import READ, WRITE
 from foreign_networks import pruned_sections, tiny_sections, write_network
+from mmengine.config import Config
 from scripts import complaint_of, output_of
 
 from mmgcp.darknet import (
@@ -18,6 +19,7 @@ from mmgcp.darknet import (
     check_numbers,
     class_names,
     format_cfg,
+    input_size,
     model_config,
     parse_cfg,
     read_cfg,
@@ -27,6 +29,7 @@ from mmgcp.darknet import (
 from mmgcp.darknet.base_network import Width
 from mmgcp.darknet.from_darknet import _build_shallow
 from mmgcp.darknet.matching import conv_channels
+from mmgcp.utils.config import image_size
 
 LONG = '9' * 5000
 
@@ -167,14 +170,14 @@ def test_widths_without_building_the_network(factor):
 def test_little_files_take_little(tmp_path, monkeypatch):
     """A wide layer in a small network: what it may have been pruned from is not built."""
     sections = pruned_sections(5, low=1, high=4)
-    sections[1].options['filters'] = '128'  # widen_factor 3.8
+    sections[1].options['filters'] = '64'  # widen_factor 1.8
     model_config(sections)  # which builds two shallow networks once
 
     def refuse(*args):
         raise AssertionError
 
     monkeypatch.setattr('mmgcp.darknet.from_darknet.build_detector', refuse)
-    assert model_config(sections)['backbone']['widen_factor'] == 481 / 128
+    assert model_config(sections)['backbone']['widen_factor'] == 225 / 128
 
 
 def test_nul_in_a_path(tmp_path):
@@ -227,6 +230,21 @@ def test_checkpoints_without_a_description_going_out(converted, tmp_path, meta):
     torch.save(dict(content, meta=meta), str(tmp_path / 'odd.pth'))
     output_of(WRITE, config, tmp_path / 'odd.pth', tmp_path / 'out')
     assert (tmp_path / 'out.names').read_text() == 'class_0\nclass_1\nclass_2\n'
+
+
+@pytest.mark.parametrize('size', [(96, 64), (320, 224)])
+def test_input_size_is_what_the_test_pipeline_makes(size):
+    """Whatever the img_scale of a base config says."""
+    dataset = dict(pipeline=[dict(type='LetterResize', scale=size)])
+    config = Config(dict(img_scale=(640, 640), test_dataloader=dict(dataset=dataset)))
+    assert input_size(config) == image_size(config) == size
+    config.pop('test_dataloader')
+    assert input_size(config) == image_size(config) == (640, 640)
+
+
+def test_input_size_that_nobody_says():
+    with pytest.raises(DarknetError, match='does not say the input size: give --input-size'):
+        input_size(Config(dict(test_pipeline=[dict(type='LoadImageFromFile')])))
 
 
 @pytest.mark.parametrize('size', [(0, 0), (-32, -32), (32, 33), (8224, 32)])

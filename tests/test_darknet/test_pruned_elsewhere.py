@@ -164,7 +164,7 @@ def test_unpruned_networks_stay_plain(eighths):
     (0, 8, 0.125),
     (0, 9, 33 / 128),  # of 32 at full width: 9 take 16, the first of which come above 8 / 32
     (0, 40, 129 / 128),
-    (0, 128, 481 / 128),
+    (0, 64, 225 / 128),
 ])
 def test_base_is_as_narrow_as_possible(index, filters, expected):
     sections = set_one(tiny_sections(), index, filters)

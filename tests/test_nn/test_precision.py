@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from mmgcp.nn.precision import add_products, at_least_single, full_precision
+from mmgcp.nn.precision import add_products, at_least_single, full_precision, has_setting
 
 CUDNN, MATMUL = torch.backends.cudnn, torch.backends.cuda.matmul
 
@@ -16,7 +16,7 @@ def settings():
         except RuntimeError:
             found[name] = 'set by the newer settings'
     for owner, name in ((MATMUL, 'matmul'), (getattr(CUDNN, 'conv', None), 'conv')):
-        if hasattr(owner, 'fp32_precision'):
+        if has_setting(owner, 'fp32_precision'):
             found[f'new {name}'] = owner.fp32_precision
     return found
 
@@ -49,7 +49,7 @@ def set_older():
 
 @pytest.mark.parametrize('prepare', [lambda: None, set_older, set_newer, set_newer_of_everything])
 def test_settings_for_a_while(prepare):
-    if 'newer' in prepare.__name__ and not hasattr(MATMUL, 'fp32_precision'):
+    if 'newer' in prepare.__name__ and not has_setting(MATMUL, 'fp32_precision'):
         pytest.skip('this torch has no newer settings')
     general = getattr(torch.backends, 'fp32_precision', None)
     try:
@@ -65,6 +65,22 @@ def test_settings_for_a_while(prepare):
     finally:
         if general is not None:
             torch.backends.fp32_precision = general
+
+
+class OldMatmul:
+    """As in torch 2.1, where settings that are missing are no AttributeError."""
+    allow_tf32 = True
+
+    def __getattr__(self, name):
+        raise AssertionError(f'Unknown attribute {name}')
+
+
+def test_torch_without_the_newer_settings(monkeypatch):
+    old = OldMatmul()
+    monkeypatch.setattr(torch.backends.cuda, 'matmul', old)
+    with full_precision():
+        assert old.allow_tf32 is False and 'fp32_precision' not in vars(old)
+    assert old.allow_tf32 is True
 
 
 def test_no_autocast():

@@ -1,13 +1,15 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Rehearsals of trainings, of pruning and of all stages."""
 import copy
+import logging
 import random
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.logging import MessageHub
+from mmengine.logging import MessageHub, MMLogger
 from pruning_samples import randomise
 
 from mmgcp.compatibility import mend_openmmlab
@@ -150,9 +152,15 @@ def test_all_stages_can_be_done(path, tmp_path):
     assert [item.name for item in tmp_path.iterdir()] == ['bare.pth']
 
 
-def test_models_can_be_built_afterwards(cfg):
-    """What initialises their weights writes to the files of the current logger."""
-    rehearse_training(cfg)
-    from mmengine.logging import MMLogger
-    for instance in MMLogger._instance_dict.values():
-        assert all(getattr(handler, 'stream', 0) is not None for handler in instance.handlers)
+@pytest.mark.parametrize('options', [{}, {'val_dataloader.batch_size': 'x'},
+                                     {'default_hooks.logger.type': 'Non'}])
+def test_no_log_file_is_left_open(cfg, options):
+    """Whatever goes wrong; models that are built later write to the current logger's files."""
+    cfg.merge_from_dict(options)
+    with pytest.raises(UserError) if options else nullcontext():
+        rehearse_training(cfg)
+    handlers = [handler for logger in MMLogger._instance_dict.values()
+                for handler in logger.handlers]
+    assert all(handler.stream is not None for handler in handlers)
+    assert all(Path(handler.baseFilename).exists() for handler in handlers
+               if isinstance(handler, logging.FileHandler))

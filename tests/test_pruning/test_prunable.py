@@ -231,6 +231,14 @@ def test_detector_that_predicts_at_random():
         find_prunable(model, SHAPE)
 
 
+def test_detector_whose_predictions_are_not_finite():
+    """As those of weights that are not initialised."""
+    model = Toy(lambda net, x: net.pred(net.a(x)) * float('inf'), a=Block(3, 6),
+                pred=nn.Conv2d(6, 2, 1))
+    with pytest.raises(PruningError, match='the detector predicts values that are not finite, so'):
+        find_prunable(model, SHAPE)
+
+
 def test_rounding_errors_that_decide():
     """Values that are nearly equal are compared: only double precision tells them apart."""
     def forward(net, x):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from mmengine.config import Config
-from scripts import pruned_weights, run_here, write_pruning_files
+from scripts import pruned_weights, quickly, run_here
 
 from mmgcp.pruning.layerwise import ThiNet
 from mmgcp.utils.config import build_detector, load_config
@@ -24,13 +24,6 @@ custom_hooks = [
 """
 
 
-@pytest.fixture(scope='module')
-def files(tmp_path_factory, write_config):
-    """Config and checkpoint of a tiny detector."""
-    folder = tmp_path_factory.mktemp('layerwise')
-    return write_pruning_files(write_config(folder / 'tiny.py'), SETTINGS)
-
-
 def tool(*arguments):
     """Run the tool in this process: its status and everything it prints."""
     result = run_here('prune.py', *arguments)
@@ -39,7 +32,7 @@ def tool(*arguments):
 
 def test_interrupted_and_resumed(files, tmp_path, monkeypatch):
     """The training in between runs; the result is that of a run without interruption."""
-    common = (*files, '--calib-batches', 1, '--input-size', 96, 96)
+    common = quickly(files)
     code, printed = tool(*common, '--work-dir', tmp_path / 'whole')
     assert code == 0, printed
     assert 'resuming' not in printed and 'fine-tuning' in printed

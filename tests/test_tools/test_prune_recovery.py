@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from mmengine.config import Config
-from scripts import complaint_of, output_of, pruned_weights, run_here, write_pruning_files
+from scripts import complaint_of, output_of, pruned_weights, quickly, run_here
 
 from mmgcp.nn.training_loss import Batch
 from mmgcp.pipeline import recovery
@@ -16,17 +16,6 @@ SETTINGS = """
 prune_cfg = dict(_delete_=True, target_params=0.5, criterion=dict(type='mmgcp.L1Norm'),
                  compensate=False, recover=dict(steps=4, lr=1e-3))
 """
-
-
-@pytest.fixture(scope='module')
-def files(tmp_path_factory, write_config):
-    """Config and checkpoint of a tiny detector."""
-    folder = tmp_path_factory.mktemp('recovery')
-    return write_pruning_files(write_config(folder / 'tiny.py'), SETTINGS)
-
-
-def common(files):
-    return (*files, '--calib-batches', 1, '--input-size', 96, 96)
 
 
 @pytest.fixture
@@ -42,9 +31,9 @@ def blind(monkeypatch):
 
 def test_recovery(files, tmp_path, blind):
     """By prune_cfg and without annotations; --recover-minutes 0 turns it off."""
-    output = output_of('prune.py', *common(files), '--work-dir', tmp_path / 'recovered')
+    output = output_of('prune.py', *quickly(files), '--work-dir', tmp_path / 'recovered')
     assert 'recovery: steps 4, lr 0.001, steps done 4, difference before ' in output
-    output = output_of('prune.py', *common(files), '--work-dir', tmp_path / 'plain',
+    output = output_of('prune.py', *quickly(files), '--work-dir', tmp_path / 'plain',
                        '--recover-minutes', 0)
     assert 'recovery:' not in output
     found = json.loads((tmp_path / 'recovered/report.json').read_text())['recovery']
@@ -63,7 +52,7 @@ def test_minutes(files, tmp_path, monkeypatch):
     """The time of the command line counts beside the steps of the config."""
     clock = iter(range(0, 10000, 20))
     monkeypatch.setattr(recovery.time, 'monotonic', lambda: next(clock))
-    output = output_of('prune.py', *common(files), '--work-dir', tmp_path / 'out',
+    output = output_of('prune.py', *quickly(files), '--work-dir', tmp_path / 'out',
                        '--recover-minutes', 1)
     assert 'recovery: minutes 1, steps 4, lr 0.001, steps done 2, difference' in output
 
@@ -78,13 +67,13 @@ def test_minutes(files, tmp_path, monkeypatch):
      'the calibration images cannot be loaded'),
 ])
 def test_errors(files, tmp_path, options, text):
-    assert text in complaint_of('prune.py', *common(files), '--work-dir', tmp_path / 'out',
+    assert text in complaint_of('prune.py', *quickly(files), '--work-dir', tmp_path / 'out',
                                 *options)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_number(files, tmp_path):
-    result = run_here('prune.py', *common(files), '--recover-minutes', 'three')
+    result = run_here('prune.py', *quickly(files), '--recover-minutes', 'three')
     assert result.returncode == 2 and "invalid float value: 'three'" in result.stderr
 
 
@@ -94,6 +83,6 @@ def test_interrupted(files, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(recovery._Training, '_step', interrupt)
-    result = run_here('prune.py', *common(files), '--work-dir', tmp_path / 'out')
+    result = run_here('prune.py', *quickly(files), '--work-dir', tmp_path / 'out')
     assert result.returncode == 130 and 'interrupted' in result.stderr
     assert list(tmp_path.iterdir()) == []

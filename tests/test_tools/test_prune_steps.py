@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from mmengine.config import Config
-from scripts import complaint_of, output_of, pruned_weights, run_here, write_pruning_files
+from scripts import complaint_of, output_of, pruned_weights, quickly, run_here
 
 from mmgcp.pipeline.finetuning import IntermediateFinetuning
 from mmgcp.pruning import PruningPlan, prune
@@ -21,17 +21,6 @@ custom_hooks = [
     dict(type='mmgcp.DynamicSparsityHook', rate=1000.)
 ]
 """
-
-
-@pytest.fixture(scope='module')
-def files(tmp_path_factory, write_config):
-    """Config and checkpoint of a tiny detector."""
-    folder = tmp_path_factory.mktemp('steps')
-    return write_pruning_files(write_config(folder / 'tiny.py'), SETTINGS)
-
-
-def common(files):
-    return (*files, '--calib-batches', 1, '--input-size', 96, 96, '--round-to', 1)
 
 
 @pytest.fixture
@@ -50,7 +39,7 @@ def numbers(monkeypatch):
 def test_interrupted_and_resumed(files, tmp_path, numbers, monkeypatch):
     """The result is that of a run without interruption, and its plan is one for the original."""
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-    printed = output_of('prune.py', *common(files), '--work-dir', whole)
+    printed = output_of('prune.py', *quickly(files), '--work-dir', whole)
     assert numbers == [1, 2] and 'resuming' not in printed
     names = {path.name for path in whole.iterdir()}
     assert names == {'pruned.py', 'pruned.pth', 'plan.json', 'report.json', 'report.md',
@@ -65,11 +54,11 @@ def test_interrupted_and_resumed(files, tmp_path, numbers, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(IntermediateFinetuning, '__call__', interrupted)
-        result = run_here('prune.py', *common(files), '--work-dir', parts)
+        result = run_here('prune.py', *quickly(files), '--work-dir', parts)
     assert result.returncode == 130
     assert [path.name for path in parts.iterdir()] == ['unfinished.pth']
     numbers.clear()
-    result = run_here('prune.py', *common(files), '--work-dir', parts)
+    result = run_here('prune.py', *quickly(files), '--work-dir', parts)
     assert result.returncode == 0, result.stderr
     assert numbers == [2] and 'resuming: 1 of 3 steps have been taken before' in result.stderr
     assert {path.name for path in parts.iterdir()} == names
@@ -96,7 +85,7 @@ def test_interrupted_and_resumed(files, tmp_path, numbers, monkeypatch):
 def test_training_by_default(files, tmp_path, numbers):
     """An epoch at a tenth of the learning rate, with steps from the command line."""
     lr = load_config(str(files[0])).base_lr
-    printed = output_of('prune.py', *common(files), '--work-dir', tmp_path, '--steps', 2,
+    printed = output_of('prune.py', *quickly(files), '--work-dir', tmp_path, '--steps', 2,
                         '--criterion', 'BNScale', '--cfg-options', 'prune_cfg.finetune=None')
     assert numbers == [1] and 'written to' in printed
     plan = PruningPlan.load(tmp_path / 'plan.json')
@@ -104,7 +93,7 @@ def test_training_by_default(files, tmp_path, numbers):
 
 
 def test_without_training(files, tmp_path, numbers):
-    output_of('prune.py', *common(files), '--work-dir', tmp_path, '--steps', 2,
+    output_of('prune.py', *quickly(files), '--work-dir', tmp_path, '--steps', 2,
               '--cfg-options', 'prune_cfg.finetune=False', 'train_cfg.by_epoch=False')
     assert numbers == []
     options = PruningPlan.load(tmp_path / 'plan.json').options
@@ -112,7 +101,7 @@ def test_without_training(files, tmp_path, numbers):
 
 
 def test_dry_run_says_what_it_does_not_know(files, tmp_path, numbers):
-    printed = output_of('prune.py', *common(files), '--work-dir', tmp_path / 'out', '--dry-run')
+    printed = output_of('prune.py', *quickly(files), '--work-dir', tmp_path / 'out', '--dry-run')
     assert 'this is what one step would remove: 3 steps lead as far' in printed
     assert numbers == [] and list(tmp_path.iterdir()) == []
 
@@ -120,7 +109,7 @@ def test_dry_run_says_what_it_does_not_know(files, tmp_path, numbers):
 def test_plan_is_applied_in_one_go(files, tmp_path, numbers):
     model = build_detector(load_config(str(files[0])))
     prune(model, ratio=0.3, input_shape=(3, 96, 96), dry_run=True).plan.save(tmp_path / 'plan.json')
-    printed = output_of('prune.py', *common(files), '--work-dir', tmp_path / 'out', '--plan',
+    printed = output_of('prune.py', *quickly(files), '--work-dir', tmp_path / 'out', '--plan',
                         tmp_path / 'plan.json', '--cfg-options', 'train_dataloader=None',
                         'prune_cfg.finetune=None', '--calib-batches', 0)
     assert numbers == [] and 'written to' in printed
@@ -140,6 +129,6 @@ def test_plan_is_applied_in_one_go(files, tmp_path, numbers):
      'needs a config that trains by epochs; prune_cfg.finetune=False does without'),
 ])
 def test_settings_that_make_no_sense(arguments, message, files, tmp_path, numbers):
-    assert message in complaint_of('prune.py', *common(files), '--work-dir', tmp_path / 'out',
+    assert message in complaint_of('prune.py', *quickly(files), '--work-dir', tmp_path / 'out',
                                    *arguments)
     assert numbers == [] and list(tmp_path.iterdir()) == []

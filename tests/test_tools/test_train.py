@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from faults import write_training
+from faults import root_only, small_disk, write_training
 from mmengine.config import Config
 from scripts import complaint, complaint_of, load_script, run_process
 
@@ -143,9 +143,19 @@ def test_work_dir_that_is_taken(write_config, tmp_path, monkeypatch, place):
         f'train.py: {tmp_path}/{folder} is a file, not a folder to write to')
 
 
+@root_only
+def test_disk_without_space_for_a_checkpoint(write_config, tmp_path):
+    """It is said before the training begins."""
+    config = write_config(tmp_path / 'tiny.py')
+    with small_disk(tmp_path / 'disk', 'size=1m') as disk:
+        assert complaint_of('train.py', config, '--work-dir', disk / 'run') == (
+            f'train.py: {disk}/run cannot be written to: No space left on device')
+        assert not list(disk.iterdir())
+
+
 @pytest.mark.parametrize('name', ['RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'])
 def test_first_of_several_processes_takes_the_folder(tool, tmp_path, monkeypatch, name):
     for rank in '01':
         monkeypatch.setenv(name, rank)
-        with tool.alone_in(tmp_path):
+        with tool.alone_in(tmp_path, 0):
             assert (tmp_path / '.lock').exists() == (rank == '0')

@@ -6,7 +6,22 @@ import torch
 from faults import root_only, small_disk, write_training
 
 from mmgcp.errors import UserError
-from mmgcp.utils.checkpoint_files import newest_checkpoint, save_checkpoint
+from mmgcp.utils.checkpoint_files import newest_checkpoint, save_checkpoint, training_bytes
+
+
+def test_size_of_the_checkpoint_of_a_training(tmp_path):
+    """As that of an optimizer with momentum, of what is not frozen."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(16, 64, 3), torch.nn.BatchNorm2d(64),
+                                torch.nn.Conv2d(64, 64, 3))
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.SGD([item for item in model.parameters() if item.requires_grad],
+                                lr=0.1, momentum=0.9)
+    model(torch.ones(1, 16, 8, 8)).sum().backward()
+    optimizer.step()
+    save_checkpoint(dict(state_dict=model.state_dict(), optimizer=optimizer.state_dict()),
+                    tmp_path / 'a.pth')
+    size = (tmp_path / 'a.pth').stat().st_size
+    assert 0.95 * size < training_bytes(model) < size
 
 
 @pytest.mark.parametrize('files, newest', [

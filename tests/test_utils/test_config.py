@@ -1,10 +1,12 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import copy
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn as nn
+from meta_device import on_meta
 from mmengine.config import Config
 from mmengine.model.weight_init import PretrainedInit
 from mmengine.registry import DefaultScope
@@ -123,6 +125,8 @@ def test_faulty(write, text, error):
         load_config(path)
     message = str(caught.value)
     assert message.startswith(f'the config {path} cannot be read: {error}: ')
+    assert len(message.splitlines()) == 1
+    assert sys.path[-1] not in message  # MMEngine lists the folders in which it has looked
 
 
 def test_without_model(write):
@@ -136,7 +140,7 @@ def test_without_model(write):
 def test_published_size(num_classes, parameters):
     """The sizes of Darknet's yolov4.cfg and its variant for PASCAL VOC."""
     cfg = load_config(str(COCO_CONFIG), {'model.bbox_head.head_module.num_classes': num_classes})
-    with torch.device('meta'):
+    with on_meta():
         detector = build_detector(cfg)
         assert sum(parameter.numel() for parameter in detector.parameters()) == parameters
         cls_scores, bbox_preds, objectnesses = detector(torch.empty(1, 3, 64, 96), mode='tensor')
@@ -149,7 +153,7 @@ def test_published_size(num_classes, parameters):
 def test_batch_norm_is_not_synchronised():
     cfg = load_config(str(COCO_CONFIG))
     assert cfg.model.backbone.norm_cfg.type == 'SyncBN'
-    with torch.device('meta'):
+    with on_meta():
         detector = build_detector(cfg)
     kinds = [type(module).__name__ for module in detector.modules()
              if isinstance(module, nn.modules.batchnorm._BatchNorm)]

@@ -1,10 +1,14 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+import sys
+import warnings
+
 import pytest
 import torch
 from mmdet.utils import reduce_mean
 from mmengine.dist import get_dist_info
+from mmengine.logging import MMLogger
 
-from mmgcp.utils.process_state import alone
+from mmgcp.utils.process_state import alone, silence
 
 
 @pytest.fixture
@@ -35,3 +39,27 @@ def test_alone(group):
 def test_alone_without_others():
     with alone():
         assert get_dist_info() == (0, 1)
+
+
+@pytest.mark.parametrize('with_warnings', [False, True])
+def test_silence(monkeypatch, capsys, with_warnings):
+    """Warnings pass unless they are meant as well; all is as before, also after an error."""
+    monkeypatch.setattr(MMLogger, '_instance_dict', {})
+    logger = MMLogger.get_instance('silent')
+    with pytest.raises(ZeroDivisionError), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        with silence(with_warnings):
+            print('printed')
+            print('complained', file=sys.stderr)
+            logger.info('informed')
+            logger.warning('logged')
+            warnings.warn('warned', stacklevel=1)
+            raise ZeroDivisionError
+    out, err = capsys.readouterr()
+    assert 'printed' not in out and 'informed' not in out
+    found = 'complained' in err, 'logged' in out, len(caught) == 1
+    assert found == (not with_warnings, ) * 3
+    print('printed')
+    logger.info('informed')
+    out = capsys.readouterr().out
+    assert 'printed' in out and 'informed' in out

@@ -25,6 +25,7 @@ from mmgcp.darknet import (
 from mmgcp.utils.checkpoint_files import save_checkpoint
 from mmgcp.utils.cli import replacing, run_tool
 from mmgcp.utils.config import check_layout
+from mmgcp.utils.config_text import write_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -69,7 +70,7 @@ def convert(args: argparse.Namespace, out: Path):
                            'been pruned, so its weights must be complete')
     with replacing(out, out.with_suffix('.py')) as (checkpoint_file, config_file):
         save_checkpoint(checkpoint(parameters, header, classes), checkpoint_file)
-        config.dump(config_file)
+        write_config(config, config_file, [config.load_from] if is_pruned(config) else ())
 
     extent = 'all' if len(found) == len(convs) else 'PARTIAL, the first'
     print(f'{args.weights}: {extent} {len(found)} of {len(convs)} convolutions found '

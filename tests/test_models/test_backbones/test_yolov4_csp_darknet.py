@@ -2,6 +2,7 @@
 import pytest
 import torch
 import torch.nn as nn
+from meta_device import on_meta
 
 from mmgcp.models import YOLOv4CSPDarknet
 
@@ -13,7 +14,7 @@ def count_parameters(module):
 
 
 def test_full_size():
-    with torch.device('meta'):
+    with on_meta():
         backbone = YOLOv4CSPDarknet(out_indices=ALL_STAGES)
         outputs = backbone(torch.empty(2, 3, 96, 64))
     assert [tuple(output.shape) for output in outputs] == [
@@ -35,7 +36,7 @@ def test_default_outputs():
 @pytest.mark.parametrize('deepen, numbers', [(1.0, [1, 2, 8, 8, 4]), (0.33, [1, 1, 3, 3, 1]),
                                              (0.5, [1, 1, 4, 4, 2]), (2.0, [1, 4, 16, 16, 8])])
 def test_deepen_factor(deepen, numbers):
-    with torch.device('meta'):
+    with on_meta():
         backbone = YOLOv4CSPDarknet(deepen_factor=deepen)
     stages = [getattr(backbone, f'stage{number}') for number in range(1, 6)]
     assert [len(stage[1].blocks) for stage in stages] == numbers
@@ -45,7 +46,7 @@ def test_deepen_factor(deepen, numbers):
                                              (0.1875, [8, 16, 24, 48, 96, 192]),
                                              (2.0, [64, 128, 256, 512, 1024, 2048])])
 def test_widen_factor(widen, channels):
-    with torch.device('meta'):
+    with on_meta():
         backbone = YOLOv4CSPDarknet(widen_factor=widen, out_indices=ALL_STAGES)
         outputs = backbone(torch.empty(2, 3, 32, 32))
     assert [output.shape[1] for output in outputs] == channels
@@ -53,7 +54,7 @@ def test_widen_factor(widen, channels):
 
 def test_paths_of_the_stages():
     """The first stage does not halve its paths, but its block; the others vice versa."""
-    with torch.device('meta'):
+    with on_meta():
         backbone = YOLOv4CSPDarknet()
     widths = [(stage[1].main_conv.out_channels, stage[1].short_conv.out_channels,
                stage[1].blocks[0].conv1.out_channels)
@@ -124,5 +125,5 @@ def test_parameters():
         total += conv(c_in, c_out, 3) + 2 * conv(c_out, path, 1) + conv(path, path, 1)
         total += conv(2 * path, c_out, 1)
         total += number * (conv(path, block, 1) + conv(block, path, 3))
-    with torch.device('meta'):
+    with on_meta():
         assert count_parameters(YOLOv4CSPDarknet()) == total

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn as nn
+from meta_device import on_meta
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
@@ -475,7 +476,7 @@ def test_boxes_in_the_original_image():
 
 @pytest.mark.parametrize('num_classes, widen', [(80, 1.0), (20, 1.0), (1, 0.5)])
 def test_shapes(num_classes, widen):
-    with torch.device('meta'):
+    with on_meta():
         module = YOLOv4HeadModule(num_classes, [128, 256, 512], widen_factor=widen)
         channels = [int(width * widen) for width in (128, 256, 512)]
         maps = tuple(torch.empty(2, number, SIZE // stride, SIZE // stride)

@@ -3,6 +3,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from meta_device import on_meta
 
 from mmgcp.models import YOLOv4PAFPN
 
@@ -16,7 +17,7 @@ def make_inputs(channels=(256, 512, 1024), size=8, batch=1):
 
 
 def test_full_size():
-    with torch.device('meta'):
+    with on_meta():
         neck = YOLOv4PAFPN(**CHANNELS)
         outputs = neck(make_inputs(batch=2))
     assert [tuple(output.shape) for output in outputs] == [(2, 128, 8, 8), (2, 256, 4, 4),
