@@ -128,6 +128,53 @@ def plot_sparsity(steps: Sequence[int], near_zero: Dict[str, Sequence[float]],
     _save(figure, path)
 
 
+def plot_comparison(names: Sequence[str], macs: Sequence[float],
+                    latencies: Dict[str, Sequence[Optional[float]]],
+                    accuracies: Dict[str, Sequence[Optional[float]]],
+                    path: Union[str, Path]) -> None:
+    """Plot the accuracy of detectors against their latency and their MACs.
+
+    Where no accuracy is known, it is the latency against the MACs, with a line on which they are
+    proportional to those of the first detector.
+
+    Args:
+        names (Sequence[str]): The detectors.
+        macs (Sequence[float]): MACs for an image.
+        latencies (dict[str, Sequence[float | None]]): Milliseconds by what runs them; None where
+            they have not been measured.
+        accuracies (dict[str, Sequence[float | None]]): In the same way.
+        path (str | Path): The PNG file to write.
+    """
+    known = any(value is not None for values in accuracies.values() for value in values)
+    figure = Figure(figsize=(11 if known else 7, 4.5), layout='constrained')
+    panels = figure.subplots(1, 2, sharey=True) if known else [figure.subplots()]
+    colors = _colors(latencies)
+    giga = [value / 1e9 for value in macs]
+    for kind, times in latencies.items():
+        if known:
+            pairs = ((times, accuracies[kind]), (giga, accuracies[kind]))
+        else:
+            pairs = ((giga, times), )
+            if times[0] is not None:
+                panels[0].plot([0, giga[0]], [0, times[0]], color=colors[kind], linestyle=':')
+        for axes, (across, up) in zip(panels, pairs):
+            there = [place for place in zip(across, up, names) if None not in place]
+            axes.scatter([x for x, _, _ in there], [y for _, y, _ in there], color=colors[kind],
+                         label=kind if there else None)
+            for x, y, name in there:
+                axes.annotate(name, (x, y), xytext=(5, 4), textcoords='offset points', fontsize=8)
+    labels = ('ms for an image', 'GMACs') if known else ('GMACs', )
+    for axes, label in zip(panels, labels):
+        axes.set_xlabel(label)
+        axes.set_xlim(left=0)
+        axes.margins(x=0.2)
+        axes.grid(color=BEFORE_COLOR, linewidth=0.6)
+    panels[0].set_ylabel('accuracy' if known else 'ms for an image (dotted: as MACs promise)')
+    panels[0].set_ylim(bottom=0)
+    panels[0].legend(fontsize=8)
+    _save(figure, path)
+
+
 def _colors(groups: Iterable[str]) -> Dict[str, tuple]:
     """Choose a color for each layer group, dark grey for no group."""
     names = [name for name in dict.fromkeys(groups) if name]
