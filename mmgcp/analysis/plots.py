@@ -5,13 +5,16 @@ from typing import Dict, Iterable, List, Optional, Sequence, Union
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from mmgcp.errors import UserError
 
 BEFORE_COLOR = '#d8dde3'
 NO_GROUP_COLOR = '#555555'
+MARKERS = 'os^DvPX*'  # of detectors
 
 
 def check_picture(path: Union[str, Path]) -> None:
@@ -147,32 +150,44 @@ def plot_comparison(names: Sequence[str], macs: Sequence[float],
     """
     known = any(value is not None for values in accuracies.values() for value in values)
     figure = Figure(figsize=(11 if known else 7, 4.5), layout='constrained')
-    panels = figure.subplots(1, 2, sharey=True) if known else [figure.subplots()]
-    colors = _colors(latencies)
-    giga = [value / 1e9 for value in macs]
+    panels = list(figure.subplots(1, 2, sharey=True)) if known else [figure.subplots()]
+    colors, giga = _colors(latencies), [value / 1e9 for value in macs]
     for kind, times in latencies.items():
         if known:
-            pairs = ((times, accuracies[kind]), (giga, accuracies[kind]))
+            pairs = [(times, accuracies[kind]), (giga, accuracies[kind])]
         else:
-            pairs = ((giga, times), )
+            pairs = [(giga, times)]
             if times[0] is not None:
                 panels[0].plot([0, giga[0]], [0, times[0]], color=colors[kind], linestyle=':')
         for axes, (across, up) in zip(panels, pairs):
-            there = [place for place in zip(across, up, names) if None not in place]
-            axes.scatter([x for x, _, _ in there], [y for _, y, _ in there], color=colors[kind],
-                         label=kind if there else None)
-            for x, y, name in there:
-                axes.annotate(name, (x, y), xytext=(5, 4), textcoords='offset points', fontsize=8)
+            _mark(axes, across, up, colors[kind])
     labels = ('ms for an image', 'GMACs') if known else ('GMACs', )
     for axes, label in zip(panels, labels):
         axes.set_xlabel(label)
-        axes.set_xlim(left=0)
-        axes.margins(x=0.2)
+        axes.set_xlim(0, 1.08 * axes.dataLim.xmax)
+        axes.set_axisbelow(True)
         axes.grid(color=BEFORE_COLOR, linewidth=0.6)
     panels[0].set_ylabel('accuracy' if known else 'ms for an image (dotted: as MACs promise)')
-    panels[0].set_ylim(bottom=0)
-    panels[0].legend(fontsize=8)
+    panels[0].set_ylim(0, 1.08 * max([axes.dataLim.ymax for axes in panels]) or 1)
+    handles = [Line2D([], [], color=colors[kind], label=kind, linewidth=4)
+               for kind, times in latencies.items() if any(time is not None for time in times)]
+    handles += [Line2D([], [], color=NO_GROUP_COLOR, linestyle='', marker=_marker(number),
+                       label=name) for number, name in enumerate(names)]
+    figure.legend(handles=handles, fontsize=8, loc='outside right upper')
     _save(figure, path)
+
+
+def _mark(axes: Axes, across: Sequence[Optional[float]], up: Sequence[Optional[float]],
+          color: tuple) -> None:
+    """Draw a point for each detector of which both are known, with a mark of its own."""
+    for number, place in enumerate(zip(across, up)):
+        if None not in place:
+            axes.plot(*place, color=color, marker=_marker(number), markersize=9, alpha=0.8,
+                      linestyle='')
+
+
+def _marker(number: int) -> str:
+    return MARKERS[number % len(MARKERS)]
 
 
 def _colors(groups: Iterable[str]) -> Dict[str, tuple]:

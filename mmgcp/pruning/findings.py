@@ -34,8 +34,9 @@ def warnings_about(result: PruningResult) -> List[str]:
                                  for name, (before, after) in groups.items()))
     found = result.accuracy
     if 'after' in found and found['after'] < LITTLE * found['before']:
-        lines.append(f'warning: only {found["after"] / found["before"]:.0%} of the accuracy is '
-                     f'left (compensation: {result.compensation or "none"}); {_next_step(result)}')
+        share = f'only {found["after"] / found["before"]:.0%}' if found['after'] else 'nothing'
+        lines.append(f'warning: {share} of the accuracy is left (compensation: '
+                     f'{result.compensation or "none"}); {_next_step(result)}')
     return lines
 
 

@@ -68,9 +68,15 @@ def test_scores_that_are_not_finite(tmp_path, values):
 @pytest.mark.parametrize('accuracies, width', [
     (dict(a=[0.5, 0.25], b=[0.5, None]), 11), (dict(a=[None, None], b=[None, None]), 7)])
 def test_comparison(tmp_path, accuracies, width):
-    """Two panels with accuracies, one without; points in the colours of what runs the networks."""
-    path = tmp_path / 'comparison.png'
-    plot_comparison(['one', 'two'], [4e9, 1e9], dict(a=[10., 5.], b=[8., None]), accuracies, path)
-    found = colours(path)
-    assert cv2.imread(str(path)).shape[1] == width * 120
-    assert found[palette(0)] > found[palette(1)] > 20
+    """Two panels with accuracies, one without; the colours of what was measured, and no others."""
+    for second in ([8., None], [None, None]):
+        path = tmp_path / 'comparison.png'
+        plot_comparison(['one', 'two'], [4e9, 1e9], dict(a=[10., 5.], b=second), accuracies, path)
+        found = colours(path)
+        assert cv2.imread(str(path)).shape[1] == width * 120
+        assert found[palette(0)] > 50 and (palette(1) in found) == (second[0] is not None)
+
+
+def test_comparison_of_detectors_that_find_nothing(tmp_path):
+    plot_comparison(['one'], [1e9], dict(a=[10.]), dict(a=[0.]), tmp_path / 'nothing.png')
+    assert cv2.imread(str(tmp_path / 'nothing.png')).std() > 10

@@ -59,6 +59,11 @@ def test_little_accuracy(more, words):
     assert ('by reconstruct' in line) == (more.get('compensation') != 'reconstruct')
 
 
+def test_no_accuracy():
+    (line, ) = warnings_in(make_result(accuracy=measured(0.5, 0.)))
+    assert line.startswith('warning: nothing of the accuracy is left (compensation: none); ')
+
+
 @pytest.mark.parametrize('left, named', [(3, True), (4, False), (16, False)])
 def test_layer_groups_of_which_less_than_a_quarter_is_left(left, named):
     assert warnings_in(make_result(left)) == [
