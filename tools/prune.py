@@ -177,12 +177,12 @@ def prune_into(folder: Path, args: argparse.Namespace, cfg: Config, options: dic
         options['evaluate'] = lambda model: evaluate(model, cfg, args.metric, args.val_images)[1]
     unfinished = folder / 'unfinished.pth'  # of a run by layers or steps that was interrupted
     with progress_bar() as progress:
-        accuracy = AccuracyRecord(cfg, args.metric, args.val_images, progress)
-        if not args.dry_run:
-            accuracy.before(model)
         options['finetune'] = make_finetuning(cfg, options, progress)
         if recovery is not None:
             recovery.progress = progress
+        accuracy = AccuracyRecord(cfg, args.metric, args.val_images, progress)
+        if not args.dry_run:
+            accuracy.before(model)
         with attention_aside(model, put_back=args.dry_run):
             result = prune(model, progress=progress, checkpoint_file=unfinished, **options)
         accuracy.after(model)
