@@ -124,7 +124,7 @@ class CriteriaRuns(Runs):
             start = time.perf_counter()
             self.run('prune.py', config, checkpoint, '--work-dir', folder,
                      '--target-flops', round(1 - share, 6), '--round-to', 1,
-                     '--calib-batches', self.args.calib_batches,
+                     '--calib-batches', self.args.calib_batches, '--val-images', 0,
                      *([] if compensate else ['--no-compensate']), '--cfg-options',
                      *(f'prune_cfg.criterion.{key}={value}' for key, value in kind.items()),
                      *self.args.cfg_options)

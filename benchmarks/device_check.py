@@ -14,8 +14,10 @@ if something differs. Without a GPU, ``--device cpu`` shows that the script runs
 """
 import argparse
 import copy
+import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Dict, List, Tuple
 
@@ -24,8 +26,8 @@ import torch.nn as nn
 from prune_speed import ROOT, _build, _markdown, describe_machine
 from train_overhead import TITLES, Training, make_setup
 
-from mmgcp.analysis import measure_latency
 from mmgcp.datasets.calibration import ImagesOf
+from mmgcp.deployment.timing import take_turns, torch_run
 from mmgcp.nn.forward import flatten_tensors, run_as_tensors
 from mmgcp.nn.temporarily import eval_mode, values_kept
 from mmgcp.nn.training_loss import Batch
@@ -159,8 +161,10 @@ def main():
     print(*_markdown([['', 'difference', 'allowed']] + [
         [title, f'{error:.1e}', f'{bound:.0e}'] for title, error, bound in rows]), sep='\n')
     shape = (3, args.size, args.size)
-    times: Dict[str, float] = {name: measure_latency(item.to(device), shape) for name, item in (
-        ('not pruned', model), ('pruned', pruned))}
+    networks = dict(zip(('not pruned', 'pruned'), (model, pruned)))
+    taken = take_turns([torch_run(item.to(device).eval(), shape, args.threads)
+                        for item in networks.values()], clock=time.perf_counter)
+    times: Dict[str, float] = dict(zip(networks, map(statistics.median, taken)))
     print('\nlatency of one image, ms: ' + ', '.join(
         f'{name} {value:.2f}' for name, value in times.items()))
     if not all(error <= bound for _, error, bound in rows):  # not for NaN either

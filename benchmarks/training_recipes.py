@@ -119,7 +119,7 @@ class RecipeRuns(Runs):
         inputs['start'] = digest(self.result(name) or {})
         if not self.is_done(folder.name, inputs):
             self.run('prune.py', self.folder / 'baseline.py', self.checkpoint(name),
-                     '--work-dir', folder, '--target-params', target_params)
+                     '--work-dir', folder, '--target-params', target_params, '--val-images', 0)
             self.finish(folder.name, inputs, self.test(folder))
         return folder
 

@@ -5,9 +5,9 @@ from typing import Optional, Sequence
 
 import mmgcp  # noqa: F401
 from mmgcp.deployment import ExportOptions, export_detector
-from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.cli import CfgOptions, run_tool
-from mmgcp.utils.config import build_detector, image_size, load_config
+from mmgcp.utils.config import image_size
+from mmgcp.utils.detectors import load_detector
 from mmgcp.utils.options import add_arguments, given_options
 
 
@@ -30,11 +30,9 @@ def main() -> None:
     """Run the tool."""
     args = parse_args()
     options = ExportOptions(**given_options(args, ExportOptions))
-    cfg = load_config(args.config, args.cfg_options)
-    model = build_detector(cfg)
-    meta = load_strictly(model, args.checkpoint, args.config)
+    model, cfg, meta = load_detector(args.config, args.checkpoint, args.cfg_options)
     width, height = args.input_size or image_size(cfg)
-    export_detector(model.eval(), cfg, args.out, (3, height, width), options, meta)
+    export_detector(model, cfg, args.out, (3, height, width), options, meta)
 
 
 if __name__ == '__main__':

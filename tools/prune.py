@@ -2,52 +2,35 @@
 """Prune a detector: config and checkpoint in, config and checkpoint of a smaller one out."""
 import argparse
 import os.path as osp
-import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import ContextManager, List, Optional, Sequence
+from typing import ContextManager, Optional, Sequence
 
 import torch
 import torch.nn as nn
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.runner.checkpoint import weights_to_cpu
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-import mmgcp
-from mmgcp.attention import attention_aside, plain_config
-from mmgcp.datasets.calibration import CalibrationBatches, ImagesOf, evaluate
-from mmgcp.errors import PruningError, UserError
-from mmgcp.nn.distributed import gather_over_ranks
-from mmgcp.pipeline.finetuning import IntermediateFinetuning
-from mmgcp.pipeline.recovery import Recovery
+from mmgcp.attention import attention_aside
+from mmgcp.datasets.calibration import CalibrationBatches, evaluate
+from mmgcp.errors import PruningError
+from mmgcp.pipeline.accuracy import AccuracyRecord
+from mmgcp.pipeline.progress import progress_bar
+from mmgcp.pipeline.pruned_files import write_pruned
+from mmgcp.pipeline.pruning_parts import find_images, make_finetuning, make_recovery
 from mmgcp.pruning import check_request, prune, rehearse_pruning
-from mmgcp.pruning.detector import (
-    CHECKPOINT,
-    check_written,
-    drop_hooks,
-    make_pruned_config,
-    registered_name,
-)
+from mmgcp.pruning.detector import registered_name
 from mmgcp.pruning.options import BLOCK, BUDGETS, PruneOptions, options_of_config
-from mmgcp.pruning.report import summarize, write_report
+from mmgcp.pruning.report import summarize
 from mmgcp.utils.checkpoint import load_strictly
-from mmgcp.utils.checkpoint_files import save_checkpoint
-from mmgcp.utils.checks import COUNT, COUNT_OR_NONE, check_keys
+from mmgcp.utils.checks import COUNT_OR_NONE
 from mmgcp.utils.cli import CfgOptions, run_tool
 from mmgcp.utils.config import build_detector, check_layout, image_size, load_config
-from mmgcp.utils.config_text import write_config
 from mmgcp.utils.devices import add_device_arguments, started
-from mmgcp.utils.folders import replacing_results, work_dir
+from mmgcp.utils.folders import work_dir
 from mmgcp.utils.options import add_arguments, given_options
 
-RESULTS = ('pruned.py', 'pruned.pth', 'plan.json', 'report.json', 'report.md', 'channels.png',
-           'scores.png')
 NEED_IMAGES = ('adapt-norms', 'reconstruct')
-# Where MMDetection looks for the names of classes; where there are none, it takes COCO's
-CLASS_META = ('dataset_meta', 'CLASSES', 'PALETTE')
-RESUMED = {'resuming': 'channel units have been pruned', 'resuming steps': 'steps have been taken'}
 
 
 def parse_args(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -78,23 +61,24 @@ def parse_args(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
     data.add_argument('--sensitivity', action='store_true',
                       help='measure what each layer group costs on the validation data, and '
                       'spend the budget where it costs least')
-    data.add_argument('--metric', help='validation metric for --sensitivity; default: the first '
-                      'mAP')
     data.add_argument('--val-images', type=int, metavar='N',
-                      help='validate --sensitivity on the first N images')
+                      help='measure the accuracy, before and after and for --sensitivity, on the '
+                      'first N validation images; 0: do not measure it; default: before and after '
+                      'on as many as fit into about a minute, --sensitivity on all')
+    data.add_argument('--metric', help='which accuracy; default: the first mAP')
     data.add_argument('--cfg-options', nargs='+', action=CfgOptions,
                       help='settings of the config to override, as key=value')
     add_device_arguments(parser)
     args = parser.parse_args(arguments)
     if args.compensate and args.no_compensate:
         parser.error('--compensate and --no-compensate exclude each other')
-    for name, check in (('calib_batches', COUNT_OR_NONE), ('val_images', COUNT)):
+    for name in ('calib_batches', 'val_images'):
         value, switch = getattr(args, name), f'--{name.replace("_", "-")}'
-        if value is not None and not check.passes(value):
-            parser.error(f'{switch} {check.text}, but is {value}')
-    for name in ('metric', 'val_images'):
-        if getattr(args, name) is not None and not args.sensitivity:
-            parser.error(f'--{name.replace("_", "-")} is for --sensitivity, which is not given')
+        if value is not None and not COUNT_OR_NONE.passes(value):
+            parser.error(f'{switch} {COUNT_OR_NONE.text}, but is {value}')
+    if args.val_images == 0 and (args.sensitivity or args.metric):
+        parser.error(f'--val-images is 0: there is no accuracy for '
+                     f'{"--sensitivity" if args.sensitivity else "--metric"}')
     return args
 
 
@@ -121,86 +105,6 @@ def pruning_options(cfg: Config, args: argparse.Namespace) -> dict:
     return options
 
 
-@contextmanager
-def progress_bar():
-    """Yield a function that shows a stage, the steps done in it, and all its steps.
-
-    Of several processes, only the first one shows anything.
-    """
-    columns = (TextColumn('{task.description:<20}'), BarColumn(), MofNCompleteColumn(),
-               TimeElapsedColumn())
-    console = Console(stderr=True, quiet=not is_main_process())
-    with Progress(*columns, console=console) as bar:
-        stages = {}
-
-        def show(stage: str, done: int, steps: int) -> None:
-            if stage in RESUMED:
-                bar.console.print(f'resuming: {done} of {steps} {RESUMED[stage]} before')
-                return
-            if stage not in stages:
-                stages[stage] = bar.add_task(stage, total=steps)
-            bar.update(stages[stage], completed=done, total=steps)
-
-        yield show
-
-
-def find_images(batches: Optional[CalibrationBatches], needed: bool) -> Optional[ImagesOf]:
-    """Training images; None, with a warning, where there are none.
-
-    Raises:
-        PruningError: There are none, but they are needed.
-    """
-    if batches is None:
-        return None
-    found, error = False, None
-    try:
-        found = next(iter(batches), None) is not None
-    except UserError as caught:
-        error = caught
-    found, reasons = zip(*gather_over_ranks((found, str(error or ''))))
-    reason = max(reasons) or ('' if any(found) else 'there are no training images')
-    if not reason:
-        return ImagesOf(batches)
-    if needed:
-        raise PruningError(reason) from error
-    print(f'warning: {reason}; so nothing can be measured on images: channels are scored by '
-          'their weights, and those that do not emit a constant are compensated by what their '
-          'shifts alone emit')
-    return None
-
-
-def make_finetuning(cfg: Config, options: dict, progress) -> Optional[IntermediateFinetuning]:
-    """The training between units or steps that prune_cfg asks for; between steps by default."""
-    settings = options.get('finetune')
-    if settings is None and options.get('steps', 1) != 1 and options.get('plan') is None:
-        settings = {}
-    if settings is None or settings is False:
-        return None
-    if not isinstance(settings, dict):
-        raise PruningError('finetune of prune_cfg must have the settings epochs, lr and every, or '
-                           f'be False, but is {settings!r}')
-    check_keys(settings, ['epochs', 'lr', 'every'], 'finetune of prune_cfg', PruningError)
-    return IntermediateFinetuning(cfg, **settings, progress=progress)
-
-
-def make_recovery(cfg: Config, model: nn.Module, settings,
-                  minutes: Optional[float]) -> Optional[Recovery]:
-    """The recovery that prune_cfg asks for, with the minutes of the command line if given."""
-    if not (settings is None or isinstance(settings, dict)):
-        raise PruningError('recover of prune_cfg must have the settings minutes, steps and lr, but '
-                           f'is {settings!r}')
-    settings = dict(settings or dict(minutes=0))
-    if minutes is not None:
-        settings['minutes'] = minutes
-    check_keys(settings, ['minutes', 'steps', 'lr'], 'recover of prune_cfg', PruningError)
-    batches = CalibrationBatches(cfg, model, sys.maxsize)  # all that there are
-    recovery = Recovery(ImagesOf(batches), **settings)
-    if settings.get('minutes') == 0:
-        return None
-    find_images(batches, needed=True)
-    return recovery
-
-
 def rehearse(args: argparse.Namespace, cfg: Config, model: nn.Module) -> None:
     """Find what is wrong with a request before there is the checkpoint that it is for.
 
@@ -213,23 +117,10 @@ def rehearse(args: argparse.Namespace, cfg: Config, model: nn.Module) -> None:
     make_finetuning(cfg, options, None)
     make_recovery(cfg, model, options.pop('recover', None), args.recover_minutes)
     options.pop('finetune', None)
-    if args.sensitivity:
+    if args.sensitivity or args.val_images or args.metric:
         evaluate(model, cfg, args.metric, 1)
     with attention_aside(model, put_back=True):
         rehearse_pruning(model, **options)
-
-
-def write_outputs(result, cfg: Config, detector: str, meta: dict, folder: Path) -> List[str]:
-    """Write everything, or nothing if anything fails; return the names of the files."""
-    with replacing_results(folder, RESULTS) as new:
-        pruned = make_pruned_config(cfg, detector, result.changed_channels)
-        write_config(pruned, new / 'pruned.py', [CHECKPOINT])
-        state = weights_to_cpu(result.model.state_dict())
-        save_checkpoint(dict(meta=meta, state_dict=state), new / 'pruned.pth')
-        check_written(new)
-        result.plan.save(new / 'plan.json')
-        write_report(result, new)
-        return sorted(path.name for path in new.iterdir())
 
 
 def results_folder(args: argparse.Namespace, checkpoint: str) -> ContextManager[Path]:
@@ -285,22 +176,22 @@ def prune_into(folder: Path, args: argparse.Namespace, cfg: Config, options: dic
     if args.sensitivity:
         options['evaluate'] = lambda model: evaluate(model, cfg, args.metric, args.val_images)[1]
     unfinished = folder / 'unfinished.pth'  # of a run by layers or steps that was interrupted
-    with progress_bar() as progress, attention_aside(model, put_back=args.dry_run):
+    with progress_bar() as progress:
         options['finetune'] = make_finetuning(cfg, options, progress)
         if recovery is not None:
             recovery.progress = progress
-        result = prune(model, progress=progress, checkpoint_file=unfinished, **options)
+        accuracy = AccuracyRecord(cfg, args.metric, args.val_images, progress)
+        if not args.dry_run:
+            accuracy.before(model)
+        with attention_aside(model, put_back=args.dry_run):
+            result = prune(model, progress=progress, checkpoint_file=unfinished, **options)
+        accuracy.after(model)
+        result.accuracy = accuracy.found
     print(summarize(result))
     if args.dry_run:
         print_dry_run(result, options)
     elif is_main_process():
-        cfg = plain_config(cfg)
-        for name in [] if args.keep_hooks else drop_hooks(cfg):
-            print(f'{name} is not in pruned.py: the pruned detector needs no sparse training '
-                  '(--keep-hooks keeps it)')
-        meta = {key: meta[key] for key in CLASS_META if meta.get(key)}
-        meta['mmgcp_version'] = mmgcp.__version__
-        names = write_outputs(result, cfg, detector, meta, folder)
+        names = write_pruned(result, cfg, detector, meta, folder, args.keep_hooks)
         if 'finetune' in result.plan.options and unfinished.exists():
             unfinished.unlink()
         print(f'written to {folder}: {", ".join(names)}')

@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 from .complexity import ConvStatistics, count_complexity, record_convs
-from .latency import measure_latency
+from .memory import measure_peak_memory
 
-__all__ = ['ConvStatistics', 'count_complexity', 'measure_latency', 'record_convs']
+__all__ = ['ConvStatistics', 'count_complexity', 'measure_peak_memory', 'record_convs']

@@ -5,13 +5,16 @@ from typing import Dict, Iterable, List, Optional, Sequence, Union
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from mmgcp.errors import UserError
 
 BEFORE_COLOR = '#d8dde3'
 NO_GROUP_COLOR = '#555555'
+MARKERS = 'os^DvPX*'  # of detectors
 
 
 def check_picture(path: Union[str, Path]) -> None:
@@ -126,6 +129,65 @@ def plot_sparsity(steps: Sequence[int], near_zero: Dict[str, Sequence[float]],
         axes.grid(color=BEFORE_COLOR, linewidth=0.6)
     figure.legend(fontsize=8, loc='outside right upper')
     _save(figure, path)
+
+
+def plot_comparison(names: Sequence[str], macs: Sequence[float],
+                    latencies: Dict[str, Sequence[Optional[float]]],
+                    accuracies: Dict[str, Sequence[Optional[float]]],
+                    path: Union[str, Path]) -> None:
+    """Plot the accuracy of detectors against their latency and their MACs.
+
+    Where no accuracy is known, it is the latency against the MACs, with a line on which they are
+    proportional to those of the first detector.
+
+    Args:
+        names (Sequence[str]): The detectors.
+        macs (Sequence[float]): MACs for an image.
+        latencies (dict[str, Sequence[float | None]]): Milliseconds by what runs them; None where
+            they have not been measured.
+        accuracies (dict[str, Sequence[float | None]]): In the same way.
+        path (str | Path): The PNG file to write.
+    """
+    known = any(value is not None for values in accuracies.values() for value in values)
+    figure = Figure(figsize=(11 if known else 7, 4.5), layout='constrained')
+    panels = list(figure.subplots(1, 2, sharey=True)) if known else [figure.subplots()]
+    colors, giga = _colors(latencies), [value / 1e9 for value in macs]
+    for kind, times in latencies.items():
+        if known:
+            pairs = [(times, accuracies[kind]), (giga, accuracies[kind])]
+        else:
+            pairs = [(giga, times)]
+            if times[0] is not None:
+                panels[0].plot([0, giga[0]], [0, times[0]], color=colors[kind], linestyle=':')
+        for axes, (across, up) in zip(panels, pairs):
+            _mark(axes, across, up, colors[kind])
+    labels = ('ms for an image', 'GMACs') if known else ('GMACs', )
+    for axes, label in zip(panels, labels):
+        axes.set_xlabel(label)
+        axes.set_xlim(0, 1.08 * axes.dataLim.xmax)
+        axes.set_axisbelow(True)
+        axes.grid(color=BEFORE_COLOR, linewidth=0.6)
+    panels[0].set_ylabel('accuracy' if known else 'ms for an image (dotted: as MACs promise)')
+    panels[0].set_ylim(0, 1.08 * max([axes.dataLim.ymax for axes in panels]) or 1)
+    handles = [Line2D([], [], color=colors[kind], label=kind, linewidth=4)
+               for kind, times in latencies.items() if any(time is not None for time in times)]
+    handles += [Line2D([], [], color=NO_GROUP_COLOR, linestyle='', marker=_marker(number),
+                       label=name) for number, name in enumerate(names)]
+    figure.legend(handles=handles, fontsize=8, loc='outside right upper')
+    _save(figure, path)
+
+
+def _mark(axes: Axes, across: Sequence[Optional[float]], up: Sequence[Optional[float]],
+          color: tuple) -> None:
+    """Draw a point for each detector of which both are known, with a mark of its own."""
+    for number, place in enumerate(zip(across, up)):
+        if None not in place:
+            axes.plot(*place, color=color, marker=_marker(number), markersize=9, alpha=0.8,
+                      linestyle='')
+
+
+def _marker(number: int) -> str:
+    return MARKERS[number % len(MARKERS)]
 
 
 def _colors(groups: Iterable[str]) -> Dict[str, tuple]:

@@ -1,8 +1,8 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The time that networks take in the programs that run them, also on a machine that is busy.
 
-Times are CPU times of this process, and what is compared takes turns: what others compute at the
-same time makes all of it slower, and ratios stay.
+Times are CPU times of this process, unless there are several threads or a GPU, and what is
+compared takes turns: what others compute at the same time makes all of it slower, and ratios stay.
 """
 import platform
 import statistics
@@ -10,7 +10,7 @@ import tempfile
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Sequence
+from typing import Any, Callable, Iterator, List, Optional, Sequence
 
 import torch
 import torch.nn as nn
@@ -58,7 +58,7 @@ def make_run(network: nn.Module, shape: Sequence[int], runtime: str) -> Callable
     """
     check_runtime(runtime)
     if runtime == 'torch':
-        return _torch_run(fused(network, shape).cpu().float(), shape)
+        return torch_run(fused(network, shape).cpu().float(), shape)
     with exported_file(network, shape, _SUFFIXES[runtime]) as path:
         exported = open_exported(path)
     images = random_image(network, shape).float().cpu()
@@ -94,7 +94,7 @@ def layer_run(layer: nn.Module, shape: Sequence[int], runtime: str) -> Callable[
         shape = (*shape[1:], shape[0])
     inputs = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
     if runtime == 'torch':
-        return _on_one_thread(lambda: layer(inputs))
+        return _on_threads(lambda: layer(inputs), 1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f'layer{_SUFFIXES[runtime]}'
         write_tensors(layer, inputs, path, {}, ExportOptions(), ['outputs'])
@@ -102,44 +102,55 @@ def layer_run(layer: nn.Module, shape: Sequence[int], runtime: str) -> Callable[
     return lambda: exported.run_batch(inputs)
 
 
-def _torch_run(network: nn.Module, shape: Sequence[int]) -> Callable[[], Any]:
+def torch_run(network: nn.Module, shape: Sequence[int], threads: int = 1) -> Callable[[], Any]:
+    """Prepare a network as it is, in eval mode and on its device; see :func:`make_run`."""
     image = random_image(network, shape)
-    return _on_one_thread(lambda: flatten_tensors(run_as_tensors(network, image)))
 
-
-def _on_one_thread(function: Callable[[], Any]) -> Callable[[], Any]:
     def run() -> Any:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
+        outputs = flatten_tensors(run_as_tensors(network, image))
+        if image.is_cuda:
+            torch.cuda.synchronize(image.device)
+        return outputs
+
+    return _on_threads(run, threads)
+
+
+def _on_threads(function: Callable[[], Any], threads: int) -> Callable[[], Any]:
+    def run() -> Any:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
         try:
             with torch.no_grad():
                 return function()
         finally:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(before)
 
     return run
 
 
-def take_turns(runs: Sequence[Callable[[], Any]], rounds: int = 20,
-               warmup: int = 3) -> List[List[float]]:
+def take_turns(runs: Sequence[Callable[[], Any]], rounds: int = 20, warmup: int = 3,
+               clock: Optional[Callable[[], float]] = None) -> List[List[float]]:
     """Time functions in turns, each round in the opposite order of the last.
 
     Args:
         runs (Sequence[Callable]): The functions.
         rounds (int): How often each one is timed. Defaults to 20.
         warmup (int): How often each one runs before. Defaults to 3.
+        clock (Callable, optional): Tells the seconds. Defaults to the CPU time of this process;
+            several threads and GPUs need ``time.perf_counter``.
 
     Returns:
-        list[list[float]]: The CPU times in milliseconds of each one.
+        list[list[float]]: The times in milliseconds of each one.
     """
+    clock = clock or time.process_time
     times: List[List[float]] = [[] for _ in runs]
     for number in range(-warmup, rounds):
         order = range(len(runs)) if number % 2 else reversed(range(len(runs)))
         for index in order:
-            start = time.process_time()
+            start = clock()
             runs[index]()
             if number >= 0:
-                times[index].append(1000 * (time.process_time() - start))
+                times[index].append(1000 * (clock() - start))
     return times
 
 

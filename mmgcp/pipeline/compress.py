@@ -24,7 +24,7 @@ from .pictures import draw_detections
 from .schedules import base_epochs, default_epochs
 from .stage_configs import baseline_config, distill_config, sparse_config, sparsity_hook
 from .state import State
-from .summary import choose_metrics, measure_detector, write_summary
+from .summary import choose_metrics, measure_stages, write_summary
 from .tool_runner import ToolRunner
 from .voc_data import num_training_images
 
@@ -45,7 +45,8 @@ def compress(options: CompressOptions) -> List[dict]:
 
     Returns:
         list[dict]: For each stage, baseline first: its ``stage``, ``mAP50``, ``mAP``,
-        ``parameters``, ``macs`` (for one image) and ``latency_ms``.
+        ``parameters``, ``macs`` (for one image) and ``latency_ms`` (in PyTorch, fused, on one
+        thread of the CPU).
 
     Raises:
         UserError: The options do not fit together, ``work_dir`` cannot be written to or another
@@ -85,9 +86,8 @@ class _Pipeline:
                                self.pruned.read_text()))  # which may also be pruned by hand
         distilled = self._distill(trained)
         rows.append(self._test('distilled', self.pruned, distilled))
-        # In direct succession, because the speed of a machine depends on what else it does
-        configs = (self.baseline, self.baseline, self.pruned, self.pruned)
-        rows = [self._measure(row, config) for row, config in zip(rows, configs)]
+        sizes = self._measure([trained, sparse, str(self.pruned.with_suffix('.pth')), distilled])
+        rows = [{**row, **size} for row, size in zip(rows, sizes)]
         write_summary(rows, self.folder)
         try:
             draw_detections([('baseline', self.baseline, trained),
@@ -117,6 +117,8 @@ class _Pipeline:
             raise UserError(f'the config {self.options.config} has no prune_cfg: say how much to '
                             'prune with --target-params or --target-flops')
         configured = section(self.cfg, 'prune_cfg')
+        if parsed.val_images is None and not (parsed.sensitivity or parsed.metric):
+            arguments += ['--val-images', '0']  # each stage is tested
         if not (parsed.criterion or parsed.plan or configured.get('criterion')):
             arguments += ['--criterion', 'BNScale']  # which sparse training is made for
         return arguments
@@ -238,10 +240,11 @@ class _Pipeline:
             f'test {stage}', (checkpoint, *inputs), lambda: dict(
                 stage=stage, **choose_metrics(self.tools.test(stage, config, checkpoint))))
 
-    def _measure(self, row: dict, config: Path) -> dict:
-        """Add size and speed to the result of a test."""
-        return {**row, **self.state.run(f'measure {row["stage"]}', None,
-                                        lambda: measure_detector(config))}
+    def _measure(self, checkpoints: List[str]) -> List[dict]:
+        """Measure size and speed of all stages in turns."""
+        configs = (self.baseline, self.baseline, self.pruned, self.pruned)
+        return self.state.run('measure', checkpoints, lambda: dict(
+            stages=measure_stages(configs, checkpoints)))['stages']
 
 
 def _content(config: Path) -> Dict[str, object]:

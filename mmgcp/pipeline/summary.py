@@ -2,14 +2,13 @@
 """Accuracy, size and speed of the stages, side by side."""
 import json
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Sequence
 
-from mmgcp.analysis import count_complexity, measure_latency
 from mmgcp.errors import UserError
-from mmgcp.nn.forward import head_left_out_on_demand
-from mmgcp.pruning.prunable import shape_or_leave_head_out
 from mmgcp.utils.cli import replacing
-from mmgcp.utils.config import build_detector, image_size, load_config
+
+from .compare_options import CompareOptions
+from .comparison import TORCH, compare, load_entries
 
 # Names in the summary, and those of VOC's and COCO's metrics
 METRICS = dict(mAP50=('AP50', 'bbox_mAP_50'), mAP=('mAP', 'bbox_mAP'))
@@ -37,22 +36,22 @@ def choose_metrics(metrics: Dict[str, float]) -> Dict[str, float]:
     return chosen
 
 
-def measure_detector(config: Path) -> Dict[str, float]:
-    """Measure the size and speed of the detector of a config for one image.
+def measure_stages(configs: Sequence[Path], checkpoints: Sequence[str]) -> List[dict]:
+    """Measure the size and speed of detectors for one image; see :func:`compare`.
 
     MACs and latency are those of backbone and neck where the head does not run on an image alone.
 
+    Args:
+        configs (Sequence[Path]): The configs of the stages.
+        checkpoints (Sequence[str]): Their checkpoints.
+
     Returns:
-        dict[str, float]: ``parameters``, ``macs`` and ``latency_ms``.
+        list[dict]: ``parameters``, ``macs`` and ``latency_ms`` of each.
     """
-    cfg = load_config(str(config))
-    model = build_detector(cfg)
-    width, height = image_size(cfg)
-    with head_left_out_on_demand(model):
-        shape = (shape_or_leave_head_out(model, (3, height, width))[0], height, width)
-        params, macs = count_complexity(model, shape)
-        latency = measure_latency(model, shape)
-    return dict(parameters=params, macs=macs, latency_ms=round(latency, 2))
+    entries = load_entries([str(config) for config in configs], checkpoints)
+    found = compare(entries, CompareOptions(val_images=0), exported=False)
+    return [dict(parameters=row['parameters'], macs=row['macs'],
+                 latency_ms=round(row['latency_ms'][TORCH], 2)) for row in found.rows]
 
 
 def format_table(rows: List[dict]) -> str:

@@ -159,6 +159,7 @@ def _apply(task: PruningTask, decision: Decision,
     if not task.options.dry_run:
         done = task.carry_out(removed, decision.compensated)
         result.uncompensated, result.fits = done.incomplete, done.fits
+        result.compensation = task.compensator().mode or ''
         if task.options.recover is not None:
             result.recovery = task.options.recover(
                 task.model, original, gather_channels(task.units, removed))

@@ -233,7 +233,10 @@ class PruningResult:
             decide.
         uncompensated (List[str]): Layers that could not absorb what removed channels emitted.
         fits (Dict[str, str]): How layers were fitted to their original outputs, if they were.
+        compensation (str): How layers that stay made up for others; '' if they did not.
         recovery (Dict[str, Any]): What the option ``recover`` returned, if there was one.
+        accuracy (Dict[str, Any]): What was measured before and after, if anything was; see
+            :class:`mmgcp.pipeline.accuracy.AccuracyRecord`.
         latency (Dict[str, Any]): The milliseconds ``before`` and ``after`` (None if that has not
             been measured), the ``target``, and whether it was ``met``, if there was one.
     """
@@ -246,7 +249,9 @@ class PruningResult:
     scores: Dict[str, Tensor]
     uncompensated: List[str] = field(default_factory=list)
     fits: Dict[str, str] = field(default_factory=dict)
+    compensation: str = ''
     recovery: Dict[str, Any] = field(default_factory=dict)
+    accuracy: Dict[str, Any] = field(default_factory=dict)
     latency: Dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -275,5 +280,7 @@ class PruningResult:
             skipped=self.plan.skipped,
             uncompensated=self.uncompensated,
             fits=self.fits,
+            compensation=self.compensation,
             recovery=self.recovery,
+            accuracy=self.accuracy,
             latency=self.latency)

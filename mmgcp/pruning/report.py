@@ -8,6 +8,7 @@ from typing import Any, Callable, Dict, List
 
 from mmgcp.analysis.plots import plot_channels, plot_score_histograms
 
+from .findings import accuracy_line, warnings_about
 from .graph import PREDICTIONS
 from .options import BLOCK
 from .plan import LayerRow, PruningResult
@@ -32,6 +33,7 @@ def summarize(result: PruningResult) -> str:
                      f'({after / before - 1:+.1%})')
     if result.latency:
         lines.append(_latency(result.latency))
+    lines += accuracy_line(result)
     alone = Counter(reason for reason in result.plan.skipped.values() if reason != PREDICTIONS)
     lines += [f'{number} layers left alone: {reason}' for reason, number in alone.most_common(3)]
     if len(alone) > 3:
@@ -47,6 +49,7 @@ def summarize(result: PruningResult) -> str:
         lines.append('recovery: ' + ', '.join(
             f'{name.replace("_", " ")} {value:.4g}' if isinstance(value, float) else
             f'{name.replace("_", " ")} {value}' for name, value in result.recovery.items()))
+    lines += warnings_about(result)
     return '\n'.join(lines)
 
 

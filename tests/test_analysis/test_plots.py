@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib import colormaps
 
-from mmgcp.analysis.plots import plot_channels, plot_score_histograms
+from mmgcp.analysis.plots import plot_channels, plot_comparison, plot_score_histograms
 
 
 def colours(path):
@@ -63,3 +63,20 @@ def test_scores_that_are_not_finite(tmp_path, values):
     assert cv2.imread(str(path)).std() > 10
     plot_score_histograms(dict(one=values), {}, 'score', path)
     assert path.stat().st_size > 1000
+
+
+@pytest.mark.parametrize('accuracies, width', [
+    (dict(a=[0.5, 0.25], b=[0.5, None]), 11), (dict(a=[None, None], b=[None, None]), 7)])
+def test_comparison(tmp_path, accuracies, width):
+    """Two panels with accuracies, one without; the colours of what was measured, and no others."""
+    for second in ([8., None], [None, None]):
+        path = tmp_path / 'comparison.png'
+        plot_comparison(['one', 'two'], [4e9, 1e9], dict(a=[10., 5.], b=second), accuracies, path)
+        found = colours(path)
+        assert cv2.imread(str(path)).shape[1] == width * 120
+        assert found[palette(0)] > 50 and (palette(1) in found) == (second[0] is not None)
+
+
+def test_comparison_of_detectors_that_find_nothing(tmp_path):
+    plot_comparison(['one'], [1e9], dict(a=[10.]), dict(a=[0.]), tmp_path / 'nothing.png')
+    assert cv2.imread(str(tmp_path / 'nothing.png')).std() > 10

@@ -68,8 +68,8 @@ def start(monkeypatch, tmp_path):
     monkeypatch.setattr(module, 'ToolRunner', FakeTools)
     monkeypatch.setattr(module, 'rehearse_stages', lambda *args: None)  # there are no data
     monkeypatch.setattr(module, 'draw_detections', lambda stages, path: None)
-    monkeypatch.setattr(module, 'measure_detector', lambda config: dict(
-        parameters=10, macs=20, latency_ms=1.5))
+    monkeypatch.setattr(module, 'measure_stages', lambda configs, checkpoints: [
+        dict(parameters=10, macs=20, latency_ms=1.5)] * len(configs))
 
     def run(stop_in=None, **options):
         monkeypatch.setattr(FakeTools, 'done', [])

@@ -43,8 +43,8 @@ def test_report(result):
                 dict(layer='a.conv', group='one', before=8, after=5),
                 dict(layer='fc', group='', before=6, after=6),
                 dict(layer='pred', group='', before=2, after=2)],
-        skipped=dict(pred='it is last'), uncompensated=['fc'], fits={}, recovery={},
-        latency={})
+        skipped=dict(pred='it is last'), uncompensated=['fc'], fits={}, compensation='',
+        recovery={}, accuracy={}, latency={})
     assert json.loads(json.dumps(result.report)) == result.report
 
 

@@ -35,6 +35,7 @@ COMMANDS = {
     'train.py': ('train.py', '{config}', '--work-dir', 'out', '--cfg-options',
                  'load_from={checkpoint}'),
     'compress.py': ('compress.py', '{config}', '{checkpoint}', '--work-dir', 'out'),
+    'compare.py': ('analysis_tools/compare.py', '{config}', '{checkpoint}', '--work-dir', 'out'),
     'plot_sparsity.py': ('analysis_tools/plot_sparsity.py', '{config}', '{checkpoint}', '--out',
                          'x.png'),
     'mmgcp_to_darknet.py': ('model_converters/mmgcp_to_darknet.py', '{config}', '{checkpoint}',

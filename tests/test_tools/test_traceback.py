@@ -12,6 +12,7 @@ WRONG_ARGUMENTS = {
     'prune.py': ['nowhere.py', 'nowhere.pth'],
     'test.py': ['nowhere.py', 'nowhere.pth'],
     'train.py': ['nowhere.py'],
+    'analysis_tools/compare.py': ['nowhere.py', 'nowhere.pth'],
     'analysis_tools/plot_sparsity.py': ['nowhere.py', 'nowhere.pth'],
     'dataset_converters/make_demo_dataset.py': ['shapes', '--size', '1'],
     'model_converters/darknet_to_mmgcp.py': ['nowhere.cfg', 'nowhere.weights', 'out.pth'],

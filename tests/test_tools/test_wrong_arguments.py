@@ -8,6 +8,7 @@ from tiers import slow_except
 DATA = 'demo.py'  # with a data set; tiny.py has none
 PRUNE, COMPRESS, TRAIN, TEST = 'prune.py', 'compress.py', 'train.py', 'test.py'
 EXPORT = 'export.py'
+COMPARE = 'analysis_tools/compare.py'
 PLOT = 'analysis_tools/plot_sparsity.py'
 DEMO = 'dataset_converters/make_demo_dataset.py'
 TO_DARKNET = 'model_converters/mmgcp_to_darknet.py'
@@ -25,9 +26,12 @@ ARGUMENTS = [
     (PRUNE, '--input-size a b', ('--input-size', "'a'")),
     (PRUNE, '--calib-batches -1', ('--calib-batches', '-1')),
     (PRUNE, '--calib-batches x', ('--calib-batches', "'x'")),
-    (PRUNE, '--metric coco/bbox_mAP', ('--metric', '--sensitivity')),
-    (PRUNE, '--val-images 4', ('--val-images', '--sensitivity')),
-    (PRUNE, '--val-images 0 --sensitivity', ('--val-images', 'is 0')),
+    (PRUNE, '--metric coco/bbox_mAP', ('validation data', 'No such file')),  # of tiny.py
+    (PRUNE, '--val-images 4', ('validation data', 'No such file')),
+    (PRUNE, '--val-images -1', ('--val-images', 'is -1')),
+    (PRUNE, '--val-images x', ('--val-images', "'x'")),
+    (PRUNE, '--val-images 0 --sensitivity', ('--val-images', 'is 0', '--sensitivity')),
+    (PRUNE, '--val-images 0 --metric mAP', ('--val-images', 'is 0', '--metric')),
     (PRUNE, '--recover-minutes nan', ('minutes of the recovery', 'nan')),
     (PRUNE, '--recover-minutes -1', ('minutes of the recovery', '-1')),
     (PRUNE, '--target-params 0', ('target_params', '0.0')),
@@ -160,6 +164,21 @@ ARGUMENTS = [
     (EXPORT, '--nms --cfg-options model.test_cfg.score_thr=x', ('score_thr', "'x'")),
     (EXPORT, '--nms --cfg-options model.test_cfg.max_per_img=0', ('max_per_img', 'is 0')),
     (EXPORT, '--cfg-options foo', ('--cfg-options', 'foo')),
+    (COMPARE, 'more.py', ('3 files', 'more.py')),
+    (COMPARE, 'more.py absent.pth', ('there is no checkpoint absent.pth', )),
+    (COMPARE, '--names one two', ('--names', '1 different')),
+    (COMPARE, '--data nowhere', ('nowhere', 'does not exist')),
+    (COMPARE, '--metric mAP', ('validation data', 'No such file')),  # of tiny.py
+    (COMPARE, '--val-images -1', ('val_images', 'is -1')),
+    (COMPARE, '--val-images x', ('--val-images', "'x'")),
+    (COMPARE, '--rounds 0', ('rounds', 'is 0')),
+    (COMPARE, '--threads 0', ('threads', 'is 0')),
+    (COMPARE, '--threads x', ('--threads', "'x'")),
+    (COMPARE, '--weight-bits 4', ('--weight-bits', '4')),
+    (COMPARE, '--calib-batches 0', ('calib_batches', 'is 0')),
+    (COMPARE, '--cfg-options foo', ('--cfg-options', 'foo')),
+    (COMPARE, '--cfg-options model.type=YOLODetectro', ('YOLODetectro', )),
+    (COMPARE, '--nonsense', ('--nonsense', )),
     (DEMO, '--num-train 0', ('num_train', 'is 0')),
     (DEMO, '--num-val -1', ('num_val', '-1')),
     (DEMO, '--num-test x', ('--num-test', "'x'")),
@@ -176,7 +195,7 @@ FAST = [case for case in ARGUMENTS if case[0] != COMPRESS or 'cfg-options' not i
 
 def start_of(tool, files, data_config):
     """The arguments that name what a tool works on."""
-    if tool in (PRUNE, TEST, PLOT):
+    if tool in (PRUNE, TEST, PLOT, COMPARE):
         return list(files)
     if tool == EXPORT:
         return [*files, 'out.onnx']

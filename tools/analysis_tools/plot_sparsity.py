@@ -9,10 +9,10 @@ from mmgcp.analysis.plots import check_picture, plot_score_histograms, plot_spar
 from mmgcp.errors import UserError
 from mmgcp.sparsity import select_scale_factors
 from mmgcp.sparsity.channels import Channels
-from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.checks import NOT_NEGATIVE, check_value
 from mmgcp.utils.cli import CfgOptions, replacing, run_tool
-from mmgcp.utils.config import build_detector, image_size, load_config
+from mmgcp.utils.config import image_size
+from mmgcp.utils.detectors import load_detector
 from mmgcp.utils.json_files import parse_json, read_text
 
 SHARE = 'sparsity_near_zero'
@@ -92,9 +92,7 @@ def draw_run(work_dir: Path, out: Path) -> None:
 
 def draw_checkpoint(args: argparse.Namespace, out: Path) -> None:
     """Draw the histograms of a checkpoint."""
-    cfg = load_config(args.source, args.cfg_options)
-    model = build_detector(cfg)
-    load_strictly(model, args.checkpoint, args.source)
+    model, cfg, _ = load_detector(args.source, args.checkpoint, args.cfg_options)
     width, height = image_size(cfg)
     channels = Channels(select_scale_factors(
         model, groups='auto', input_shape=(3, height, width)).layers)
