@@ -56,6 +56,7 @@ class FinerLevelMixin:
     detector without it has all their weights.
     """
 
+    @checked(in_channels=CHANNEL_LIST, out_channels=CHANNEL_LIST)
     def __init__(self, in_channels: List[int], out_channels: List[int], **kwargs):
         if len(in_channels) != len(out_channels) or len(in_channels) < 3:
             raise UserError(
@@ -84,10 +85,6 @@ class YOLOv4FinerPAFPN(FinerLevelMixin, YOLOv4PAFPN):
         **kwargs: See :class:`mmgcp.models.YOLOv4PAFPN`.
     """
 
-    @checked(in_channels=CHANNEL_LIST, out_channels=CHANNEL_LIST)
-    def __init__(self, in_channels: List[int], out_channels: List[int], **kwargs):
-        super().__init__(in_channels, out_channels, **kwargs)
-
     def build_fusion(self, channels: int) -> nn.Module:
         """Build the five convolutions that merge two maps, as on the other levels."""
         return alternating_convs(
@@ -104,10 +101,6 @@ class YOLOv5FinerPAFPN(FinerLevelMixin, YOLOv5PAFPN):
         out_channels (List[int]): Number of channels of each output, before widening.
         **kwargs: See :class:`mmyolo.models.YOLOv5PAFPN`.
     """
-
-    @checked(in_channels=CHANNEL_LIST, out_channels=CHANNEL_LIST)
-    def __init__(self, in_channels: List[int], out_channels: List[int], **kwargs):
-        super().__init__(in_channels, out_channels, **kwargs)
 
     def build_fusion(self, channels: int) -> nn.Module:
         """Build the cross-stage partial layer that merges two maps, as on the other levels."""
