@@ -9,8 +9,10 @@ SHELL := /bin/bash
 # Not PYTHON, which may name the user's own for make_env.sh
 VENV_PYTHON := .venv/bin/python
 
-# make demo DATA=path/to/folder uses your own data, in PASCAL VOC's layout
+# make demo DATA=path/to/folder uses your own data, in PASCAL VOC's layout; CHECKPOINT=weights.pth
+# begins from weights, of other classes too, with CONFIG=mmyolo::... that they are of
 DATA ?=
+CHECKPOINT ?=
 WORK_DIR ?= work_dirs/demo
 DEMO_DATA := work_dirs/demo-data
 ifeq ($(strip $(DATA)),)
@@ -33,7 +35,7 @@ ifeq ($(strip $(DATA)),)
 	@$(VENV_PYTHON) tools/dataset_converters/make_demo_dataset.py $(DEMO_DATA)
 endif
 	@$(VENV_PYTHON) tools/compress.py $(CONFIG) --data $(or $(strip $(DATA)),$(DEMO_DATA)) \
-		--work-dir $(WORK_DIR) $(ARGS)
+		--work-dir $(WORK_DIR) $(addprefix --cfg-options load_from=,$(CHECKPOINT)) $(ARGS)
 
 # worksteal: a process gets neighbouring tests, which share fixtures
 PYTEST := OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n 2 --dist worksteal

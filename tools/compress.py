@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from mmgcp.pipeline import CompressOptions, compress
-from mmgcp.pipeline.summary import format_table
+from mmgcp.pipeline.summary import format_summary
 from mmgcp.utils.cli import run_tool
 from mmgcp.utils.options import add_arguments, given_options
 
@@ -31,7 +31,7 @@ def main():
     rows = compress(CompressOptions(
         config=args.config, checkpoint=args.checkpoint, work_dir=work_dir,
         tools_dir=Path(__file__).resolve().parent, **given_options(args, CompressOptions)))
-    print(f'\n{format_table(rows)}\n\nwritten to {work_dir}: summary.json, summary.md, '
+    print(f'\n{format_summary(rows)}\n\nwritten to {work_dir}: summary.json, summary.md, '
           'detections.png')
 
 

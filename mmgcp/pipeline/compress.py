@@ -24,10 +24,12 @@ from .pictures import draw_detections
 from .schedules import base_epochs, default_epochs
 from .stage_configs import baseline_config, distill_config, sparse_config, sparsity_hook
 from .state import State
-from .summary import choose_metrics, measure_stages, write_summary
+from .summary import choose_metrics, measure_stages, too_weak, write_summary
 from .tool_runner import ToolRunner
 from .voc_data import num_training_images
 
+# From fewer images a detector without trained weights may learn next to nothing
+FEW_IMAGES = 200
 # Settings of the user's config that the training of the baseline does not depend on
 LATER_SETTINGS = ('sparse_epochs', 'sparsity_rate', 'prune_cfg', 'distill_epochs',
                   'attention_groups')
@@ -79,6 +81,8 @@ class _Pipeline:
     def run(self) -> List[dict]:
         trained = self._train_baseline()
         rows = [self._test('baseline', self.baseline, trained)]
+        if too_weak(rows[0]):
+            print(f'warning: {too_weak(rows[0])}', flush=True)
         sparse = self._train_sparse(trained)
         rows.append(self._test('sparse', self.baseline, sparse))
         self._prune(sparse)
@@ -176,6 +180,12 @@ class _Pipeline:
 
     def _train_baseline(self) -> str:
         if not self.checkpoint:
+            images = num_training_images(self.voc)
+            if images and images < FEW_IMAGES and not self.cfg.get('load_from'):
+                print(f'warning: there are {images} training images and no weights to begin from: '
+                      'the detector may learn too little to compare with. --cfg-options '
+                      'load_from=CHECKPOINT begins from trained weights, also of other classes.',
+                      flush=True)
             return self._train('baseline', self.epochs)
         self.state.run('baseline', (_content(self.baseline), self.checkpoint), dict)
         return self.checkpoint

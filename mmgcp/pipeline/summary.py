@@ -10,6 +10,8 @@ from mmgcp.utils.cli import replacing
 from .compare_options import CompareOptions
 from .comparison import TORCH, compare, load_entries
 
+# A detector with a lower mAP50 has learnt too little to say what compression takes from it
+LEAST_MAP50 = 0.2
 # Names in the summary, and those of VOC's and COCO's metrics
 METRICS = dict(mAP50=('AP50', 'bbox_mAP_50'), mAP=('mAP', 'bbox_mAP'))
 
@@ -67,8 +69,23 @@ def format_table(rows: List[dict]) -> str:
     return '\n'.join(lines)
 
 
+def too_weak(row: dict) -> str:
+    """Say that the first stage has learnt too little to compare with, and what to do; or ''."""
+    if row['mAP50'] >= LEAST_MAP50:
+        return ''
+    return (f'The {row["stage"]} finds too little to compare with: mAP50 {row["mAP50"]:.3f}, '
+            f'below {LEAST_MAP50}. Begin from weights that were trained on a large data set '
+            '(--cfg-options load_from=CHECKPOINT, of other classes, too), or train for longer '
+            '(--epochs).')
+
+
+def format_summary(rows: List[dict]) -> str:
+    """Return the table of the stages, and below it what is wrong with it."""
+    return '\n\n'.join(filter(None, (format_table(rows), too_weak(rows[0]))))
+
+
 def write_summary(rows: List[dict], folder: Path) -> None:
     """Write the stages as ``summary.json`` and ``summary.md``."""
     with replacing(folder / 'summary.json', folder / 'summary.md') as paths:
         paths[0].write_text(json.dumps(dict(stages=rows), indent=2) + '\n')
-        paths[1].write_text(format_table(rows) + '\n\n![detections](detections.png)\n')
+        paths[1].write_text(format_summary(rows) + '\n\n![detections](detections.png)\n')

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import cv2
 import mmyolo
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from scripts import run_process
 
 from mmgcp.datasets.demo import CLASSES
+from mmgcp.pipeline.pictures import GAP, WIDTH
 from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.config import build_detector, load_config
 
@@ -50,6 +52,15 @@ def test_progress_is_shown(compressed):
         assert re.search(rf'^\[{stage}\] .*Epoch\(train\) +\[1\]', compressed['output'], re.M)
 
 
+def test_what_is_too_little_to_learn_from_is_said(compressed):
+    """Before the training, of the images; after it, of the detector; and in the summary."""
+    output = compressed['output']
+    images, baseline = 'training images and no weights to begin from', 'finds too little to compare'
+    assert output.index(images) < output.index('Epoch(train)') < output.index(baseline)
+    assert output.count(baseline) == 2 and baseline in (
+        compressed['folder'] / 'summary.md').read_text()
+
+
 def test_each_stage_is_validated_once(compressed):
     """In its test, right after it, not at the end of its training."""
     assert 'Epoch(val)' not in compressed['output']
@@ -60,10 +71,14 @@ def test_each_stage_is_validated_once(compressed):
         ('[distilled]', 'test.py')]
 
 
-def test_picture(compressed):
+def test_picture(compressed, demo_root):
     """Four rows under a title, with a column for the annotations, baseline and distilled."""
     image = cv2.imread(str(compressed['folder'] / 'detections.png'))
-    assert image.shape == (32 + 4 * 326, 3 * 326, 3)
+    names = (demo_root / 'ImageSets' / 'Main' / 'test.txt').read_text().split()
+    shapes = [cv2.imread(str(demo_root / 'JPEGImages' / f'{names[index]}.jpg')).shape
+              for index in np.linspace(0, len(names) - 1, 4).astype(int)]
+    rows = sum(round(height * WIDTH / width) + GAP for height, width, _ in shapes)
+    assert image.shape == (32 + rows, 3 * (WIDTH + GAP), 3)
     assert image.std() > 10
 
 
