@@ -26,6 +26,10 @@ class PruningError(UserError):
     """A pruning request that cannot be met; the model has not been changed."""
 
 
+class UnreachableError(PruningError):
+    """A budget that cannot be reached, whatever is removed within the limits."""
+
+
 class VOCError(UserError):
     """A data set that is not in PASCAL VOC's layout, or does not have the expected classes."""
 

@@ -3,6 +3,7 @@
 import argparse
 import os.path as osp
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import ContextManager, Optional, Sequence
 
@@ -20,8 +21,9 @@ from mmgcp.pipeline.pruned_files import write_pruned
 from mmgcp.pipeline.pruning_parts import find_images, make_finetuning, make_recovery
 from mmgcp.pruning import check_request, prune, rehearse_pruning
 from mmgcp.pruning.detector import registered_name
-from mmgcp.pruning.options import BLOCK, BUDGETS, PruneOptions, options_of_config
+from mmgcp.pruning.options import BUDGETS, PruneOptions, options_of_config
 from mmgcp.pruning.report import summarize
+from mmgcp.pruning.rounding import with_default_multiple
 from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.checks import COUNT_OR_NONE
 from mmgcp.utils.cli import CfgOptions, run_tool
@@ -95,7 +97,6 @@ def pruning_options(cfg: Config, args: argparse.Namespace) -> dict:
             configured = {}  # the options of another criterion
         options['criterion'] = dict(configured, type=kind)
     options.update(given)
-    options.setdefault('round_to', BLOCK)
     if args.no_compensate:
         options['compensate'] = False
     width, height = args.input_size or image_size(cfg)
@@ -120,7 +121,7 @@ def rehearse(args: argparse.Namespace, cfg: Config, model: nn.Module) -> None:
     if args.sensitivity or args.val_images or args.metric:
         evaluate(model, cfg, args.metric, 1)
     with attention_aside(model, put_back=True):
-        rehearse_pruning(model, **options)
+        with_default_multiple(partial(rehearse_pruning, model), options)
 
 
 def results_folder(args: argparse.Namespace, checkpoint: str) -> ContextManager[Path]:
@@ -184,7 +185,8 @@ def prune_into(folder: Path, args: argparse.Namespace, cfg: Config, options: dic
         if not args.dry_run:
             accuracy.before(model)
         with attention_aside(model, put_back=args.dry_run):
-            result = prune(model, progress=progress, checkpoint_file=unfinished, **options)
+            result = with_default_multiple(
+                partial(prune, model, progress=progress, checkpoint_file=unfinished), options)
         accuracy.after(model)
         result.accuracy = accuracy.found
     print(summarize(result))

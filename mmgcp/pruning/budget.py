@@ -7,7 +7,7 @@ from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch
 
-from mmgcp.errors import PruningError
+from mmgcp.errors import PruningError, UnreachableError
 
 from .cost import CostModel
 from .scored import ScoredUnit
@@ -155,9 +155,9 @@ class _Search:
 
         least = share(-1)
         if least > target * (1 + tolerance):
-            raise PruningError(f'{percent(target)} of the {self.quantities[index]} cannot be '
-                               f'reached: these layer groups and limits leave '
-                               f'{percent(least)} at least')
+            raise UnreachableError(f'{percent(target)} of the {self.quantities[index]} cannot be '
+                                   f'reached: these layer groups and limits leave '
+                                   f'{percent(least)} at least')
         if least > target:
             return least, self.thresholds(factors[-1], mix)
         low, high = -1, len(factors) - 1  # above the target, and not above it

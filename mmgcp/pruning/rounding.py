@@ -5,17 +5,23 @@ Where only multiples of some number stay, a step of the thresholds takes many ch
 several units at once, and more is removed than a budget asks for.
 """
 import math
-from typing import Dict, Iterable, List
+import warnings
+from typing import Any, Callable, Dict, Iterable, List, TypeVar
 
 import torch
 from torch import Tensor
 
+from mmgcp.errors import UnreachableError
+
 from .budget import Budget
 from .cost import CostModel
+from .options import BLOCK
 from .plan import LayerRow
 from .scored import ScoredUnit
 from .select import MERGES, Limits, Selection, Thresholds, select
 from .units import ChannelUnit
+
+Result = TypeVar('Result')
 
 
 def off_multiples(layers: Iterable[LayerRow], multiple: int) -> List[LayerRow]:
@@ -79,3 +85,20 @@ def _ranks(selection: Selection, item: ScoredUnit, thresholds: Thresholds) -> Te
     if item.unit.name in selection.gone:
         ranks[selection.gone[item.unit.name]] = -math.inf
     return ranks
+
+
+def with_default_multiple(run: Callable[..., Result], options: Dict[str, Any]) -> Result:
+    """Call a function with options of ``prune()`` that may say nothing of multiples of channels.
+
+    It gets the largest of some with which the budget can be reached: in narrow layers multiples
+    of 16 channels leave nothing to remove. A model must be as before where it fails.
+    """
+    if options.get('round_to') is None:
+        for multiple in (BLOCK, BLOCK // 2):
+            try:
+                return run(**dict(options, round_to=multiple))
+            except UnreachableError as error:
+                warnings.warn(f'{error} with multiples of {multiple} channels: trying smaller ones',
+                              stacklevel=2)
+        options = dict(options, round_to=1)
+    return run(**options)

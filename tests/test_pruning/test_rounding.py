@@ -1,14 +1,17 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
+import warnings
+
 import pytest
 import torch
 import torch.nn as nn
 from pruning_samples import Block, Toy, randomise
 
+from mmgcp.errors import UnreachableError
 from mmgcp.pruning import LayerGroup, prune
 from mmgcp.pruning.budget import Budget
 from mmgcp.pruning.plan import LayerRow
 from mmgcp.pruning.report import write_report
-from mmgcp.pruning.rounding import give_back, off_multiples
+from mmgcp.pruning.rounding import give_back, off_multiples, with_default_multiple
 from mmgcp.pruning.scored import ScoredUnit
 from mmgcp.pruning.select import Limits, Selection
 from mmgcp.pruning.units import ChannelSlice, ChannelUnit
@@ -123,3 +126,33 @@ def test_budget_is_nearly_used_up():
                    criterion=dict(type='mmgcp.BNScale'), compensate=False)
     assert 0.63 < result.params[1] / result.params[0] <= 0.7
     assert len({row.after for row in result.layers if row.layer != 'pred'}) > 1
+
+
+@pytest.mark.parametrize('least, expected', [(16, [16]), (8, [16, 8]), (1, [16, 8, 1])])
+def test_default_multiple_is_the_largest_that_meets_the_budget(least, expected):
+    tried = []
+
+    def run(round_to, target_flops):
+        tried.append(round_to)
+        assert target_flops == 0.5
+        if round_to > least:
+            raise UnreachableError('50.0% of the MACs cannot be reached')
+        return 'done'
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        assert with_default_multiple(run, dict(target_flops=0.5)) == 'done'
+    assert tried == expected
+    assert [str(item.message) for item in caught] == [
+        f'50.0% of the MACs cannot be reached with multiples of {multiple} channels: trying '
+        'smaller ones' for multiple in expected[:-1]]
+
+
+def test_a_given_multiple_is_kept():
+    def run(round_to):
+        raise UnreachableError(f'not with {round_to}')
+
+    with pytest.raises(UnreachableError, match='not with 16'):
+        with_default_multiple(run, dict(round_to=16))
+    with pytest.raises(UnreachableError, match='not with 1$'), pytest.warns(UserWarning):
+        with_default_multiple(run, {})
