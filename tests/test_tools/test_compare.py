@@ -17,7 +17,7 @@ def files(tmp_path_factory, write_config):
     folder = tmp_path_factory.mktemp('compare')
     config, checkpoint = write_pruning_files(write_config(folder / 'tiny.py'))
     output_of('prune.py', config, checkpoint, '--work-dir', folder / 'pruned', '--target-flops',
-              0.5, '--criterion', 'L1Norm', '--no-compensate', '--val-images', 0)
+              0.5, '--round-to', 1, '--criterion', 'L1Norm', '--no-compensate', '--val-images', 0)
     return config, checkpoint, folder / 'pruned/pruned.py', folder / 'pruned/pruned.pth'
 
 
