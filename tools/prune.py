@@ -97,6 +97,11 @@ def pruning_options(cfg: Config, args: argparse.Namespace) -> dict:
             configured = {}  # the options of another criterion
         options['criterion'] = dict(configured, type=kind)
     options.update(given)
+    if options.get('target_latency') is None and options.get('plan') is None:
+        for name in ('runtime', 'latency_table'):
+            if name in given:
+                raise PruningError(f'--{name.replace("_", "-")} says something about '
+                                   '--target-latency, which is not given')
     if args.no_compensate:
         options['compensate'] = False
     width, height = args.input_size or image_size(cfg)

@@ -88,9 +88,10 @@ def _change(value: float, first: float) -> str:
 def _legend(found: Comparison, options: CompareOptions) -> List[str]:
     sizes = sorted({'{} x {}'.format(*row['input_size']) for row in found.rows})
     threads = 'one thread' if options.threads == 1 else f'{options.threads} threads'
+    rounds = 'one round' if options.rounds == 1 else f'{options.rounds} rounds'
     lines = [f'Images of {" and ".join(sizes)} pixels, one at a time. ms: medians of '
-             f'{options.rounds} rounds, on {threads}, without decoding and NMS. memory: at most, '
-             'in PyTorch, weights included.']
+             f'{rounds}, on {threads}, without decoding and NMS. memory: at most, in PyTorch, '
+             'weights included.']
     if len(found.rows) > 1:
         lines.append(f'{SHARE}: how much of the speed-up that the MACs promise against '
                      f'{found.rows[0]["name"]} arrives.')

@@ -15,6 +15,7 @@ from mmgcp.registry import build_task_util
 from mmgcp.utils.options import check_names
 
 from .iterative import decide_in_steps
+from .latency_target import check_latency_request
 from .layer_groups import Groups
 from .options import PruneOptions
 from .plan import PruningPlan, PruningResult, validate_plan
@@ -90,8 +91,9 @@ def check_request(**options: Any) -> PruneOptions:
         PruneOptions: The options.
 
     Raises:
-        PruningError: One is unknown or not allowed, the plan cannot be read, or the criterion
-            cannot be built.
+        PruningError: One is unknown or not allowed, the plan or the latency table cannot be
+            read, the program for ``target_latency`` is not installed, or the criterion cannot
+            be built.
     """
     check_names(PruneOptions, options, 'prune()', PruningError)
     options = PruneOptions(**options)
@@ -102,6 +104,8 @@ def check_request(**options: Any) -> PruneOptions:
         if options.steps > 1 and criterion.not_in_steps is not None:
             raise PruningError(f'{type(criterion).__name__} cannot prune in {options.steps} steps: '
                                f'{criterion.not_in_steps}')
+        if options.target_latency is not None:
+            check_latency_request(options)
     return options
 
 

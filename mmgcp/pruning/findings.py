@@ -16,7 +16,7 @@ def accuracy_line(result: PruningResult) -> List[str]:
     if 'after' not in found:
         return []
     before, after = found['before'], found['after']
-    change = f' ({after / before - 1:+.1%})' if before > 0 else ''
+    change = f' ({after / before - 1:+.1%})' if before >= 0.0005 else ''  # 0.000 otherwise
     return [f'{"accuracy":<24}{before:>10.3f} -> {after:.3f} {found["metric"]} on '
             f'{found["images"]} validation images{change}']
 

@@ -50,6 +50,8 @@ class TimedCost(CostModel):
         self.__dict__.update(cost.__dict__)
         self.kinds, self.table = kinds, table
         self.time = self._time(self.channels)
+        if self.time <= 0:
+            raise PruningError('the latency table says that no layer takes any time')
 
     def shares(self, removed: Dict[str, Tensor]) -> Tuple[float, float]:
         """Return the shares of the parameters and of the time that remain."""
@@ -127,9 +129,10 @@ class LatencyTarget:
         for _ in range(ATTEMPTS):
             try:
                 choice = choose(replace(budget, flops=share))
-            except PruningError:
+            except PruningError as error:
                 if not tried:
-                    raise
+                    raise PruningError(f'the target is {self.milliseconds:g} ms, and the detector '
+                                       f'takes {self.original:.3g} ms: {error}') from error
                 break  # corrected beyond what can be reached
             if not self.verify:
                 return choice, self._record(None)
@@ -209,6 +212,18 @@ def latency_target(model: nn.Module, cost: CostModel, options: PruneOptions) -> 
                                   run))
 
 
+def check_latency_request(options: PruneOptions) -> None:
+    """Find out without a model what stands in the way of a ``target_latency``.
+
+    Raises:
+        PruningError: The table cannot be read or is of another program, or the program is not
+            installed, which only matters where the table was measured.
+    """
+    if is_main_process() and _open_table(
+            options.latency_table, options.runtime).machine == cpu_name():
+        _check_program(options.runtime)
+
+
 def _checked(target: LatencyTarget) -> LatencyTarget:
     """Return a target, or raise a PruningError if there is nothing to do for it."""
     if target.share >= 1:
@@ -218,9 +233,16 @@ def _checked(target: LatencyTarget) -> LatencyTarget:
 
 
 def _run_of_original(model: nn.Module, options: PruneOptions) -> Callable[[], Any]:
+    _check_program(options.runtime)
     try:
-        check_runtime(options.runtime)
         return make_run(model, options.input_shape, options.runtime)
+    except UserError as error:
+        raise PruningError(f'target_latency cannot be measured: {error}') from error
+
+
+def _check_program(runtime: str) -> None:
+    try:
+        check_runtime(runtime)
     except UserError as error:
         raise PruningError(f'target_latency cannot be measured: {error}') from error
 

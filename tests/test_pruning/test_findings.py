@@ -32,6 +32,7 @@ def warnings_in(result):
 @pytest.mark.parametrize('before, after, line', [
     (0.55, 0.321, '0.550 -> 0.321 coco/bbox_mAP on 151 validation images (-41.6%)'),
     (0., 0., '0.000 -> 0.000 coco/bbox_mAP on 151 validation images'),
+    (4e-4, 3e-4, '0.000 -> 0.000 coco/bbox_mAP on 151 validation images'),
     (0.5, 0.125, '0.500 -> 0.125 coco/bbox_mAP on 151 validation images (-75.0%)')])
 def test_accuracy_before_and_after(before, after, line):
     result = make_result(accuracy=measured(before, after))

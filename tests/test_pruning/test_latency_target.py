@@ -12,7 +12,7 @@ from mmgcp.errors import PruningError
 from mmgcp.nn.forward import record_shapes
 from mmgcp.nn.layers import channel_counts
 from mmgcp.pruning import latency_table, latency_target, prune
-from mmgcp.pruning.api import rehearse_pruning
+from mmgcp.pruning.api import check_request, rehearse_pruning
 from mmgcp.pruning.cost import CostModel
 from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.latency_table import LatencyTable, layer_kinds
@@ -127,7 +127,8 @@ def test_what_cannot_be_met_is_said(model):
 
 @pytest.mark.parametrize('share, message', [
     (1., 'target_latency is .* ms, but the detector takes .* ms in torch as it is'),
-    (0.01, 'of the time of all layers cannot be reached: these .* at least')])
+    (0.01, 'the target is .* ms, and the detector takes .* ms: .* of the time of all layers '
+     'cannot be reached: these .* at least')])
 def test_targets_that_make_no_sense(model, share, message):
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(PruningError, match=message):
@@ -194,6 +195,37 @@ def test_a_program_that_is_not_installed(model, monkeypatch):
     monkeypatch.setattr('mmgcp.deployment.exported.is_installed', lambda name: name == 'onnx')
     with pytest.raises(PruningError, match='target_latency cannot be measured: openvino is needed'):
         shorten(model, 0.5, runtime='openvino')
+
+
+@pytest.mark.parametrize('runtime, text, message', [
+    ('openvino', None, 'target_latency cannot be measured: openvino is needed'),
+    ('torch', '', 'the latency table .* is not JSON'),
+    ('torch', '[1]', 'is not a latency table')])
+def test_wrong_requests_are_found_without_a_model(tmp_path, monkeypatch, runtime, text, message):
+    monkeypatch.setattr('mmgcp.deployment.exported.is_installed', lambda name: name == 'onnx')
+    path = tmp_path / 'table.json'
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(PruningError, match=message):
+        check_request(target_latency=1., runtime=runtime, latency_table=path)
+
+
+def test_table_of_another_machine_needs_no_program_here(tmp_path, monkeypatch):
+    monkeypatch.setattr('mmgcp.deployment.exported.is_installed', lambda name: False)
+    path = tmp_path / 'table.json'
+    LatencyTable('openvino', 'a slow device').save(path)
+    options = check_request(target_latency=1., runtime='openvino', latency_table=path)
+    assert options.latency_table == path
+
+
+def test_table_in_which_nothing_takes_time(model, tmp_path):
+    path = tmp_path / 'table.json'
+    shorten(copy.deepcopy(model), 0.6, latency_table=path)
+    layers = {name: dict.fromkeys(times, 0.)
+              for name, times in LatencyTable.load(path).layers.items()}
+    LatencyTable('torch', 'a slow device', layers).save(path)
+    with pytest.raises(PruningError, match='no layer takes any time'):
+        shorten(model, 0.6, latency_table=path)
 
 
 def test_detector_that_cannot_be_exported(model, monkeypatch):

@@ -47,6 +47,8 @@ ARGUMENTS = [
     (PRUNE, '--target-latency 1e6 --runtime torch', ('target_latency is 1e+06 ms', 'as it is')),
     (PRUNE, '--target-latency 9 --runtime tensorrt', ('--runtime', "'tensorrt'")),
     (PRUNE, '--target-latency 9 --runtime torch --latency-table absent/t.json', ('absent', )),
+    (PRUNE, '--target-flops 0.5 --latency-table t.json', ('--latency-table', 'which is not given')),
+    (PRUNE, '--target-flops 0.5 --runtime torch', ('--runtime', 'which is not given')),
     (PRUNE, '--target-latency 9 --runtime torch --latency-table .', ('the latency table .', )),
     (PRUNE, '--steps 0', ('steps', 'is 0')),
     (PRUNE, '--steps 1000000', ('steps', '1000000')),
