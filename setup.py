@@ -20,18 +20,17 @@ def read_requirements(name):
 
 
 class BuildWithMim(build_py):
-    """Takes configs and tools along; where the package is used in place, as links to them."""
+    """Takes configs and tools along, unless the package is used in place."""
 
     def run(self):
         super().run()
-        in_place = getattr(self, 'editable_mode', False)
-        folder = (ROOT if in_place else Path(self.build_lib)) / 'mmgcp' / '.mim'
+        if getattr(self, 'editable_mode', False):
+            return
+        folder = Path(self.build_lib) / 'mmgcp' / '.mim'
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         for name in MIM:
-            if in_place:
-                (folder / name).symlink_to(Path('../..') / name)
-            elif (ROOT / name).is_dir():
+            if (ROOT / name).is_dir():
                 shutil.copytree(ROOT / name, folder / name,
                                 ignore=shutil.ignore_patterns('__pycache__'))
             else:

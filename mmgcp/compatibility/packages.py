@@ -1,28 +1,42 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""``mmgcp::`` in configs: MMEngine has a list of the packages that it looks into."""
+"""``mmgcp::`` in configs, as ``mmyolo::``."""
 from functools import wraps
+from pathlib import Path
 from typing import Optional, Tuple
 
-from mmengine.config import Config, utils
+from mmengine.config import Config
 
-PACKAGE = 'mmgcp'
+PREFIX = 'mmgcp::'
+PACKAGE = Path(__file__).resolve().parents[1]
+# Of a checkout, and as they are installed
+CONFIGS = (PACKAGE.parent / 'configs', PACKAGE / '.mim' / 'configs')
 
 
 def register_package() -> None:
     """Let ``_base_ = 'mmgcp::yolov4/...'`` name a config of this package once it is imported.
 
-    MMEngine builds what such a base has in the scope of its package. The configs of mmgcp are
-    those of MMYOLO and MMDetection with a few classes of its own, which they name by
-    ``mmgcp.``, so there the scope is left to ``default_scope``.
+    MMEngine has a list of the packages that it looks into, finds none that are used in place
+    (``pip install -e``), and builds what such a base has in the scope of its package. The configs
+    of mmgcp are those of MMYOLO and MMDetection with a few classes of its own, which they name
+    by ``mmgcp.``, so there the scope is left to ``default_scope``.
     """
-    if PACKAGE in utils.MODULE2PACKAGE:
-        return
-    utils.MODULE2PACKAGE[PACKAGE] = PACKAGE
     find_config = Config._get_cfg_path
+    if hasattr(find_config, '__wrapped__'):
+        return
 
     @wraps(find_config)
-    def without_scope(cfg_path: str, filename: str) -> Tuple[str, Optional[str]]:
-        path, scope = find_config(cfg_path, filename)
-        return path, None if scope == PACKAGE else scope
+    def find(cfg_path: str, filename: str) -> Tuple[str, Optional[str]]:
+        if cfg_path.startswith(PREFIX):
+            return find_own_config(cfg_path), None
+        return find_config(cfg_path, filename)
 
-    Config._get_cfg_path = staticmethod(without_scope)
+    Config._get_cfg_path = staticmethod(find)
+
+
+def find_own_config(name: str) -> str:
+    """Return the file of a config that is named ``mmgcp::...``, or raise a FileNotFoundError."""
+    folder = next((item for item in CONFIGS if (item / 'yolov4').is_dir()), CONFIGS[-1])
+    path = folder / name[len(PREFIX):]
+    if not path.is_file():
+        raise FileNotFoundError(f'file "{path}" does not exist')
+    return str(path)

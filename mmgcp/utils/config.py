@@ -11,6 +11,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 
 from mmgcp.compatibility import mend_openmmlab
+from mmgcp.compatibility.packages import PREFIX, find_own_config
 from mmgcp.errors import UserError, told
 
 from .checks import MAPPING, check_value
@@ -56,6 +57,8 @@ def _with_plain_types(cfg: Config) -> Config:
 
 
 def _read(path: str) -> Config:
+    if path.startswith(PREFIX):
+        path = find_own_config(path)
     if '::' in path:
         from mmengine.hub import get_config
         return get_config(path)
