@@ -94,7 +94,7 @@ def test_new_style_config(tmp_path):
 
 def test_nothing_is_written_that_cannot_be_built(tmp_path, monkeypatch):
     """A detector that is what its config says only because of something in this process."""
-    from mmgcp.pruning import detector as module
+    from mmgcp.pipeline import pruned_files as module
     files = write_pruning_files(tmp_path / 'plain.py', config_text())
     original = module.make_pruned_config
 
