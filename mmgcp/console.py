@@ -4,10 +4,8 @@ import runpy
 import sys
 from pathlib import Path
 
+from mmgcp.compatibility.packages import carried_folder
 from mmgcp.errors import UserError
-
-PACKAGE = Path(__file__).resolve().parent
-COMMANDS = ('compress', 'export', 'prune', 'test', 'train')
 
 
 def tools_folder() -> Path:
@@ -16,10 +14,10 @@ def tools_folder() -> Path:
     Raises:
         UserError: There is neither.
     """
-    for folder in (PACKAGE.parent / 'tools', PACKAGE / '.mim' / 'tools'):
-        if (folder / 'prune.py').is_file():
-            return folder
-    raise UserError(f'the tools of mmgcp are not beside {PACKAGE}: install it again')
+    folder = carried_folder() / 'tools'
+    if not (folder / 'prune.py').is_file():
+        raise UserError(f'there are no tools of mmgcp in {folder}: install it again')
+    return folder
 
 
 def main() -> None:

@@ -8,8 +8,7 @@ from mmengine.config import Config
 
 PREFIX = 'mmgcp::'
 PACKAGE = Path(__file__).resolve().parents[1]
-# Of a checkout, and as they are installed
-CONFIGS = (PACKAGE.parent / 'configs', PACKAGE / '.mim' / 'configs')
+INSTALLED = PACKAGE / '.mim'
 
 
 def register_package() -> None:
@@ -33,10 +32,15 @@ def register_package() -> None:
     Config._get_cfg_path = staticmethod(find)
 
 
+def carried_folder() -> Path:
+    """Return the folder with configs and tools: the checkout, or else what is installed."""
+    is_checkout = (PACKAGE.parent / 'tools' / 'prune.py').is_file()
+    return PACKAGE.parent if is_checkout else INSTALLED
+
+
 def find_own_config(name: str) -> str:
     """Return the file of a config that is named ``mmgcp::...``, or raise a FileNotFoundError."""
-    folder = next((item for item in CONFIGS if (item / 'yolov4').is_dir()), CONFIGS[-1])
-    path = folder / name[len(PREFIX):]
+    path = carried_folder() / 'configs' / name[len(PREFIX):]
     if not path.is_file():
         raise FileNotFoundError(f'file "{path}" does not exist')
     return str(path)
