@@ -40,6 +40,7 @@ import torch
 import torch.nn as nn
 from mmengine.config import Config
 
+from mmgcp.deployment.timing import cpu_name
 from mmgcp.errors import UserError
 from mmgcp.nn.forward import random_image, run_as_tensors, working_shape
 from mmgcp.nn.temporarily import eval_mode
@@ -478,12 +479,7 @@ def _reset_peak() -> bool:
 # ---------------------------------------------------------------- what is printed
 def describe_machine(threads: int) -> dict:
     """Say what has been measured on."""
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-        cpu = next((line.split(':')[1].strip() for line in lines
-                    if line.startswith('model name')), cpu)
-    return dict(cpu=cpu, cores=_num_cores(), threads=threads, torch=torch.__version__,
+    return dict(cpu=cpu_name(), cores=_num_cores(), threads=threads, torch=torch.__version__,
                 torch_pruning=version('torch-pruning'), python=platform.python_version())
 
 
