@@ -1,6 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Finding modules by name, with errors that suggest what may have been meant."""
+"""Finding modules by name, with errors that suggest what may have been meant; what heads say."""
 import difflib
+from typing import Optional
 
 import torch.nn as nn
 
@@ -26,3 +27,14 @@ def _closest_names(model: nn.Module, wanted: str) -> str:
         return f'; the closest names are {", ".join(map(repr, closest))}'
     children = ', '.join(repr(name) for name, _ in model.named_children())
     return f'; it consists of {children}' if children else '; it has no modules at all'
+
+
+def number_of_classes(model: nn.Module) -> Optional[int]:
+    """The number of classes that a detector distinguishes, without the background.
+
+    None if its head does not say: of two stages the last head, of a cascade the first of these.
+    """
+    head = getattr(getattr(model, 'roi_head', model), 'bbox_head', None)
+    head = head[0] if isinstance(head, nn.ModuleList) else head
+    number = getattr(getattr(head, 'head_module', head), 'num_classes', None)
+    return getattr(head, 'num_classes', number)

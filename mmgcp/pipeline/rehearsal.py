@@ -13,10 +13,11 @@ from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.registry import HOOKS, DefaultScope
 from mmyolo.utils import is_metainfo_lower
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from mmgcp.compatibility import mend_openmmlab
 from mmgcp.errors import UserError, told
+from mmgcp.nn.lookup import number_of_classes
 from mmgcp.utils.checkpoint import describe_misfit, read_checkpoint
 from mmgcp.utils.checks import MAPPING, NOT_NEGATIVE, check_value, instance_of
 from mmgcp.utils.config import build_detector, check_layout
@@ -70,6 +71,7 @@ def rehearse_training(cfg: Config, with_data: bool = True) -> nn.Module:
             runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
         if with_data:
             _build_loops(runner)
+            _check_classes(model, runner.train_dataloader.dataset)
             with _part('param_scheduler'):
                 if runner.param_schedulers is not None:
                     runner.build_param_scheduler(runner.param_schedulers)
@@ -159,6 +161,16 @@ def _build_loops(runner: QuietRunner) -> None:
     if runner._val_loop is not None:
         with _part('val_dataloader, val_cfg or val_evaluator'):
             runner._val_loop = runner.build_val_loop(runner._val_loop)
+
+
+def _check_classes(model: nn.Module, dataset: Dataset) -> None:
+    """Refuse labels that the detector has no outputs for, which would fail in the loss."""
+    known = number_of_classes(model)
+    names = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+    if known is not None and isinstance(names, (list, tuple)) and len(names) > known:
+        raise UserError(f'the training data has {len(names)} classes (metainfo: '
+                        f'{", ".join(map(str, names[:3]))}{", ..." * (len(names) > 3)}), but the '
+                        f'detector of the config has {known} (num_classes)')
 
 
 def _load_first(loader: DataLoader) -> None:

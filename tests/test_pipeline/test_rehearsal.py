@@ -64,6 +64,8 @@ def test_nothing_is_left(cfg, tmp_path, monkeypatch, capfd):
     ({'optim_wrapper.optimizer.lr': -1},
      'optim_wrapper.optimizer.lr of the config must be .* but is -1'),
     (dict(load_from='nowhere.pth'), 'there is no checkpoint nowhere.pth'),
+    ({'model.bbox_head.head_module.num_classes': 1},
+     'the training data has [0-9]+ classes .* the detector of the config has 1 '),
     (dict(train_cfg=None), 'train_cfg of the config must be a dict, but is None'),
 ])
 def test_mistakes(cfg, options, message):

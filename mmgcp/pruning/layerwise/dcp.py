@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mmgcp.nn.training_loss import Batch
 from mmgcp.pruning.layerwise.auxiliary import AuxiliaryCriterion
-from mmgcp.pruning.layerwise.auxiliary.targets import number_of_classes, read_ground_truth
+from mmgcp.pruning.layerwise.auxiliary.targets import classes_of, read_ground_truth
 from mmgcp.registry import TASK_UTILS
 
 
@@ -60,7 +60,7 @@ class DCP(AuxiliaryCriterion):
 
     def find_targets(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return 1 for each class (N, num_classes) that is in the image, else 0."""
-        presence = batch.images.new_zeros(len(batch.images), number_of_classes(model))
+        presence = batch.images.new_zeros(len(batch.images), classes_of(model))
         for row, truth in zip(presence, read_ground_truth(batch)):
             row[truth.labels] = 1
         return presence

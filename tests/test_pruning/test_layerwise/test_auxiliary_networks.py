@@ -30,10 +30,10 @@ from mmgcp.pruning.layerwise import DCP, LCP
 from mmgcp.pruning.layerwise.auxiliary.targets import (
     Positives,
     PriorBoxes,
+    classes_of,
     dense_head,
     find_positives,
     match,
-    number_of_classes,
     read_ground_truth,
     thin_out,
 )
@@ -170,7 +170,7 @@ def test_detectors_without_priors_or_classes():
     with pytest.raises(PruningError, match='anchors or points .*the Linear has none'):
         dense_head(nn.Linear(1, 1))
     with pytest.raises(PruningError, match='num_classes, but the Linear has none'):
-        number_of_classes(nn.Linear(1, 1))
+        classes_of(nn.Linear(1, 1))
 
 
 def localization_network():

@@ -24,7 +24,7 @@ from .attached import Auxiliary, attach, train_jointly, watch_consumers
 from .joint_loss import JointLoss
 from .reconstructor import Reconstructor
 from .settings import AuxiliarySettings
-from .targets import number_of_classes
+from .targets import classes_of
 
 
 class AuxiliaryCriterion(LayerwiseCriterion):
@@ -102,7 +102,7 @@ class AuxiliaryCriterion(LayerwiseCriterion):
             raise PruningError('the criterion needs training data, but there are no batches')
         self.auxiliaries = {}
         if self.settings.alpha:
-            self._num_classes = number_of_classes(model)
+            self._num_classes = classes_of(model)
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(self.settings.seed)
                 self.auxiliaries = attach(

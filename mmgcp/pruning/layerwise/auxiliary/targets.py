@@ -9,6 +9,7 @@ from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
 from torch import Tensor
 
 from mmgcp.errors import PruningError
+from mmgcp.nn.lookup import number_of_classes
 from mmgcp.nn.training_loss import Batch
 
 
@@ -22,14 +23,13 @@ def dense_head(model: nn.Module) -> nn.Module:
                        f'(prior_generator), but the {type(model).__name__} has none')
 
 
-def number_of_classes(model: nn.Module) -> int:
+def classes_of(model: nn.Module) -> int:
     """Return the number of classes that a detector distinguishes, without the background."""
-    head = getattr(getattr(model, 'roi_head', model), 'bbox_head', None)
-    head = head[0] if isinstance(head, nn.ModuleList) else head
-    if not hasattr(head, 'num_classes'):
+    number = number_of_classes(model)
+    if number is None:
         raise PruningError('the criterion needs a detector whose head has num_classes, but the '
                            f'{type(model).__name__} has none')
-    return head.num_classes
+    return number
 
 
 class PriorBoxes:
