@@ -3,7 +3,7 @@
 import argparse
 import ast
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Dict, List, Sequence
 
@@ -30,14 +30,15 @@ class Row:
         options (dict): For the pruner.
         first (str): What the detector is trained with before: 'constant' or 'two_phase' for
             sparse training with this schedule, 'attention', or '' for nothing.
-        distil (bool): Whether the unpruned detector teaches the pruned one.
+        after (str): How it is trained afterwards: 'distil' with the unpruned detector as a
+            teacher, 'recover' by its predictions alone, or '' with the annotations.
     """
     name: str
     title: str
     pruner: str
     options: Dict[str, Any] = field(default_factory=dict)
     first: str = ''
-    distil: bool = False
+    after: str = ''
 
     @property
     def has_chance(self) -> bool:
@@ -70,18 +71,23 @@ def all_rows(options: Dict[str, Any], variants: Dict[str, Dict[str, Any]]) -> Li
                         dict(options, criterion=criterion),
                         first='attention' if name == 'CPSCA' else ''))
     rows += [
-        Row('distilled', 'mmgcp, taught by the original', 'mmgcp', options, distil=True),
-        Row('stages', 'mmgcp, three stages', 'mmgcp', options, 'two_phase', distil=True),
+        Row('distilled', 'mmgcp, taught by the original', 'mmgcp', options, after='distil'),
+        Row('recovered', 'mmgcp, recovered', 'mmgcp', options, after='recover'),
+        Row('stages', 'mmgcp, three stages', 'mmgcp', options, 'two_phase', 'distil'),
         Row('slimming', 'network slimming', 'mmgcp', SLIMMING, 'constant'),
         Row('slimming-dense', 'network slimming without sparse training', 'mmgcp', SLIMMING)]
     for short, importance in IMPORTANCES.items():
         for scope in ('local', 'global'):
             for recalibrate in (False, True):
-                rows.append(Row(
+                row = Row(
                     f'tp-{short}-{scope}' + '-bn' * recalibrate,
                     f'Torch-Pruning, {importance}, {scope}' + ', recalibrated BN' * recalibrate,
                     'torch_pruning', dict(importance=importance, recalibrate=recalibrate,
-                                          global_pruning=scope == 'global')))
+                                          global_pruning=scope == 'global'))
+                rows.append(row)
+                if recalibrate:
+                    rows.append(replace(row, name=f'{row.name}-recovered', after='recover',
+                                        title=f'{row.title}, recovered as mmgcp'))
     rows += [Row('mmrazor-l1', 'MMRazor, L1', 'mmrazor_l1'),
              Row('mmrazor-group-fisher', 'MMRazor, Group Fisher', 'mmrazor_group_fisher')]
     return rows

@@ -8,7 +8,7 @@ import time
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, Optional, Sequence, Tuple
+from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -22,6 +22,7 @@ from runs import Runs, base
 from mmgcp.analysis import count_complexity
 from mmgcp.datasets.calibration import calibration_batches, evaluate
 from mmgcp.pipeline.child_config import override
+from mmgcp.pipeline.recovery import recover
 from mmgcp.pipeline.stage_configs import sparsity_hook
 from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.config import build_detector, image_size, load_config
@@ -123,22 +124,38 @@ class PeerRuns(Runs):
             return
         print(f'{name}: training', file=sys.stderr, flush=True)
         pruned, _ = self.make(row, share, seed)
-        if row.distil:
+        trained = student = copy.deepcopy(pruned.model)
+        if row.after == 'distil':
             teacher = self.folder / 'teacher.py'
             self.cfg.dump(teacher)
             trained = make_distiller(pruned, teacher, self.settings['checkpoint'])
             student = trained.student
+        if row.after == 'recover':
+            seconds = self.recover(student, epochs - spent)
         else:
-            trained = student = copy.deepcopy(pruned.model)
-        seconds = train(trained, self.cfg, epochs - spent, self.lr, seed)
+            seconds = train(trained, self.cfg, epochs - spent, self.lr, seed)
         found = dict(ap=self.measure(student), epoch_seconds=seconds)
         average(student, pruned.model)
         self.finish(name, inputs, dict(found, averaged_ap=self.measure(student)))
+
+    def recover(self, student: nn.Module, epochs: int) -> List[float]:
+        """Let a pruned detector follow the original on the images to train with.
+
+        Returns the seconds that each epoch took on average.
+        """
+        teacher = self.load()[0]
+        images = [batch.images for batch in calibration_batches(
+            self.cfg, teacher, sys.maxsize, CALIBRATION_BATCH)]
+        start = time.perf_counter()
+        recover(student, teacher, images, steps=epochs * len(images))
+        return [(time.perf_counter() - start) / epochs] * epochs
 
     def describe_training(self, row: Row, share: float, seed: int,
                           epochs: int) -> Tuple[str, dict]:
         """The name of a training after pruning, and what its result depends on."""
         _, pruning = self.describe_pruning(row, share, seed)
+        if row.after == 'recover':  # in which there is no chance
+            seed = pruning['seed']
         inputs = dict(pruning, kind='trained', seed=seed, epochs=epochs, **self.rates)
         return f'{row.name}-{share:g}-{seed}-{epochs}epochs', inputs
 

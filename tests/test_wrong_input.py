@@ -113,6 +113,8 @@ SETTINGS = [
     ('mmgcp.ResponseLoss', dict(weights=3), ('weights', 'is 3')),
     ('mmgcp.ResponseLoss', dict(box_loss='diou'), ('box_loss', "'diou'")),
     ('mmgcp.ResponseLoss', dict(score_thr=1.5), ('score_thr', '1.5')),
+    ('mmgcp.SoftLabelLoss', dict(weights=dict(boxes=1)), ("'boxes'", )),
+    ('mmgcp.SoftLabelLoss', dict(weights=dict(cls=-1)), ("'cls'", '-1')),
     ('mmgcp.LocalizationLoss', dict(temperature=-1), ('temperature', '-1')),
     ('mmgcp.LocalizationLoss', dict(valuable_ratio='x'), ('valuable_ratio', "'x'")),
     ('mmgcp.CrossHeadLoss', dict(beta=0.5), ('beta', '0.5')),

@@ -14,11 +14,12 @@ from .features import FeatureRecorder, FrozenTeacher
 from .localization_loss import LocalizationLoss
 from .part_outputs import find_part_outputs
 from .response_loss import ResponseLoss
+from .soft_label_loss import SoftLabelLoss
 from .weight_schedule import WeightSchedule
 
 __all__ = [
     'ChannelWiseLoss', 'CrossHeadLoss', 'DistillAdapterHook', 'FeatureMimicLoss',
     'FeatureRecorder', 'FrozenTeacher', 'LocalizationLoss', 'PearsonLoss', 'ResponseLoss',
-    'SpatialAttentionDistiller', 'SpatialAttentionLoss', 'WeightSchedule', 'find_part_outputs',
-    'spatial_attention'
+    'SoftLabelLoss', 'SpatialAttentionDistiller', 'SpatialAttentionLoss', 'WeightSchedule',
+    'find_part_outputs', 'spatial_attention'
 ]

@@ -92,13 +92,18 @@ def recording_head(model: nn.Module, layers: Iterable[str] = ()) -> Iterator[Hea
         yield run
 
 
-def check_head(model: nn.Module, owner: str) -> None:
-    """Raise a UserError if a detector's head is none that can be read."""
+def can_be_read(model: nn.Module) -> bool:
+    """Whether a model is a detector whose head's predictions can be read."""
     head = getattr(model, HEAD, None)
     parts = ('head_module', 'prior_generator', 'bbox_coder', 'featmap_strides')
-    if not (isinstance(head, GFLHead) or all(hasattr(head, part) for part in parts)):
+    return isinstance(head, GFLHead) or all(hasattr(head, part) for part in parts)
+
+
+def check_head(model: nn.Module, owner: str) -> None:
+    """Raise a UserError if a detector's head is none that can be read."""
+    if not can_be_read(model):
         raise UserError("response needs heads of MMYOLO's or MMDetection's GFLHead, but the head "
-                        f'of the {owner} is a {type(head).__name__}')
+                        f'of the {owner} is a {type(getattr(model, HEAD, None)).__name__}')
 
 
 def count_distances(head: nn.Module) -> int:

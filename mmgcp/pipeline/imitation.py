@@ -1,14 +1,16 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """How far what a pruned model computes is from what the original computes."""
-from typing import Any, Dict, Hashable, Iterable, Tuple
+from typing import Any, Callable, Dict, Hashable, Iterable, Tuple
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
+from mmgcp.distillation import SoftLabelLoss
+from mmgcp.distillation.responses import Responses, can_be_read, read_responses
 from mmgcp.errors import PruningError
 from mmgcp.nn.distributed import sum_by_name
-from mmgcp.nn.forward import flatten_tensors, run_as_tensors
+from mmgcp.nn.forward import flatten_tensors, is_head_left_out, run_as_tensors
 from mmgcp.nn.hooks import recording
 from mmgcp.nn.layers import WEIGHT_TYPES, num_channels
 from mmgcp.nn.sampling import as_maps
@@ -18,6 +20,43 @@ from mmgcp.pruning.surgery import Channels, stays_of
 LEAST_VARIANCE = 0.01
 # What is compared by its place: (name of the layer or '', number of the call or the tensor)
 Maps = Dict[Tuple[str, int], Tensor]
+
+
+def make_imitation(student: nn.Module, teacher: nn.Module, removed: Channels,
+                   images: Iterable[Tensor]) -> Callable[[Tensor], Tensor]:
+    """Make a function that says how far a pruned model is from the original on images.
+
+    Detectors whose heads can be read are compared by their predictions, in the way of
+    :class:`SoftLabels`, all others layer by layer, in that of :class:`Imitation`, whose
+    arguments it takes.
+    """
+    if all(can_be_read(model) and not is_head_left_out(model) for model in (student, teacher)):
+        return SoftLabels(student, teacher)
+    return Imitation(student, teacher, removed, images)
+
+
+class SoftLabels:
+    """The loss of a pruned detector with the predictions of the original as its labels.
+
+    It is the sum of the parts of :class:`mmgcp.distillation.SoftLabelLoss`.
+
+    Args:
+        student (nn.Module): The pruned detector. Gradients flow through it.
+        teacher (nn.Module): The original.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module):
+        self._student, self._teacher = student, teacher
+        self._loss = SoftLabelLoss()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the loss for images (N, C, H, W)."""
+        with torch.no_grad():
+            labels = self._predict(self._teacher, images)
+        return sum(self._loss(self._predict(self._student, images), labels).values())
+
+    def _predict(self, model: nn.Module, images: Tensor) -> Responses:
+        return read_responses(model.bbox_head, run_as_tensors(model, images))
 
 
 class Imitation:

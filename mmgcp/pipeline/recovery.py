@@ -16,14 +16,15 @@ from mmgcp.nn.temporarily import eval_mode, only_values_change, requiring_grad, 
 from mmgcp.pruning.surgery import Channels
 from mmgcp.utils.checks import Check, check_value, number_in
 
-from .imitation import Imitation
+from .imitation import make_imitation
 
 # Of the first images one in four is held out
 FIRST_IMAGES, HELD_OUT_EVERY = 64, 4
 MEASURED_AT = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # share of the way
 SETBACK = 1 / 3  # factor on the learning rate if the model does worse than before
 WARM_UP = 0.05  # share of the steps, or of the time
-MAX_GRADIENT = 1.
+MAX_GRADIENT = 10.
+LEAST_SIZE = 1e-3  # of a tensor; smaller ones move as if they had this size
 MINUTES: Check = number_in(0, sys.float_info.max, 'must be a finite number that is not negative')
 STEPS: Check = number_in(1, math.inf, 'must be a positive integer', integer=True)
 RATE: Check = number_in(0, math.inf, 'must be a positive number', open_low=True)
@@ -50,7 +51,7 @@ class Recovery:
     """
 
     def __init__(self, images: Iterable[Tensor], minutes: Optional[float] = None,
-                 steps: Optional[int] = None, lr: float = 3e-5,
+                 steps: Optional[int] = None, lr: float = 1e-3,
                  progress: Progress = lambda stage, done, steps: None):
         check_settings(minutes, steps, lr)
         self._images, self.progress = images, progress
@@ -77,18 +78,19 @@ def check_settings(minutes: Optional[float], steps: Optional[int], lr: float) ->
 
 @full_precision()
 def recover(student: nn.Module, teacher: nn.Module, images: Iterable[Tensor],
-            minutes: Optional[float] = None, steps: Optional[int] = None, lr: float = 3e-5,
+            minutes: Optional[float] = None, steps: Optional[int] = None, lr: float = 1e-3,
             removed: Optional[Channels] = None,
             progress: Progress = lambda stage, done, steps: None) -> Recovered:
     """Train a pruned model to emit what the original emits, on images without annotations.
 
-    The objective is that of :class:`mmgcp.pipeline.imitation.Imitation`. It is measured on
+    The objective is that of :func:`mmgcp.pipeline.imitation.make_imitation`. It is measured on
     images that are held out, one in four of the first 64, on the way and in the end, when the
     model gets back its best state, which may be that in which it came. Where it does no better
-    than in that state, it gets it back at once and goes on with a third of the learning rate.
-    BatchNorms keep their running statistics, and dropout is off. Adam's learning rate rises over
-    the first 5 % of the way and falls to zero with half a cosine; gradients are clipped to the
-    norm 1; images are mirrored at random. With a number of steps and no time limit the result is
+    than in that one, it gets back its best state at once and goes on with a third of the learning
+    rate. BatchNorms keep their running statistics, and dropout is off. Adam's learning rate is
+    relative to each tensor, as Adafactor's is (arXiv 1804.04235, section 8); it rises over the
+    first 5 % of the way and falls to zero with half a cosine; gradients are clipped to the norm
+    10; images are mirrored at random. With a number of steps and no time limit the result is
     always the same.
 
     Args:
@@ -99,7 +101,8 @@ def recover(student: nn.Module, teacher: nn.Module, images: Iterable[Tensor],
             processes each has its own, and gradients are averaged.
         minutes (float, optional): Time limit, all in all; 0 for nothing to happen.
         steps (int, optional): Number of steps at most, each with a batch.
-        lr (float): Highest learning rate. Defaults to 0.00003.
+        lr (float): Highest learning rate, as a share of the root mean square that a tensor has in
+            the beginning. Defaults to 0.001.
         removed (Channels, optional): Channels that the original's layers have lost, by name of
             the layer and side. Without them, only predictions are compared.
         progress (Callable): Called with the name of the stage, how many of the steps, or of the
@@ -120,7 +123,7 @@ def recover(student: nn.Module, teacher: nn.Module, images: Iterable[Tensor],
             eval_mode(student), eval_mode(teacher), requiring_grad(teacher, ()), \
             requiring_grad(student, student.parameters()), torch.enable_grad():
         held_out = _held_out(images, next(student.parameters()))
-        imitation = Imitation(student, teacher, removed or {}, held_out)
+        imitation = make_imitation(student, teacher, removed or {}, held_out)
         return _Training(student, imitation, held_out, lr).run(images, way)
 
 
@@ -150,17 +153,22 @@ class _Way:
 class _Training:
     """The training of a model, which keeps the model's best state."""
 
-    def __init__(self, student: nn.Module, imitation: Imitation, held_out: List[Tensor],
-                 lr: float):
+    def __init__(self, student: nn.Module, imitation: Callable[[Tensor], Tensor],
+                 held_out: List[Tensor], lr: float):
         self._student, self._imitation, self._lr = student, imitation, lr
         self._held_out = held_out
         self._params = list(student.parameters())
-        self._optimizer = torch.optim.Adam(self._params)
+        self._sizes = [float(param.detach().square().mean().sqrt()) for param in self._params]
+        self._optimizer = self._new_optimizer()
         self._flips = torch.Generator().manual_seed(0)
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        """Adam, in which each tensor has a rate of its own."""
+        return torch.optim.Adam([dict(params=[param]) for param in self._params])
 
     def run(self, images: Iterable[Tensor], way: _Way) -> Recovered:
         """Train until the way is over; leave the best state in the model."""
-        before = self._best = self._measure()
+        self._before = self._best = self._measure()
         self._state = self._copy()
         batches, points = _endless(images), list(MEASURED_AT)
         while way.check() < 1:
@@ -171,22 +179,22 @@ class _Training:
             way.step()
         self._judge()
         self._put_back()
-        return Recovered(way.done, before, self._best)
+        return Recovered(way.done, self._before, self._best)
 
     def _judge(self) -> None:
-        """Keep the state of the model if it is the best, else go back to that, more slowly."""
+        """Keep the best state; go back to it from one that is worse than the first."""
         found = self._measure()
         if found < self._best:
             self._best, self._state = found, self._copy()
-        else:  # also if it is not finite
+        elif not found < self._before:  # also if it is not finite
             self._put_back()
             self._lr *= SETBACK
-            self._optimizer = torch.optim.Adam(self._params)
+            self._optimizer = self._new_optimizer()
 
     def _step(self, images: Optional[Tensor], share: float) -> None:
         """Take a step for a batch (N, C, H, W), or only with the gradients of other ranks."""
-        for group in self._optimizer.param_groups:
-            group['lr'] = self._lr * learning_rate(share)
+        for group, size in zip(self._optimizer.param_groups, self._sizes):
+            group['lr'] = self._lr * max(size, LEAST_SIZE) * learning_rate(share)
         self._optimizer.zero_grad(set_to_none=True)
         if images is not None:
             mirrored = torch.rand(len(images), generator=self._flips) < 0.5

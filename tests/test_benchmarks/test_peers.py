@@ -72,7 +72,8 @@ def test_comparison(benchmark, detector, annotated, tmp_path, capsys, monkeypatc
     arguments = (
         *detector, '--work-dir', tmp_path / 'work', '--calibration', annotated, '--train',
         annotated, annotated, '--val', annotated, '--size', 64, '--batch-size', 6,
-        '--calib-batches', 1, '--rows', 'dense', 'plain', 'tp-taylor-local-bn', 'mmrazor-l1',
+        '--calib-batches', 1, '--rows', 'dense', 'plain', 'tp-taylor-local-bn',
+        'tp-taylor-local-bn-recovered', 'mmrazor-l1',
         '--variant', 'plain=criterion.type=mmgcp.L1Norm compensate=False', '--remove', 0.3,
         '--epochs', 1, '--seeds', 0, 1, '--plot', tmp_path / 'plot.png')
     benchmark(*arguments)
@@ -81,7 +82,9 @@ def test_comparison(benchmark, detector, annotated, tmp_path, capsys, monkeypatc
     assert rows[0] == ['-30% of the MACs', 'MACs', 'parameters', 'right away', 'after 1 epochs']
     assert [row[0] for row in rows[2:]] == [
         'not pruned', 'mmgcp, plain',
-        'Torch-Pruning, GroupTaylorImportance, local, recalibrated BN', 'MMRazor, L1 [1]']
+        'Torch-Pruning, GroupTaylorImportance, local, recalibrated BN',
+        'Torch-Pruning, GroupTaylorImportance, local, recalibrated BN, recovered as mmgcp',
+        'MMRazor, L1 [1]']
     assert 'MMRazor, L1, -30%: ModuleNotFoundError: ' in printed
     for row in rows[3:5]:
         assert 27 < -float(row[1].strip('%')) < 33
@@ -95,8 +98,10 @@ def test_comparison(benchmark, detector, annotated, tmp_path, capsys, monkeypatc
         'dense-0-0', 'dense-0-0-1epochs', 'dense-0-1-1epochs', 'plain-0.3-0',
         'plain-0.3-0-1epochs', 'plain-0.3-1-1epochs', 'tp-taylor-local-bn-0.3-0',
         'tp-taylor-local-bn-0.3-0-1epochs', 'tp-taylor-local-bn-0.3-1-1epochs',
+        'tp-taylor-local-bn-recovered-0.3-0', 'tp-taylor-local-bn-recovered-0.3-0-1epochs',
         'mmrazor-l1-0.3-0-failed', 'mmrazor-l1-0.3-1-failed'}
     monkeypatch.setattr(sys.modules['peers_runs'], 'train', None)
+    monkeypatch.setattr(sys.modules['peers_runs'], 'recover', None)
     monkeypatch.setitem(sys.modules['peers_runs'].PRUNERS, 'mmgcp', None)
     benchmark(*arguments)
     assert table(capsys.readouterr().out) == rows
@@ -149,7 +154,8 @@ def test_rows(module):
     select = module('rows').select
     assert [row.name for row in select(rows, ['tp-taylor-*', 'dense'])] == [
         'dense', *(f'tp-taylor-{scope}' for scope in (
-            'local', 'local-bn', 'global', 'global-bn'))]
+            'local', 'local-bn', 'local-bn-recovered',
+            'global', 'global-bn', 'global-bn-recovered'))]
     with pytest.raises(UserError, match='no row is called guess; there are dense, '):
         select(rows, ['dense', 'guess'])
 

@@ -5,12 +5,18 @@ import copy
 import pytest
 import torch
 import torch.nn as nn
-from pruning_samples import Toy, residual_toy
+from families import family_config
+from pruning_samples import Toy, randomise, residual_toy
+from yolov4_samples import build, yolov4
 
+from mmgcp.distillation import SoftLabelLoss
+from mmgcp.distillation.responses import read_responses
 from mmgcp.errors import PruningError
-from mmgcp.pipeline.imitation import Imitation
+from mmgcp.nn.forward import leave_head_out
+from mmgcp.pipeline.imitation import Imitation, SoftLabels, make_imitation
 from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.surgery import gather_channels, remove_channels
+from mmgcp.utils.config import build_detector
 
 IMAGES = [torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
           for seed in range(2)]
@@ -81,3 +87,44 @@ def test_errors():
         Imitation(wide, teacher, {}, IMAGES)(IMAGES[0])
     with pytest.raises(PruningError, match='layer pred of the pruned model does not read'):
         Imitation(wide, teacher, {('pred', 'in'): torch.tensor([1])}, IMAGES)
+
+
+def test_detectors_are_compared_by_their_predictions():
+    student, teacher = build(yolov4(), seed=1).eval(), build(yolov4(), seed=2).eval()
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    imitation = make_imitation(student, teacher, {}, [])  # which need no images to prepare with
+    found = imitation(images)
+    with torch.no_grad():
+        predictions = [read_responses(model.bbox_head, model(images, mode='tensor'))
+                       for model in (student, teacher)]
+    expected = SoftLabelLoss()(*predictions)
+    assert set(expected) == {f'loss_soft_label_{part}' for part in ('obj', 'cls', 'box')}
+    torch.testing.assert_close(found.detach(), sum(expected.values()))
+    found.backward()
+    assert student.backbone.stem.conv.weight.grad.abs().sum() > 0
+    assert all(param.grad is None for param in teacher.parameters())
+    assert make_imitation(teacher, teacher, {}, [])(images).item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize('family, kind', [
+    ('yolov7-tiny', SoftLabels), ('yolov8-n', SoftLabels), ('rtmdet-tiny', SoftLabels),
+    ('ppyoloe-plus-s', SoftLabels), ('yolox-nano', SoftLabels), ('retinanet-r50', Imitation),
+])
+def test_families(family, kind):
+    """A detector does not differ from a copy, but from one with another neck."""
+    teacher = randomise(build_detector(family_config(family))).eval()
+    student = copy.deepcopy(teacher)
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    imitation = make_imitation(student, teacher, {}, [image])
+    assert type(imitation) is kind and imitation(image).item() == pytest.approx(0, abs=1e-4)
+    with torch.no_grad():
+        for param in student.neck.parameters():
+            param.mul_(1.2)
+    assert imitation(image).item() > 1e-3
+
+
+def test_head_that_does_not_run():
+    teacher = build(yolov4()).eval()
+    leave_head_out(teacher)
+    assert type(make_imitation(copy.deepcopy(teacher), teacher, {}, [
+        torch.rand(1, 3, 64, 64)])) is Imitation

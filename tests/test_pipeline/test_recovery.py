@@ -49,7 +49,7 @@ def test_follows_the_original():
     student.pred.weight.requires_grad_(False)
     student.pred.bias.grad = torch.ones(5)
     random_state = torch.get_rng_state()
-    found = recover(student, teacher, batches(), steps=40, lr=1e-3, removed=removed,
+    found = recover(student, teacher, batches(), steps=40, lr=3e-2, removed=removed,
                     progress=lambda *step: shown.append(step))
     assert found.steps_done == 40
     assert found.difference_after < 0.7 * found.difference_before
@@ -119,6 +119,39 @@ def test_best_state_is_returned(monkeypatch):
     assert same(copied(student), states[2]) and not same(states[2], states[3])
 
 
+def test_steps_are_relative():
+    """A step of Adam, which is as long as its rate, moves each tensor by a share of its size."""
+    student, teacher, removed = pruned()
+    with torch.no_grad():
+        student.pred.bias.zero_()
+    before, moved = copied(student), {}
+    imitation = recovery.make_imitation(student.eval(), teacher, removed, batches(1))
+    recovery._Training(student, imitation, batches(1), 1e-2)._step(batches()[0], 0.05)
+    for name, param in student.named_parameters():
+        size = float(before[name].square().mean().sqrt())
+        moved[name] = float((param - before[name]).abs().max()) / max(size, 1e-3)
+    assert all(value == pytest.approx(1e-2, rel=0.02) for value in moved.values()), moved
+
+
+def test_goes_back_only_from_what_is_worse_than_at_first(monkeypatch):
+    """On the way a high rate may do worse than the best state; falling, it does better."""
+    student, teacher, removed = pruned()
+    measured, states = iter([5., 3., 4., 6., 2.]), []
+
+    def measure(self):
+        states.append(copied(student))
+        return next(measured)
+
+    monkeypatch.setattr(recovery._Training, '_measure', measure)
+    monkeypatch.setattr(recovery, 'MEASURED_AT', (0.2, 0.5, 0.8))
+    rates = []
+    monkeypatch.setattr(recovery._Training, '_copy', (
+        lambda self, copy=recovery._Training._copy: rates.append(self._lr) or copy(self)))
+    found = recover(student, teacher, batches(2), steps=10, lr=1e-2, removed=removed)
+    assert found == (10, 5., 2.) and same(copied(student), states[4])
+    assert rates == [1e-2, 1e-2, pytest.approx(1e-2 / 3)]  # when it came, at 3 and at 2
+
+
 def test_held_out_images_are_not_trained_with(monkeypatch):
     seen, student = [], pruned()[0]
     images = [torch.full((3, 1, 1, 1), 0.) + torch.arange(3 * i, 3 * i + 3)[:, None, None, None]
@@ -134,7 +167,7 @@ def test_held_out_images_are_not_trained_with(monkeypatch):
 @pytest.mark.parametrize('number, size', [(1, 1), (2, 1), (1, 3)])
 def test_few_images(number, size):
     student, teacher, removed = pruned()
-    found = recover(student, teacher, batches(number, size), steps=5, lr=1e-3,
+    found = recover(student, teacher, batches(number, size), steps=5, lr=3e-2,
                     removed=removed)
     assert found.steps_done == 5 and found.difference_after < found.difference_before
 
@@ -208,7 +241,7 @@ def test_interrupted():
 def test_as_an_option_of_prune():
     """The original that it follows is that from before pruning, and the report tells of it."""
     results = []
-    for recovering in (None, Recovery(batches(), steps=20, lr=1e-3)):
+    for recovering in (None, Recovery(batches(), steps=20, lr=3e-2)):
         model = residual_toy().eval()
         results.append(prune(model, ratio=0.4, allocation='uniform', input_shape=SHAPE,
                              calibration=batches(1), recover=recovering))
@@ -235,7 +268,7 @@ def recover_in_process(folder):
     torch.set_num_threads(1)
     student, teacher, removed = pruned()
     rank = torch.distributed.get_rank()
-    found = recover(student, teacher, batches(2) if rank == 0 else batches(1, 2), steps=4, lr=1e-3,
+    found = recover(student, teacher, batches(2) if rank == 0 else batches(1, 2), steps=4, lr=3e-2,
                     removed=removed)
     return found._asdict(), student.state_dict()
 
