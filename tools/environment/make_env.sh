@@ -8,18 +8,22 @@
 # environment is not written to. Otherwise the versions pinned in
 # requirements/ are installed and mmcv is built from source, once for each
 # (python, torch) pair: the wheel is kept in ${XDG_CACHE_HOME:-~/.cache}/mmgcp.
+#
+# It says what it does and how far it is; what pip and the compiler say goes to
+# VENV_DIR/make_env.log.
 set -euo pipefail
 shopt -s inherit_errexit
 cd "$(dirname "$0")/../.."
 
+source tools/environment/steps.sh
+
 MMCV_VERSION=2.0.1
 VENV=${1:-.venv}
-STAMP="$VENV/.mmgcp-$(cat pyproject.toml setup.py requirements/*.txt "$0" | cksum | cut -d' ' -f1)"
+STAMP="$VENV/.mmgcp-$(cat pyproject.toml setup.py requirements/*.txt tools/environment/make_env.sh |
+    cksum | cut -d' ' -f1)"
 WHEELS="${XDG_CACHE_HOME:-$HOME/.cache}/mmgcp/wheels"
 # numpy 2 beside a torch that was built for numpy 1 can be imported, but not used
 CHECK='import mmcv.ops, mmdet, mmyolo, numpy, torch; torch.from_numpy(numpy.zeros(1))'
-
-say() { printf '[env] %s\n' "$*"; }
 
 [ -e "$STAMP" ] && exit 0
 
@@ -46,42 +50,45 @@ find_stack() {
     done
 }
 
-# Prints the path of an mmcv wheel with compiled ops that fits the .venv.
-mmcv_wheel() {
+pip() { step "$1" "$VENV/bin/python" -m pip install "${@:2}"; }
+
+# Builds an mmcv wheel with compiled ops that fits the .venv, unless there is one, and names it in
+# WHEEL.
+find_or_build_mmcv() {
     local key dir sources
     key=$("$VENV/bin/python" -c 'import sys, torch, platform; print(
         f"cp{sys.version_info[0]}{sys.version_info[1]}-torch{torch.__version__}-{platform.machine()}")')
     dir="$WHEELS/$key"
     if ! compgen -G "$dir/mmcv-$MMCV_VERSION-*.whl" >/dev/null; then
-        "$VENV/bin/pip" install -q wheel ninja >&2
-        say "building mmcv $MMCV_VERSION for $key: about 6 minutes on 2 cores, once" >&2
+        pip '4/6 installing what builds mmcv' wheel ninja
         sources=$(mktemp -d)
+        trap "rm -rf '$sources'" EXIT
         mkdir -p "$dir"
-        "$VENV/bin/pip" download -q --no-deps --no-binary :all: --no-build-isolation \
-            -d "$sources" "mmcv==$MMCV_VERSION" >&2
+        step "4/6 downloading mmcv $MMCV_VERSION" "$VENV/bin/python" -m pip download --no-deps \
+            --no-binary :all: --no-build-isolation -d "$sources" "mmcv==$MMCV_VERSION"
         tar -xzf "$sources/mmcv-$MMCV_VERSION.tar.gz" -C "$sources"
         # The headers of torch >= 2.1 refuse C++14, which mmcv's setup.py asks for.
         sed -i.orig 's/-std=c++14/-std=c++17/g' "$sources/mmcv-$MMCV_VERSION/setup.py"
-        (
-            cd "$sources/mmcv-$MMCV_VERSION"
-            export MMCV_WITH_OPS=1 CFLAGS='-O1 -w' MAX_JOBS="${MAX_JOBS:-$(getconf _NPROCESSORS_ONLN)}"
-            python="$OLDPWD/$VENV/bin/python"
-            [ "${VENV#/}" != "$VENV" ] && python="$VENV/bin/python"
-            PATH="$(dirname "$python"):$PATH" "$python" -m pip wheel --no-build-isolation --no-deps \
-                -w "$sources/out" . >"$sources/build.log" 2>&1 ||
-                { tail -n 40 "$sources/build.log" >&2; exit 1; }
-        )
+        # -v: only then the compiler's lines, which say how far it is, come while it runs
+        step "4/6 building mmcv $MMCV_VERSION for $key: about 6 minutes on 2 cores, once" \
+            env MMCV_WITH_OPS=1 CFLAGS='-O1 -w' PATH="$(cd "$VENV/bin" && pwd):$PATH" \
+            MAX_JOBS="${MAX_JOBS:-$(getconf _NPROCESSORS_ONLN)}" \
+            "$VENV/bin/python" -m pip wheel -v --no-build-isolation --no-deps \
+            -w "$sources/out" "$sources/mmcv-$MMCV_VERSION"
         mv "$sources"/out/mmcv-*.whl "$dir/"
-        rm -rf "$sources"
     fi
-    compgen -G "$dir/mmcv-$MMCV_VERSION-*.whl" | head -n 1
+    WHEEL=$(compgen -G "$dir/mmcv-$MMCV_VERSION-*.whl" | head -n 1)
 }
 
 PYTHON_EXE=$(find_python)
 STACK=$(find_stack)
+mkdir -p "$VENV"
+LOG="$(cd "$VENV" && pwd)/make_env.log"
+: >"$LOG"
+say "what pip and the compiler say goes to $LOG"
 if [ -n "$STACK" ]; then
     say "using the OpenMMLab stack of $STACK as it is"
-    "$STACK" -m venv "$VENV"
+    step "1/3 making $VENV" "$STACK" -m venv "$VENV"
     # Nothing of the stack is replaced by what mmgcp and its tests need
     CONSTRAINTS=$(mktemp)
     "$STACK" - "$VENV" "$CONSTRAINTS" <<'PY'
@@ -95,24 +102,27 @@ tests = re.findall(r'^[\w-]+', pathlib.Path('requirements/tests.txt').read_text(
 pathlib.Path(sys.argv[2]).write_text(''.join(
     f'{name}=={version}\n' for name, version in installed.items() if name and name not in tests))
 PY
-    "$VENV/bin/pip" install -q -c "$CONSTRAINTS" -r requirements/runtime.txt -r requirements/tests.txt
+    pip '2/3 installing what mmgcp and its tests need' -c "$CONSTRAINTS" \
+        -r requirements/runtime.txt -r requirements/tests.txt
     # Without dependencies: its metadata ask for torch >= 2.0, but it runs with 1.13
-    "$VENV/bin/pip" install -q --no-deps -r requirements/pruning.txt
+    pip '2/3 installing torch-pruning' --no-deps -r requirements/pruning.txt
     rm -f "$CONSTRAINTS"
     # ruff is a program, which python looks for in .venv even if the stack has it
     "$VENV/bin/python" -m ruff --version >/dev/null 2>&1 ||
-        "$VENV/bin/pip" install -q --ignore-installed "$(grep '^ruff' requirements/tests.txt)"
+        pip '2/3 installing ruff' --ignore-installed "$(grep '^ruff' requirements/tests.txt)"
+    LAST=3/3
 else
-    say "making $VENV with $PYTHON_EXE"
-    "$PYTHON_EXE" -m venv "$VENV"
-    say 'installing torch, mmengine, mmdet, mmyolo'
-    "$VENV/bin/pip" install -q -r requirements/openmmlab.txt -r requirements/runtime.txt
-    "$VENV/bin/pip" install -q -r requirements/pruning.txt -r requirements/tests.txt
-    WHEEL=$(mmcv_wheel)
-    "$VENV/bin/pip" install -q "$WHEEL"
+    step "1/6 making $VENV with $PYTHON_EXE" "$PYTHON_EXE" -m venv "$VENV"
+    pip '2/6 installing torch, mmengine, mmdet, mmyolo' \
+        -r requirements/openmmlab.txt -r requirements/runtime.txt
+    pip '3/6 installing what pruning and the tests need' \
+        -r requirements/pruning.txt -r requirements/tests.txt
+    find_or_build_mmcv
+    pip "5/6 installing mmcv $MMCV_VERSION" "$WHEEL"
+    LAST=6/6
 fi
-"$VENV/bin/pip" install -q --no-deps -e .
-"$VENV/bin/python" -c "$CHECK; import mmgcp, torch_pruning"
+pip "$LAST installing mmgcp" --no-deps -e .
+step "$LAST trying it" "$VENV/bin/python" -c "$CHECK; import mmgcp, torch_pruning"
 rm -f "$VENV"/.mmgcp-*
 touch "$STAMP"
 say "$VENV is ready"
