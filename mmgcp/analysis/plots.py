@@ -48,7 +48,7 @@ def plot_channels(layers: Sequence[str], before: Sequence[int], after: Sequence[
     axes = figure.subplots()
     positions = np.arange(len(layers))
     axes.bar(positions, before, width=0.9, color=BEFORE_COLOR, label='before')
-    for name, color in _colors(groups).items():
+    for name, color in group_colors(groups).items():
         chosen = [index for index, group in enumerate(groups) if group == name]
         axes.bar(positions[chosen], np.asarray(after)[chosen], width=0.9, color=color,
                  label=f'after: {name or "not pruned"}')
@@ -57,7 +57,7 @@ def plot_channels(layers: Sequence[str], before: Sequence[int], after: Sequence[
     axes.set_ylabel('output channels')
     axes.set_title('Channels kept per layer')
     figure.legend(fontsize=8, loc='outside right upper')
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_score_histograms(scores: Dict[str, Sequence[float]],
@@ -79,7 +79,7 @@ def plot_score_histograms(scores: Dict[str, Sequence[float]],
     finite = {name: np.asarray(values)[np.isfinite(values)] for name, values in scores.items()}
     drawn = np.concatenate(list(finite.values()))
     bins = np.linspace(min(0., drawn.min(initial=0.)), drawn.max() if len(drawn) else 1., 80)
-    colors = _colors(scores)
+    colors = group_colors(scores)
     for axes, (name, values) in zip(grid, scores.items()):
         axes.hist(finite[name], bins=bins, color=colors[name], log=True)
         threshold = thresholds.get(name)
@@ -95,7 +95,7 @@ def plot_score_histograms(scores: Dict[str, Sequence[float]],
     for axes in grid[len(scores):]:
         axes.set_axis_off()
     figure.supxlabel(label, fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_sparsity(steps: Sequence[int], near_zero: Dict[str, Sequence[float]],
@@ -113,7 +113,7 @@ def plot_sparsity(steps: Sequence[int], near_zero: Dict[str, Sequence[float]],
     """
     figure = Figure(figsize=(9, 8), layout='constrained')
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
-    for name, color in _colors(near_zero).items():
+    for name, color in group_colors(near_zero).items():
         top.plot(steps, near_zero[name], color=color, label=name or 'all channels',
                  linewidth=1.2 if name else 2.5)
     top.set_ylim(0, 1)
@@ -128,7 +128,7 @@ def plot_sparsity(steps: Sequence[int], near_zero: Dict[str, Sequence[float]],
     for axes in (top, middle, bottom):
         axes.grid(color=BEFORE_COLOR, linewidth=0.6)
     figure.legend(fontsize=8, loc='outside right upper')
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_comparison(names: Sequence[str], macs: Sequence[float],
@@ -151,7 +151,7 @@ def plot_comparison(names: Sequence[str], macs: Sequence[float],
     known = any(value is not None for values in accuracies.values() for value in values)
     figure = Figure(figsize=(11 if known else 7, 4.5), layout='constrained')
     panels = list(figure.subplots(1, 2, sharey=True)) if known else [figure.subplots()]
-    colors, giga = _colors(latencies), [value / 1e9 for value in macs]
+    colors, giga = group_colors(latencies), [value / 1e9 for value in macs]
     for kind, times in latencies.items():
         if known:
             pairs = [(times, accuracies[kind]), (giga, accuracies[kind])]
@@ -174,7 +174,7 @@ def plot_comparison(names: Sequence[str], macs: Sequence[float],
     handles += [Line2D([], [], color=NO_GROUP_COLOR, linestyle='', marker=_marker(number),
                        label=name) for number, name in enumerate(names)]
     figure.legend(handles=handles, fontsize=8, loc='outside right upper')
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _mark(axes: Axes, across: Sequence[Optional[float]], up: Sequence[Optional[float]],
@@ -190,13 +190,15 @@ def _marker(number: int) -> str:
     return MARKERS[number % len(MARKERS)]
 
 
-def _colors(groups: Iterable[str]) -> Dict[str, tuple]:
-    """Choose a color for each layer group, dark grey for no group."""
+def group_colors(groups: Iterable[str]) -> Dict[str, Union[str, tuple]]:
+    """Choose a color for each layer group, in the order in which they come; dark grey for ''."""
+    groups = list(groups)
     names = [name for name in dict.fromkeys(groups) if name]
     palette = colormaps['tab10' if len(names) <= 10 else 'tab20']
     colors = {name: palette(number % palette.N) for number, name in enumerate(names)}
     return {**colors, '': NO_GROUP_COLOR} if '' in groups else colors
 
 
-def _save(figure: Figure, path: Union[str, Path]) -> None:
+def save_figure(figure: Figure, path: Union[str, Path]) -> None:
+    """Write a figure as a picture of 120 dots per inch."""
     FigureCanvasAgg(figure).print_figure(str(path), dpi=120)

@@ -1,5 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The files that a pruned detector consists of."""
+import warnings
 from pathlib import Path
 from typing import List
 
@@ -15,8 +16,11 @@ from mmgcp.utils.config_text import write_config
 from mmgcp.utils.folders import replacing_results
 from mmgcp.version import __version__
 
+from .network_drawing import FILES as NETWORK_FILES
+from .network_drawing import draw_network
+
 RESULTS = ('pruned.py', 'pruned.pth', 'plan.json', 'report.json', 'report.md', 'channels.png',
-           'scores.png')
+           'scores.png', *NETWORK_FILES)
 # Where MMDetection looks for the names of classes; where there are none, it takes COCO's
 CLASS_META = ('dataset_meta', 'CLASSES', 'PALETTE')
 
@@ -56,4 +60,16 @@ def write_pruned(result: PruningResult, cfg: Config, detector: str, meta: dict, 
         check_written(new)
         result.plan.save(new / 'plan.json')
         write_report(result, new)
+        _draw_network(new)
         return sorted(path.name for path in new.iterdir())
+
+
+def _draw_network(folder: Path) -> None:
+    """Draw the network, without which the results are still written."""
+    try:
+        draw_network(folder)
+    except OSError:  # nothing else could be written, either
+        raise
+    except Exception as error:
+        warnings.warn(f'{NETWORK_FILES[0]} has not been drawn: {type(error).__name__}: {error}',
+                      stacklevel=3)

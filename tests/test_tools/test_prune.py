@@ -19,7 +19,7 @@ from mmgcp.utils.config import build_detector, load_config
 
 pytestmark = pytest.mark.usefixtures('blank_pictures')
 OUTPUTS = {'pruned.py', 'pruned.pth', 'plan.json', 'report.json', 'report.md', 'channels.png',
-           'scores.png'}
+           'scores.png', 'network.png', 'network.html'}
 
 
 def save(config, path):

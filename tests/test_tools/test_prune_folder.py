@@ -70,7 +70,7 @@ def test_results_are_replaced(config_files, tmp_path):
     first = pruned_weights(out)
     printed = output_of('prune.py', *config_files, '--work-dir', out, '--plan', out / 'plan.json',
                         '--no-compensate')
-    assert f'written to {out}: channels.png, plan.json, pruned.pth, pruned.py' in printed
+    assert f'written to {out}: channels.png, network.html, network.png, plan.json' in printed
     assert not (out / 'scores.png').exists() and (out / 'log.txt').read_text() == 'mine'
     assert first.keys() == pruned_weights(out).keys()
     assert any(not torch.equal(value, first[name]) for name, value in pruned_weights(out).items())
@@ -103,4 +103,16 @@ def test_picture_that_cannot_be_drawn(config_files, tmp_path, monkeypatch):
     report = json.loads((tmp_path / 'out' / 'report.json').read_text())
     assert report['params']['after'] < report['params']['before']
     assert sorted(os.listdir(str(tmp_path / 'out'))) == [
-        'channels.png', 'plan.json', 'pruned.pth', 'pruned.py', 'report.json', 'report.md']
+        'channels.png', 'network.html', 'network.png', 'plan.json', 'pruned.pth', 'pruned.py',
+        'report.json', 'report.md']
+
+
+def test_network_that_cannot_be_drawn(config_files, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError('no font')
+
+    monkeypatch.setattr('mmgcp.pipeline.network_drawing.plot_network', fail)
+    with pytest.warns(UserWarning, match='network.png has not been drawn: ValueError: no font'):
+        output_of('prune.py', *config_files, '--work-dir', tmp_path / 'out', *OPTIONS)
+    names = os.listdir(str(tmp_path / 'out'))
+    assert 'pruned.pth' in names and not [name for name in names if 'network' in name]

@@ -60,7 +60,8 @@ def test_interrupted_and_resumed(files, tmp_path, monkeypatch):
     assert f'resuming: 3 of {number} channel units have been pruned before' in printed
     assert plan['options']['finetune'] == dict(epochs=1, lr=0.01, every=2)
     assert plan['options']['criterion'] == dict(type='mmgcp.ThiNet', positions=10)
-    names = {'pruned.py', 'pruned.pth', 'plan.json', 'report.json', 'report.md', 'channels.png'}
+    names = {'pruned.py', 'pruned.pth', 'plan.json', 'report.json', 'report.md', 'channels.png',
+             'network.png', 'network.html'}
     assert {path.name for path in (tmp_path / 'parts').iterdir()} == names
     first, second = pruned_weights(tmp_path / 'whole'), pruned_weights(tmp_path / 'parts')
     assert first.keys() == second.keys()

@@ -55,7 +55,7 @@ pip() { step "$1" "$VENV/bin/python" -m pip install "${@:2}"; }
 # Builds an mmcv wheel with compiled ops that fits the .venv, unless there is one, and names it in
 # WHEEL.
 find_or_build_mmcv() {
-    local key dir sources
+    local key dir sources old_exec
     key=$("$VENV/bin/python" -c 'import sys, torch, platform; print(
         f"cp{sys.version_info[0]}{sys.version_info[1]}-torch{torch.__version__}-{platform.machine()}")')
     dir="$WHEELS/$key"
@@ -64,14 +64,17 @@ find_or_build_mmcv() {
         sources=$(mktemp -d)
         trap "rm -rf '$sources'" EXIT
         mkdir -p "$dir"
-        step "4/6 downloading mmcv $MMCV_VERSION" "$VENV/bin/python" -m pip download --no-deps \
-            --no-binary :all: --no-build-isolation -d "$sources" "mmcv==$MMCV_VERSION"
+        # What its setup.py expects of exec() is not so any more in Python 3.13
+        old_exec="$PWD/tools/environment/old_exec${PYTHONPATH:+:$PYTHONPATH}"
+        step "4/6 downloading mmcv $MMCV_VERSION" env PYTHONPATH="$old_exec" \
+            "$VENV/bin/python" -m pip download --no-deps --no-binary :all: --no-build-isolation \
+            -d "$sources" "mmcv==$MMCV_VERSION"
         tar -xzf "$sources/mmcv-$MMCV_VERSION.tar.gz" -C "$sources"
         # The headers of torch >= 2.1 refuse C++14, which mmcv's setup.py asks for.
         sed -i.orig 's/-std=c++14/-std=c++17/g' "$sources/mmcv-$MMCV_VERSION/setup.py"
         # -v: only then the compiler's lines, which say how far it is, come while it runs
         step "4/6 building mmcv $MMCV_VERSION for $key: about 6 minutes on 2 cores, once" \
-            env MMCV_WITH_OPS=1 CFLAGS='-O1 -w' PATH="$(cd "$VENV/bin" && pwd):$PATH" \
+            env PYTHONPATH="$old_exec" MMCV_WITH_OPS=1 CFLAGS='-O1 -w' PATH="$(cd "$VENV/bin" && pwd):$PATH" \
             MAX_JOBS="${MAX_JOBS:-$(getconf _NPROCESSORS_ONLN)}" \
             "$VENV/bin/python" -m pip wheel -v --no-build-isolation --no-deps \
             -w "$sources/out" "$sources/mmcv-$MMCV_VERSION"
