@@ -32,7 +32,7 @@ def main():
         config=args.config, checkpoint=args.checkpoint, work_dir=work_dir,
         tools_dir=Path(__file__).resolve().parent, **given_options(args, CompressOptions)))
     print(f'\n{format_summary(rows)}\n\nwritten to {work_dir}: summary.json, summary.md, '
-          'detections.png')
+          'detections.png, curves.png')
 
 
 if __name__ == '__main__':

@@ -3,8 +3,9 @@
 import copy
 import shlex
 import tempfile
+from functools import partial
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Callable, Dict, List, Optional
 
 from mmengine.config import Config
 
@@ -26,6 +27,7 @@ from .stage_configs import baseline_config, distill_config, sparse_config, spars
 from .state import State
 from .summary import choose_metrics, measure_stages, too_weak, write_summary
 from .tool_runner import ToolRunner
+from .training_curves import draw_curves
 from .voc_data import num_training_images
 
 # From fewer images a detector without trained weights may learn next to nothing
@@ -39,8 +41,8 @@ def compress(options: CompressOptions) -> List[dict]:
     """Run all stages, except those that an earlier run has finished, and write the summary.
 
     ``work_dir`` gets the config of each stage (baseline.py, sparse.py, pruned/pruned.py,
-    distilled.py), its checkpoints and log, ``summary.json``, ``summary.md`` and
-    ``detections.png``.
+    distilled.py), its checkpoints and log, ``summary.json``, ``summary.md``, and
+    the pictures ``detections.png`` and ``curves.png``.
 
     Args:
         options (CompressOptions): What to do.
@@ -93,13 +95,17 @@ class _Pipeline:
         sizes = self._measure([trained, sparse, str(self.pruned.with_suffix('.pth')), distilled])
         rows = [{**row, **size} for row, size in zip(rows, sizes)]
         write_summary(rows, self.folder)
-        try:
-            draw_detections([('baseline', self.baseline, trained),
-                             ('distilled', self.pruned, distilled)],
-                            self.folder / 'detections.png')
-        except Exception as error:  # a picture ends nothing
-            print(f'warning: there is no picture of detections: {type(error).__name__}: {error}')
+        self._draw('detections', partial(draw_detections, [
+            ('baseline', self.baseline, trained), ('distilled', self.pruned, distilled)]))
+        self._draw('curves', partial(draw_curves, self.folder, rows))
         return rows
+
+    def _draw(self, name: str, draw: Callable[[Path], object]) -> None:
+        """Draw a picture, without which nothing ends."""
+        try:
+            draw(self.folder / f'{name}.png')
+        except Exception as error:
+            print(f'warning: there is no picture {name}.png: {type(error).__name__}: {error}')
 
     def _prune_arguments(self) -> List[str]:
         """Return the arguments for prune.py, checked now and not after hours of training."""

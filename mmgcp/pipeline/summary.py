@@ -88,4 +88,5 @@ def write_summary(rows: List[dict], folder: Path) -> None:
     """Write the stages as ``summary.json`` and ``summary.md``."""
     with replacing(folder / 'summary.json', folder / 'summary.md') as paths:
         paths[0].write_text(json.dumps(dict(stages=rows), indent=2) + '\n')
-        paths[1].write_text(format_summary(rows) + '\n\n![detections](detections.png)\n')
+        paths[1].write_text(format_summary(rows) + '\n\n![detections](detections.png)\n\n'
+                            '![curves](curves.png)\n')

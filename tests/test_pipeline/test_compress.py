@@ -82,6 +82,13 @@ def test_picture(compressed, demo_root):
     assert image.std() > 10
 
 
+def test_curves(compressed):
+    """A column for each stage that trains."""
+    assert cv2.imread(str(compressed['folder'] / 'curves.png')).shape[1] == 120 * (1.5 + 3 * 3.4)
+    assert 'warning: there is no picture' not in compressed['output']
+    assert '![curves](curves.png)' in (compressed['folder'] / 'summary.md').read_text()
+
+
 def test_started_again_there_is_nothing_to_do(compressed):
     assert compressed['again'].returncode == 0
     assert 'train.py' not in compressed['again'].stdout

@@ -1,6 +1,8 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Draw what pruning has left of a network: its layers in the order in which they run, and how wide
-each is and was, as a picture and as a web page of one file."""
+"""Draw what pruning has left of a network, as a picture and as a web page of one file.
+
+The layers are in the order in which they run, each as wide as it is, and was.
+"""
 import argparse
 from pathlib import Path
 

@@ -7,13 +7,13 @@ from typing import Dict, List
 import mmgcp  # noqa: F401  registers the detectors
 from mmgcp.analysis.plots import check_picture, plot_score_histograms, plot_sparsity
 from mmgcp.errors import UserError
+from mmgcp.pipeline.training_log import log_files, read_log
 from mmgcp.sparsity import select_scale_factors
 from mmgcp.sparsity.channels import Channels
 from mmgcp.utils.checks import NOT_NEGATIVE, check_value
 from mmgcp.utils.cli import CfgOptions, replacing, run_tool
 from mmgcp.utils.config import image_size
 from mmgcp.utils.detectors import load_detector
-from mmgcp.utils.json_files import parse_json, read_text
 
 SHARE = 'sparsity_near_zero'
 COLUMNS = (SHARE, 'step', 'sparsity_rate', 'sparsity_loss')  # of a line about sparsity
@@ -34,42 +34,21 @@ def parse_args():
 
 
 def read_scalars(work_dir: Path) -> List[dict]:
-    """The lines about sparsity that MMEngine's local backend left, in order of the iterations.
-
-    A work_dir has a folder for each time that the training was started. A resumed training
-    continues what was before; one that was begun again replaces it.
-    """
-    files = sorted(work_dir.glob('*/vis_data/scalars.json')) or sorted(
-        work_dir.glob('vis_data/scalars.json'))
-    if not files:
+    """The lines about sparsity of a training, in the order of the iterations."""
+    if not log_files(work_dir):
         raise UserError(f'{work_dir} has no vis_data/scalars.json: it is no work_dir of a training')
-    rows: List[dict] = []
-    for file in files:
-        new = [row for row in _read_lines(file) if SHARE in row]
-        if new:
-            rows = [row for row in rows if row['step'] < new[0]['step']] + new
+    rows = read_log(work_dir, _is_about_sparsity, 'a training with DynamicSparsityHook')
     if not rows:
         raise UserError(f'no training in {work_dir} has logged sparsity: DynamicSparsityHook was '
                         'not used, or ended before its first log')
     return rows
 
 
-def _read_lines(file: Path) -> List[dict]:
-    lines = read_text(file, 'the log').splitlines()
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = parse_json(line, 'the line')
-        except UserError as error:
-            if number < len(lines):  # the last one may be of a training that was killed
-                raise UserError(f'{file} is damaged in line {number}: {error}') from None
-            continue
-        if not isinstance(row, dict) or SHARE in row and not all(
-                type(row.get(name)) in (int, float) for name in (*COLUMNS, *_shares(row))):
-            raise UserError(f'{file} is not the log of a training with DynamicSparsityHook: line '
-                            f'{number} is {line[:60]!r}')
-        rows.append(row)
-    return rows
+def _is_about_sparsity(row) -> bool:
+    if not isinstance(row, dict) or SHARE in row and not all(
+            type(row.get(name)) in (int, float) for name in (*COLUMNS, *_shares(row))):
+        raise UserError
+    return SHARE in row
 
 
 def _shares(row: dict) -> List[str]:
