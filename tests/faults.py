@@ -79,4 +79,3 @@ def write_training(folder, files):
         if kind == 'cut':
             path.write_bytes(path.read_bytes()[:-200])
         os.utime(str(path), (1e9 + number, 1e9 + number))
-

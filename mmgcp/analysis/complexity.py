@@ -96,5 +96,6 @@ def count_complexity(model: nn.Module, input_shape: Sequence[int]) -> Tuple[int,
 
 def _statistics(layer: nn.Module, positions: int) -> ConvStatistics:
     kernel_size = math.prod(getattr(layer, 'kernel_size', ()))
-    return ConvStatistics(*channel_counts(layer), kernel_size, positions,
+    in_channels, out_channels = channel_counts(layer)
+    return ConvStatistics(in_channels, out_channels, kernel_size, positions,
                           getattr(layer, 'groups', 1))

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .plots import BEFORE_COLOR, NO_GROUP_COLOR, group_colors, save_figure
+from .plots import BEFORE_COLOR, NO_GROUP_COLOR, Color, group_colors, save_figure
 
 LAYERS_IN_A_ROW = 36
 LEAF = '.conv'  # the end of most names, which says nothing
@@ -58,7 +58,7 @@ def parts_of(layers: Sequence[DrawnLayer]) -> List[Tuple[str, List[DrawnLayer]]]
 
 
 def plot_network(layers: Sequence[DrawnLayer], title: str, path: Union[str, Path],
-                 colors: Optional[Dict[str, Union[str, tuple]]] = None) -> None:
+                 colors: Optional[Dict[str, Color]] = None) -> None:
     """Draw a network: a bar for each layer, as high as the layer is wide.
 
     What has been removed is light grey at both ends of the bar. Above the bars is the size of the
@@ -68,7 +68,7 @@ def plot_network(layers: Sequence[DrawnLayer], title: str, path: Union[str, Path
         layers (Sequence[DrawnLayer]): The layers, in the order in which they run.
         title (str): The title.
         path (str | Path): The PNG file to write.
-        colors (dict[str, str | tuple], optional): Colour by layer group. Defaults to
+        colors (dict[str, Color], optional): Colour by layer group. Defaults to
             :func:`mmgcp.analysis.plots.group_colors`.
     """
     colors = colors or group_colors(layer.group for layer in layers)
@@ -103,14 +103,16 @@ def _rows(parts: Sequence[Tuple[str, List[DrawnLayer]]]) -> List[List[Place]]:
     number = -(-len(places) // LAYERS_IN_A_ROW)
     edges = np.linspace(0, len(places), number + 1).round().astype(int)
     rows = [places[begin:end] for begin, end in zip(edges, edges[1:])]
-    for row in rows:
-        while row[0][0] is None:
-            row.pop(0)
-        layer, heading = row[0]
-        members = sum(other is not None and other.part == layer.part for other, _ in row)
-        if not heading and members * INCHES >= 2:  # there is room for it
-            row[0] = (layer, f'{layer.part}, continued')
-    return rows
+    return [_with_heading(row if row[0][0] else row[1:]) for row in rows]
+
+
+def _with_heading(row: List[Place]) -> List[Place]:
+    """Say that a part continues at the beginning of a row, if there is room for it."""
+    first, heading = row[0]
+    if heading or first is None:
+        return row
+    room = INCHES * sum(layer is not None and layer.part == first.part for layer, _ in row)
+    return [(first, f'{first.part}, continued' if room >= 2 else ''), *row[1:]]
 
 
 def _label(layer: DrawnLayer) -> str:
@@ -118,7 +120,7 @@ def _label(layer: DrawnLayer) -> str:
     return f'{layer.short}  {kept}'
 
 
-def _draw_row(axes: Axes, row: Sequence[Place], colors: Dict[str, Union[str, tuple]],
+def _draw_row(axes: Axes, row: Sequence[Place], colors: Dict[str, Color],
               widest: int, last: Optional[Tuple[int, int]]) -> Optional[Tuple[int, int]]:
     """Draw a row; take and return the size of the feature map that was written last."""
     places = [place for place, (layer, _) in enumerate(row) if layer]

@@ -2,12 +2,12 @@
 """A pruned network as a web page of one file, without anything from elsewhere."""
 from html import escape
 from pathlib import Path
-from typing import Dict, Optional, Sequence, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 from matplotlib.colors import to_hex
 
 from .network import DrawnLayer, parts_of
-from .plots import group_colors
+from .plots import Color, group_colors
 
 HEIGHT = 150  # of the widest layer, in pixels
 STYLE = '''
@@ -63,7 +63,7 @@ addEventListener('scroll', hide);
 
 
 def write_network_html(layers: Sequence[DrawnLayer], title: str, path: Union[str, Path],
-                       colors: Optional[Dict[str, Union[str, tuple]]] = None) -> None:
+                       colors: Optional[Dict[str, Color]] = None) -> None:
     """Write a network as a page: a bar for each layer, as high as the layer is wide.
 
     The mouse over a bar, or the keyboard's focus, shows name, layer group, channels before and
@@ -73,21 +73,23 @@ def write_network_html(layers: Sequence[DrawnLayer], title: str, path: Union[str
         layers (Sequence[DrawnLayer]): The layers, in the order in which they run.
         title (str): The title.
         path (str | Path): The HTML file to write.
-        colors (dict[str, str | tuple], optional): Colour by layer group. Defaults to
+        colors (dict[str, Color], optional): Colour by layer group. Defaults to
             :func:`mmgcp.analysis.plots.group_colors`.
     """
-    colors = {name: to_hex(color) for name, color in (
-        colors or group_colors(layer.group for layer in layers)).items()}
+    if colors is None:
+        colors = group_colors(layer.group for layer in layers)
+    codes = {name: to_hex(color) for name, color in colors.items()}
     scale = HEIGHT / max(layer.before for layer in layers)
     legend = ''.join(f'<li><i style="background:{color}"></i>{escape(name or "not pruned")}</li>'
-                     for name, color in colors.items())
-    sections, last = [], None
+                     for name, color in codes.items())
+    sections: List[str] = []
+    last: Optional[Tuple[int, int]] = None
     for part, members in parts_of(layers):
         figures = []
         for layer in members:
             size = layer.size if layer.size != last else None
             last = layer.size or last
-            figures.append(_layer(layer, colors[layer.group], scale, size))
+            figures.append(_layer(layer, codes[layer.group], scale, size))
         sections.append(f'<section><h2>{escape(part)}</h2>\n<div class="row">\n'
                         + '\n'.join(figures) + '\n</div></section>')
     Path(path).write_text(f'''<!DOCTYPE html>

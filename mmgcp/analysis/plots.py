@@ -1,7 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Plots of sparse training and pruning, as PNG files."""
 from pathlib import Path
-from typing import Dict, Iterable, List, Optional, Sequence, Union
+from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from matplotlib import colormaps
@@ -14,6 +14,7 @@ from mmgcp.errors import UserError
 
 BEFORE_COLOR = '#d8dde3'
 NO_GROUP_COLOR = '#555555'
+Color = Union[str, Tuple[float, float, float, float]]  # as Matplotlib takes it
 MARKERS = 'os^DvPX*'  # of detectors
 
 
@@ -178,11 +179,11 @@ def plot_comparison(names: Sequence[str], macs: Sequence[float],
 
 
 def _mark(axes: Axes, across: Sequence[Optional[float]], up: Sequence[Optional[float]],
-          color: tuple) -> None:
+          color: Color) -> None:
     """Draw a point for each detector of which both are known, with a mark of its own."""
-    for number, place in enumerate(zip(across, up)):
-        if None not in place:
-            axes.plot(*place, color=color, marker=_marker(number), markersize=9, alpha=0.8,
+    for number, (x, y) in enumerate(zip(across, up)):
+        if x is not None and y is not None:
+            axes.plot(x, y, color=color, marker=_marker(number), markersize=9, alpha=0.8,
                       linestyle='')
 
 
@@ -190,12 +191,13 @@ def _marker(number: int) -> str:
     return MARKERS[number % len(MARKERS)]
 
 
-def group_colors(groups: Iterable[str]) -> Dict[str, Union[str, tuple]]:
+def group_colors(groups: Iterable[str]) -> Dict[str, Color]:
     """Choose a color for each layer group, in the order in which they come; dark grey for ''."""
     groups = list(groups)
     names = [name for name in dict.fromkeys(groups) if name]
     palette = colormaps['tab10' if len(names) <= 10 else 'tab20']
-    colors = {name: palette(number % palette.N) for number, name in enumerate(names)}
+    colors: Dict[str, Color] = {
+        name: palette(number % palette.N) for number, name in enumerate(names)}
     return {**colors, '': NO_GROUP_COLOR} if '' in groups else colors
 
 

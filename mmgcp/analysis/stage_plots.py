@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from .plots import BEFORE_COLOR, NO_GROUP_COLOR, group_colors, save_figure
+from .plots import BEFORE_COLOR, NO_GROUP_COLOR, Color, group_colors, save_figure
 
 FEW = 30  # so many points are marked
 SPREAD = 10  # from this ratio of the greatest to the least loss on, the axis is logarithmic
@@ -96,7 +96,7 @@ def _points(stage: StageCurve) -> List[Tuple[float, float]]:
             if value is not None and math.isfinite(value)]
 
 
-def _draw_accuracy(axes: Axes, stage: StageCurve, color: Union[str, tuple]) -> None:
+def _draw_accuracy(axes: Axes, stage: StageCurve, color: Color) -> None:
     """Draw what is known, with numbers at both ends; dashed where nothing is known between."""
     points = _points(stage)
     axes.plot(*zip(*points) if points else ((), ()), color=color, marker='o', markersize=5,

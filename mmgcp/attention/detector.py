@@ -1,6 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Detectors that are trained with attention, and their configs."""
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 import torch.nn as nn
@@ -34,7 +34,7 @@ SETTINGS = dict(
 @MODELS.register_module()
 @checked(PruningError, detector_type=TYPE, attention=MAPPING)
 def SCADetector(detector_type: str, attention: Optional[dict] = None,  # noqa: N802
-                **kwargs) -> nn.Module:
+                **kwargs: Any) -> nn.Module:
     """Build a detector with spatial and channel attention (SCA).
 
     It is to be trained and then pruned with :class:`mmgcp.attention.CPSCA` (`arXiv 2011.03891

@@ -22,7 +22,7 @@ def allow_mmengine_checkpoints() -> bool:
     import torch
     if version_number(torch.__version__) < (2, 6, 0):
         return False
-    torch.serialization.add_safe_globals(checkpoint_globals())
+    torch.serialization.add_safe_globals([*checkpoint_globals()])
     return True
 
 

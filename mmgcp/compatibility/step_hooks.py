@@ -2,7 +2,7 @@
 """Hooks before and after an optimizer's step, with every supported version of torch."""
 import functools
 import types
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Optional
 
 
 def register_step_pre_hook(optimizer: Any, function: Callable[[Any], None]) -> Any:
@@ -49,7 +49,7 @@ class StepPreHook:
     """
 
     def __init__(self, optimizer: Any, function: Callable[[Any], None]) -> None:
-        self.function = function
+        self.function: Optional[Callable[[Any], None]] = function
         self.optimizer = optimizer
         self.original_step = optimizer.step
         # MMEngine's schedulers set an attribute of `step` and check it later: `wraps` copies

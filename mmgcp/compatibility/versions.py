@@ -52,7 +52,8 @@ def version_number(version: str) -> Tuple[int, int, int]:
     match = re.match(r'(\d+)(?:\.(\d+))?(?:\.(\d+))?', version)
     if match is None:
         raise ImportError(f'mmgcp cannot read the version {version!r}.')
-    return tuple(int(part or 0) for part in match.groups())
+    major, minor, patch = (int(part or 0) for part in match.groups())
+    return major, minor, patch
 
 
 def _installed_version(name: str) -> Optional[str]:

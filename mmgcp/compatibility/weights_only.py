@@ -87,7 +87,8 @@ def safe_pickle_only() -> Iterator[None]:
         _refuse_programs(file)
         return original(file, *args, **dict(kwargs, weights_only=False, pickle_module=None))
 
-    torch.load, torch.serialization.pickle = load, safe_pickle()
+    torch.load = load  # type: ignore[assignment]
+    torch.serialization.pickle = safe_pickle()
     try:
         yield
     finally:
@@ -132,16 +133,21 @@ def safe_pickle() -> types.ModuleType:
     module = types.ModuleType('mmgcp_safe_pickle')
     vars(module).update((name, value) for name, value in vars(pickle).items()
                         if not name.startswith('__'))
-    module.Unpickler = SafeUnpickler
-    module.load = lambda file, **options: SafeUnpickler(file, **options).load()
-    module.loads = lambda data, **options: SafeUnpickler(io.BytesIO(data), **options).load()
+    vars(module).update(
+        Unpickler=SafeUnpickler,
+        load=lambda file, **options: SafeUnpickler(file, **options).load(),
+        loads=lambda data, **options: SafeUnpickler(io.BytesIO(data), **options).load())
     return module
 
 
-class SafeUnpickler(pickle._Unpickler):
+# The Unpickler in Python of the standard library, of which type checkers know little
+_Unpickler: Any = getattr(pickle, '_Unpickler')  # noqa: B009
+
+
+class SafeUnpickler(_Unpickler):
     """Loads what torch's own ``weights_only`` loads, and what MMEngine's checkpoints need."""
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch = dict(_Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         """Return a class or function of the list; UnpicklingError for any other."""

@@ -8,13 +8,13 @@ from mmgcp.errors import DarknetError
 MAX_TEXT = 2**20  # bytes of a cfg or names file
 
 
-def check_file(path: Union[str, Path], what: str):
+def check_file(path: Union[str, Path], what: str) -> None:
     """Raise a DarknetError if an input file does not exist."""
     if not Path(path).is_file():
         raise DarknetError(f'the {what} {path} does not exist')
 
 
-def check_folder(path: Union[str, Path]):
+def check_folder(path: Union[str, Path]) -> None:
     """Raise a DarknetError if the folder of an output file does not exist."""
     if '\0' in str(path):
         raise DarknetError(f'the output {str(path)!r} is no name of a file')

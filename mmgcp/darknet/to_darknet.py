@@ -50,7 +50,7 @@ def load_detector(config: Config, path: str) -> Tuple[nn.Module, dict]:
     return detector.eval(), meta
 
 
-def check_model(detector: nn.Module):
+def check_model(detector: nn.Module) -> None:
     """Check that a detector is a YOLOv4 that Darknet can run, pruned or not.
 
     Args:

@@ -107,7 +107,7 @@ def _read_array(file: BinaryIO, shape: Tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(data, '<f4').reshape(shape).astype(np.float32)
 
 
-def write_weights(path: Union[str, Path], header: Header, arrays: Iterable[np.ndarray]):
+def write_weights(path: Union[str, Path], header: Header, arrays: Iterable[np.ndarray]) -> None:
     """Write a weights file.
 
     Args:

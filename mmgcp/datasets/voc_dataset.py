@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-from typing import List
+from typing import Any, List
 
 from mmdet.datasets import XMLDataset
 from mmengine.fileio import get_local_path
@@ -29,7 +29,7 @@ class VOCFormatDataset(BatchShapePolicyDataset, XMLDataset):
             ``dict(sub_data_root='')``, and ``metainfo`` must be ``dict(classes=(...))``.
     """
 
-    def __init__(self, *args, strict_classes: bool = True, **kwargs) -> None:
+    def __init__(self, *args: Any, strict_classes: bool = True, **kwargs: Any) -> None:
         self.strict_classes = strict_classes
         kwargs.setdefault('data_prefix', dict(sub_data_root=''))
         super().__init__(*args, **kwargs)

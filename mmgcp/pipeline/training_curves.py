@@ -43,7 +43,7 @@ def draw_curves(folder: Path, rows: Sequence[dict], path: Path) -> bool:
         curves.append(StageCurve(
             stage, epochs, [_sum_of(row, names) for row in trained],
             [row['loss'] for row in trained],
-            [(float(row['step']), float(_accuracy(row)))  # its step is the epoch
+            [(float(row['step']), _accuracy(row) or 0.)  # its step is the epoch
              for row in read_log(folder / stage, _has_accuracy, 'a training')],
             accuracy.get(before), accuracy.get(after)))
     if curves:

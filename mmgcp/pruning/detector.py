@@ -37,7 +37,7 @@ CHECKPOINT = '{{ fileDirname }}/pruned.pth'  # MMEngine fills in the folder of t
     PATH, MAPPING, text='must be the channels by layer, or a file that has them'))
 def PrunedDetector(detector: str, channels: Union[ChannelTable, str, Path],  # noqa: N802
                    original_classes: Optional[Sequence[int]] = None,
-                   **kwargs) -> nn.Module:
+                   **kwargs: Any) -> nn.Module:
     """Build a pruned detector: an ordinary detector with fewer channels in some layers.
 
     The registry calls this function like a class. What it returns is of the original

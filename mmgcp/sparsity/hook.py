@@ -1,12 +1,13 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import functools
-from typing import List, Optional, Sequence, Set, Union
+from typing import Any, List, Optional, Sequence, Set, Union
 
 import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
+from mmengine.runner import Runner
 from torch import Tensor
 
 from mmgcp.compatibility import register_step_post_hook, register_step_pre_hook
@@ -140,7 +141,7 @@ class DynamicSparsityHook(Hook):
         self._has_seen_training = False
         self._handles: list = []
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         """Find the scale factors and hook into the optimizers' steps."""
         self._remove_handles()
         self._has_seen_training = False
@@ -163,11 +164,12 @@ class DynamicSparsityHook(Hook):
                                    is_first=unowned == chosen)
             unowned -= parameters
 
-    def after_train(self, runner) -> None:
+    def after_train(self, runner: Runner) -> None:
         """Leave the optimizers as they were."""
         self._remove_handles()
 
-    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
+                         outputs: Any = None) -> None:
         """Log, early enough for the LoggerHook to print it, unless the training has diverged.
 
         The first time, see whether anything is trained.
@@ -190,12 +192,12 @@ class DynamicSparsityHook(Hook):
                             'frozen_stages, or bn_freeze); train them, or choose others '
                             '(modules)')
 
-    def after_train_epoch(self, runner) -> None:
+    def after_train_epoch(self, runner: Runner) -> None:
         """Draw the histogram."""
         if self.histogram_interval and self.every_n_epochs(runner, self.histogram_interval):
             self._log_histogram(runner)
 
-    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Save the schedule's state, if it has any; of a diverged training nothing is saved."""
         if self._watch is not None:
             self._watch.check()
@@ -203,7 +205,7 @@ class DynamicSparsityHook(Hook):
             checkpoint[STATE] = dict(
                 type=type(self.schedule).__name__, state=self.schedule.state_dict())
 
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep the schedule's state until it is known whether the training is resumed."""
         self._loaded_state = checkpoint.get(STATE)
 

@@ -1,7 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Detectors whose finest levels are computed only where small objects may be."""
 import inspect
-from typing import List, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -26,7 +26,7 @@ SIDE = 4  # cells of the coarsest level of the image whose maps are looked at
 @MODELS.register_module()
 @checked(PruningError, detector_type=TYPE, spatial_cfg=MAPPING)
 def SpatialPruner(detector_type: str, spatial_cfg: Optional[dict] = None,  # noqa: N802
-                  **kwargs) -> nn.Module:
+                  **kwargs: Any) -> nn.Module:
     """Build a detector of MMYOLO that predicts on its finest levels only in kept cells.
 
     This is the dynamic spatial pruning of `DSPDet3D <https://arxiv.org/abs/2305.03716>`_ in two

@@ -40,7 +40,7 @@ def number_in(low: float, high: float = math.inf, text: Optional[str] = None,
 
     Without a text it says the bounds. Booleans are no numbers.
     """
-    kind = numbers.Integral if integer else numbers.Real
+    kind: Any = numbers.Integral if integer else numbers.Real
 
     def test(value: Any) -> bool:
         return (isinstance(value, kind) and not isinstance(value, bool)

@@ -118,20 +118,20 @@ def replacing(*paths: Union[str, Path]) -> Iterator[List[Path]]:
     Yields:
         list[Path]: Where to write them, in the same folders and with the same suffixes.
     """
-    paths = [Path(path) for path in paths]
-    for path in paths:
-        _clear_temporaries(path)
-    temporaries = [path.with_name(f'.{os.getpid()}-{path.name}') for path in paths]
+    targets = [Path(path) for path in paths]
+    for target in targets:
+        _clear_temporaries(target)
+    temporaries = [target.with_name(f'.{os.getpid()}-{target.name}') for target in targets]
     try:
         yield temporaries
         for temporary in temporaries:
             with temporary.open('rb') as file:
                 os.fsync(file.fileno())
-        for path in paths[1:]:
-            if path.is_file():
-                path.unlink()
-        for temporary, path in zip(temporaries, paths):
-            os.replace(temporary, path)
+        for target in targets[1:]:
+            if target.is_file():
+                target.unlink()
+        for temporary, target in zip(temporaries, targets):
+            os.replace(temporary, target)
     finally:
         for temporary in temporaries:
             if temporary.exists():

@@ -131,7 +131,8 @@ def image_size_said(cfg: Config) -> Optional[Tuple[int, int]]:
 def _test_pipeline(cfg: Config) -> List[dict]:
     """The steps of the pipeline of the images to test on, also in a wrapper of data sets."""
     dataset = section(cfg, 'test_dataloader').get('dataset') or {}
-    steps = next((part['pipeline'] for part in nested_dicts(dataset) if part.get('pipeline')), [])
+    steps: Any = next(
+        (part['pipeline'] for part in nested_dicts(dataset) if part.get('pipeline')), [])
     return [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
 
 

@@ -23,7 +23,7 @@ from .processes import is_running
 try:
     import fcntl
 except ImportError:  # on Windows, where nothing is locked
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 LOCK = '.lock'
 UNWRITTEN = '.unwritten-'  # in names of what is written aside

@@ -28,7 +28,7 @@ def load_mmyolo_tool(name: str) -> ModuleType:
     for folder in (package / '.mim' / 'tools', package.parent / 'tools'):
         if (folder / name).is_file():
             tool = load_script(folder / name)
-            tool.DictAction = CfgOptions  # whose errors argparse reports
+            vars(tool)['DictAction'] = CfgOptions  # whose errors argparse reports
             return tool
     raise UserError(f'the MMYOLO in {package} comes without its tools ({name})')
 
@@ -36,6 +36,7 @@ def load_mmyolo_tool(name: str) -> ModuleType:
 def load_script(path: Path) -> ModuleType:
     """Load a script that is not part of a package as a module, without running its main part."""
     spec = importlib.util.spec_from_file_location(f'script_{path.stem}', str(path))
+    assert spec and spec.loader  # there are, for any file that ends in .py
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,5 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """DCP: keep the channels that tell the most about the classes in an image."""
+from typing import Any
+
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,7 +53,7 @@ class DCP(AuxiliaryCriterion):
     """
     reconstruction_weight = 0.5  # equation 2 of the paper has half the mean squared error
 
-    def __init__(self, rounds: int = 4, **kwargs):
+    def __init__(self, rounds: int = 4, **kwargs: Any):
         super().__init__(rounds=rounds, **kwargs)
 
     def make_network(self, channels: int, num_classes: int) -> nn.Module:

@@ -1,6 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """LCP: keep the channels that tell the most about classes and boxes of objects."""
-from typing import Sequence, Tuple
+from typing import Any, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -111,7 +111,7 @@ class LCP(AuxiliaryCriterion):
              point_scales=list_of(POSITIVE, 'must be a list of positive numbers'))
     def __init__(self, box_weight: float = 50., roi_size: int = 7, width: int = 32,
                  iou_threshold: float = 0.5, max_positives: int = 64,
-                 point_scales: Sequence[float] = (2, 4, 8), **kwargs):
+                 point_scales: Sequence[float] = (2, 4, 8), **kwargs: Any):
         super().__init__(**kwargs)
         self._network_options = dict(roi_size=roi_size, width=width, box_weight=box_weight)
         self._limits = dict(threshold=iou_threshold, max_positives=max_positives)
