@@ -18,7 +18,7 @@ source_suffix = ['.md']
 exclude_patterns = ['_build']
 
 myst_heading_anchors = 3
-myst_enable_extensions = ['colon_fence']
+myst_enable_extensions = ['colon_fence', 'deflist']
 
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'none'  # docstrings say what types arguments have

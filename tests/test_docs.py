@@ -14,7 +14,7 @@ from mmgcp.registry import TASK_UTILS
 from mmgcp.utils.options import options_table
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / 'README.md', ROOT / 'CHANGELOG.md', ROOT / 'CONTRIBUTING.md',
+PAGES = [ROOT / 'README.md', ROOT / 'README_zh-CN.md', ROOT / 'CHANGELOG.md', ROOT / 'CONTRIBUTING.md',
          ROOT / 'SECURITY.md',
          *sorted((ROOT / 'docs').glob('*.md'))]
 DESIGN = (ROOT / 'docs' / 'design.md').read_text()
@@ -34,6 +34,38 @@ def test_table_of_criteria():
     ours = {name for name in criterion_names()
             if TASK_UTILS.get(name).__module__.startswith('mmgcp.')}  # tests register others
     assert ours - {'EqualShares'} == named
+
+
+def facts_of(page):
+    """Code without comments, inline code, links, and numbers in the other texts of a page."""
+    text = re.sub(r'^(English \||\[English\]).*$', '', page.read_text(), flags=re.M)
+    blocks = re.findall(r'^```\w+\n(.*?)^```$', text, re.S | re.M)
+    code = [re.sub(r' *# .*$', '', block, flags=re.M) for block in blocks]
+    prose = re.sub(r'^```\w+\n.*?^```$', '', text, flags=re.S | re.M)
+    links = set(re.findall(r'\]\(([^)]+)\)', prose))
+    prose = re.sub(r'\]\([^)]+\)', ']', prose)
+    spans = set(re.findall(r'`([^`]+)`', prose))
+    numbers = set(re.findall(r'(?<![\w.])[+-]?\d+(?:\.\d+)?', re.sub(r'`[^`]+`', '', prose)))
+    return dict(code=code, links=links, spans={' '.join(span.split()) for span in spans},
+                numbers=numbers)
+
+
+def test_translation_of_the_readme():
+    """The same commands, names, links and numbers; and each page links the other."""
+    names = 'README.md', 'README_zh-CN.md'
+    english, chinese = (facts_of(ROOT / name) for name in names)
+    chinese['links'] = {link.replace('_zh.md', '.md') for link in chinese['links']}
+    assert english == chinese and len(english['code']) > 5 and len(english['numbers']) > 20
+    for name, other in (names, names[::-1]):
+        assert f']({other})' in (ROOT / name).read_text().split('\n\n')[1]
+
+
+def test_translation_of_the_first_steps():
+    english, chinese = (facts_of(ROOT / 'docs' / f'get_started{end}.md') for end in ('', '_zh'))
+    assert english['code'] == chinese['code']
+    assert chinese['spans'] - english['spans'] == {
+        'mmgcp.DynamicSparsityHook', 'tools/prune.py CONFIG CHECKPOINT',
+        'mmgcp.SpatialAttentionDistiller', 'tools/compress.py CONFIG [CHECKPOINT] --work-dir DIR'}
 
 
 @pytest.mark.parametrize('page', PAGES, ids=[page.name for page in PAGES])
