@@ -14,8 +14,8 @@ from mmgcp.registry import TASK_UTILS
 from mmgcp.utils.options import options_table
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / 'README.md', ROOT / 'README_zh-CN.md', ROOT / 'CHANGELOG.md', ROOT / 'CONTRIBUTING.md',
-         ROOT / 'SECURITY.md',
+PAGES = [ROOT / 'README.md', ROOT / 'README_zh-CN.md', ROOT / 'CHANGELOG.md',
+         ROOT / 'CONTRIBUTING.md', ROOT / 'SECURITY.md',
          *sorted((ROOT / 'docs').glob('*.md'))]
 DESIGN = (ROOT / 'docs' / 'design.md').read_text()
 
