@@ -15,18 +15,19 @@ how_far() {
             line = part[2] " of " part[3] " files compiled"
         }
         /^ *(Collecting|Downloading|Using cached|Building wheel|Installing) / {  # of pip
-            sub(/^ */, ""); sub(/https?:[^ ]*\//, ""); line = substr($0, 1, 70)
+            sub(/^ */, ""); sub(/https?:[^ ]*\//, ""); line = substr($0, 1, 90)
         }
         END { print line }'
 }
 
 # Says how far the step that began at byte $1 of the log is, until it or this script ends.
 _tell() {
-    local begun=$SECONDS told=$SECONDS
+    local begun=$SECONDS told=$SECONDS where
     while sleep 1 && kill -0 $$ 2>/dev/null; do
         if ((SECONDS - told >= TELL_EVERY)); then
             told=$SECONDS
-            say "    after $((told - begun)) s: $(how_far "$1")"
+            where=$(how_far "$1")
+            say "    after $((told - begun)) s${where:+: $where}"
         fi
     done
 }
