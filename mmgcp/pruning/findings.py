@@ -3,7 +3,7 @@
 from collections import defaultdict
 from typing import Dict, List
 
-from .plan import LayerRow, PruningResult
+from .result import LayerRow, PruningResult
 
 LITTLE = 0.25  # of the accuracy, or of the channels of a layer group
 

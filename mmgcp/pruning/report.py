@@ -11,7 +11,7 @@ from mmgcp.analysis.plots import plot_channels, plot_score_histograms
 from .findings import accuracy_line, warnings_about
 from .graph import PREDICTIONS
 from .options import BLOCK
-from .plan import LayerRow, PruningResult
+from .result import LayerRow, PruningResult
 from .rounding import off_multiples
 
 
