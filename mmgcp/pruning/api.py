@@ -185,7 +185,8 @@ def _apply(whole: PruningTask, task: PruningTask, depth: Depth, decision: Decisi
         macs=[whole.cost.macs, macs],
         scores=decision.scores,
         latency={} if task.options.plan else plan.options.get('latency', {}),
-        absent_blocks=depth.absent)
+        absent_blocks=depth.absent,
+        depths=depth.tried)
     if not task.options.dry_run:
         done = task.carry_out(removed, decision.compensated)
         result.uncompensated, result.fits = done.incomplete, done.fits

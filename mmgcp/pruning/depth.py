@@ -67,15 +67,15 @@ def choose_depth(task: PruningTask, run: Callable[[nn.Module, PruneOptions], Any
     if not isinstance(wanted, int) and wanted != AUTO:
         check_names(wanted, blocks)
         return Depth(blocks, list(wanted))
-    candidates = _candidates(blocks, options)
+    found = candidates(blocks, 0 if wanted == AUTO else wanted, options.plain_blocks)
     if options.batches is None:
         raise PruningError(f'remove_blocks={wanted!r} needs training data to choose blocks by, but '
                            'there are none: give batches (--calib-batches of tools/prune.py), or '
                            'name the blocks')
-    number = min(len(candidates), MOST_TRIED) if wanted == AUTO else wanted
+    number = min(len(found), MOST_TRIED) if wanted == AUTO else wanted
     batches = first_items(options.batches, MEASURED_BATCHES)
     ordered = from_first_rank(order_blocks(
-        task.model, blocks.absent(candidates), number, options.block_criterion, batches,
+        task.model, blocks.absent(found), number, options.block_criterion, batches,
         options.input_shape, options.progress))
     depth = Depth(blocks, [name for name, _ in ordered], dict(ordered))
     return _best_of(depth, task, batches, run) if wanted == AUTO else depth
@@ -91,21 +91,30 @@ def rehearsed_depth(task: PruningTask) -> Depth:
     if options.plan is None and (options.remove_blocks == AUTO
                                  or isinstance(options.remove_blocks, int)):
         blocks = find_blocks(task.model, task.shape)
-        candidates = _candidates(blocks, options)
-        return Depth(blocks, [] if options.remove_blocks == AUTO
-                     else candidates[:options.remove_blocks])
+        number = 0 if options.remove_blocks == AUTO else options.remove_blocks
+        return Depth(blocks, candidates(blocks, number, options.plain_blocks)[:number])
     return choose_depth(task, lambda *_: None)
 
 
-def _candidates(blocks: Blocks, options: PruneOptions) -> List[str]:
-    """Return the blocks to choose from; a PruningError if they are fewer than are wanted."""
-    found = [block.name for block in blocks.found
-             if options.plain_blocks or block.kind == RESIDUAL]
-    wanted = options.remove_blocks
-    if wanted != AUTO and wanted > len(found):
-        raise PruningError(f'remove_blocks is {wanted}, but the detector has {len(found)} '
-                           f'{"" if options.plain_blocks else "residual "}blocks that can be '
-                           f'removed: {list_of_names(found)}')
+def candidates(blocks: Blocks, number: int, plain: bool) -> List[str]:
+    """Return the names of the blocks to choose a number from.
+
+    Args:
+        blocks (Blocks): Those of a detector.
+        number (int): How many will be chosen.
+        plain (bool): Whether blocks without a shortcut may be.
+
+    Returns:
+        list[str]: The names.
+
+    Raises:
+        PruningError: There are fewer.
+    """
+    found = [block.name for block in blocks.found if plain or block.kind == RESIDUAL]
+    if number > len(found):
+        raise PruningError(f'{number} blocks are to be removed, but the detector has {len(found)} '
+                           f'{"" if plain else "residual "}blocks that can be: '
+                           f'{list_of_names(found)}')
     return found
 
 

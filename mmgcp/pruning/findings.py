@@ -21,6 +21,16 @@ def accuracy_line(result: PruningResult) -> List[str]:
             f'{found["images"]} validation images{change}']
 
 
+def blocks_lines(result: PruningResult) -> List[str]:
+    """Say in a line or two which blocks are removed, and what numbers of them led to."""
+    names = result.plan.removed_blocks
+    lines = [f'{len(names)} blocks removed: {", ".join(names)}'] if names else []
+    if result.depths:
+        lines.append('loss by the number of removed blocks: ' + ', '.join(
+            f'{item["blocks"]}: {item["loss"]:.4g}' for item in result.depths))
+    return lines
+
+
 def warnings_about(result: PruningResult) -> List[str]:
     """Name layer groups of which little is left; say if little of the accuracy is, and what helps.
 

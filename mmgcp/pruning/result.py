@@ -42,6 +42,8 @@ class PruningResult:
             been measured), the ``target``, and whether it was ``met``, if there was one.
         absent_blocks (AbsentBlocks): The blocks that have been removed, each with the name of the
             parameter that scales its shortcut.
+        depths (List[dict]): If their number was searched for, the numbers of ``blocks`` that were
+            tried, each with the ``loss`` it led to.
     """
     model: nn.Module
     plan: PruningPlan
@@ -57,6 +59,7 @@ class PruningResult:
     accuracy: Dict[str, Any] = field(default_factory=dict)
     latency: Dict[str, Any] = field(default_factory=dict)
     absent_blocks: AbsentBlocks = field(default_factory=dict)
+    depths: List[Dict[str, Any]] = field(default_factory=list)
 
     @property
     def changed_channels(self) -> ChannelTable:
