@@ -13,6 +13,7 @@ from mmgcp.errors import PruningError
 from mmgcp.nn.hooks import on_outputs
 from mmgcp.pruning import PruningPlan, prune, rehearse_pruning
 from mmgcp.pruning.blocks.scores import mean_loss
+from mmgcp.pruning.report import summarize, write_report
 
 NAMES = ['row.0', 'row.1', 'row.2', 'single']
 
@@ -273,6 +274,17 @@ def test_rehearsing():
             rehearse_pruning(model, remove_blocks=blocks, target_flops=0.6, input_shape=SHAPE)
     assert_as_before(model, before)
     assert list(model.modules()) == modules
+
+
+def test_reports(blank_pictures, tmp_path):
+    result = prune(block_net(), remove_blocks=['row.1', 'single'], input_shape=SHAPE)
+    assert '2 blocks removed: row.1, single' in summarize(result).splitlines()
+    write_report(result, tmp_path)
+    text = (tmp_path / 'report.md').read_text()
+    assert '## Removed blocks\n\n- row.1\n- single\n' in text
+    assert '- twice: it runs 2 times for an image\n' in text.split('## Blocks that cannot be')[1]
+    assert result.report['blocks'][2] == dict(name='row.1', kind='residual', removed=True,
+                                              score=None)
 
 
 def test_recovery_gets_the_whole_original():
