@@ -125,6 +125,9 @@ def check_request(**options: Any) -> PruneOptions:
         if options.steps > 1 and criterion.not_in_steps is not None:
             raise PruningError(f'{type(criterion).__name__} cannot prune in {options.steps} steps: '
                                f'{criterion.not_in_steps}')
+        if options.remove_blocks is not None and criterion.not_without_blocks is not None:
+            raise PruningError(f'{type(criterion).__name__} cannot prune what removed blocks '
+                               f'leave: {criterion.not_without_blocks}')
         if options.target_latency is not None:
             check_latency_request(options)
     return options

@@ -187,17 +187,18 @@ def made_up_for_blocks(task: PruningTask, for_good: bool) -> Iterator[PruningTas
     so for good, as what else is done to its weights builds on that.
     """
     compensator = task.compensator()
-    if task.original is None or not compensator.reads_images:
+    original = None if task.original is None else compensator.reference()
+    if original is None:  # or the mode does not make up for blocks
         yield task
         return
     model = task.model
     if for_good:
-        compensator.adapt({}, task.original)
+        compensator.adapt({}, original)
         yield replace(task, original=None)
         return
     few = first_items(task.options.calibration, MEASURED_BATCHES)
     with values_kept([*model.parameters(), *model.buffers()]):
-        task.compensator(few).adapt({}, task.original)
+        task.compensator(few).adapt({}, original)
         yield task
 
 

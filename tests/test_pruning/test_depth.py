@@ -226,6 +226,9 @@ def test_a_dry_run_changes_nothing(options):
     (dict(remove_blocks=True), 'remove_blocks must be names of blocks, their number'),
     (dict(remove_blocks=[]), 'remove_blocks must be names of blocks, their number'),
     (dict(remove_blocks=1, block_criterion='size'), 'block_criterion must be one of'),
+    (dict(remove_blocks=['row.0'], compensate='reconstruct'), 'needs calibration images'),
+    (dict(remove_blocks=['row.0'], criterion=dict(type='mmgcp.CPSCA')),
+     'CPSCA cannot prune what removed blocks leave: '),
 ])
 def test_wrong_requests(options, message):
     model = block_net()
@@ -253,6 +256,15 @@ def test_in_steps_with_training():
     assert len(seen) == 1 and result.macs[1] < seen[0] < result.macs[0]
     assert result.absent_blocks == {'row.1': 'alpha'}
     assert 0.37 < result.macs[1] / result.macs[0] <= 0.41
+
+
+def test_layer_by_layer():
+    model, batches = block_net(), make_batches()
+    result = prune(model, remove_blocks=['row.1'], ratio=0.3, batches=batches,
+                   calibration=[batch.images for batch in batches], input_shape=SHAPE,
+                   criterion=dict(type='mmgcp.ThiNet'))
+    assert result.absent_blocks == {'row.1': 'alpha'} and result.changed_channels
+    assert count_complexity(model, SHAPE) == (result.params[1], result.macs[1])
 
 
 def test_pruned_again():
