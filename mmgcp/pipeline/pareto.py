@@ -125,10 +125,11 @@ class _Work:
 
     def original(self) -> None:
         """Score the detector as it is, and the blocks in the order in which they go."""
-        self.first = self.state.run(ORIGINAL, self.inputs, lambda: dict(
-            self._row(ORIGINAL, self.entry.model, [], None), order=self._order()))
-        self.order = self.first.pop('order')
+        self.first = dict(self.state.run(ORIGINAL, self.inputs, lambda: self._row(
+            ORIGINAL, self.entry.model, [], None)))
         self.found.rows.append(self.first)
+        self.order = self.state.run('order of blocks', self.inputs,
+                                    lambda: dict(names=self._order()))['names']
         self.costs = block_costs(self.entry.model, self.order, self.entry.shape)
 
     def plan(self, depth: int, share: Optional[float]) -> None:
@@ -139,7 +140,7 @@ class _Work:
         if 'note' in result:
             self.found.notes.append(result['note'])
         else:
-            self.found.rows.append(result)
+            self.found.rows.append(dict(result))
 
     def _order(self) -> List[str]:
         """Return the blocks in the order in which they are removed."""

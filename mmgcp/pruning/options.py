@@ -200,7 +200,7 @@ class PruneOptions:
                         'each other: both say how much is pruned')
         if self.remove_blocks == AUTO and self.plan is None and self.only_blocks:
             raise PruningError("remove_blocks='auto' needs to know how much is pruned: give "
-                               f'{", ".join(BUDGETS)} or layer groups')
+                               f'{", ".join(BUDGETS)}, or ratios of layer groups')
         if self.round_to is None:
             self.round_to = 1 if self.target_latency is None else BLOCK
         if self.criterion is None:
@@ -212,8 +212,10 @@ class PruneOptions:
     @property
     def only_blocks(self) -> bool:
         """Whether blocks are removed, but no channels, as nothing says how many."""
-        return (self.remove_blocks is not None and isinstance(self.groups, str)
-                and all(getattr(self, name) is None for name in BUDGETS))
+        return (self.remove_blocks is not None
+                and all(getattr(self, name) is None for name in BUDGETS)
+                and all(group.ratio is None and group.threshold is None
+                        for group in read_groups(self.groups) or ()))
 
     @property
     def finetune_settings(self) -> Any:

@@ -221,6 +221,7 @@ def test_a_dry_run_changes_nothing(options):
     (dict(remove_blocks=2), 'needs training data to choose blocks by'),
     (dict(remove_blocks='auto', ratio=0.3), 'needs training data to choose blocks by'),
     (dict(remove_blocks='auto', batches=[]), 'needs to know how much is pruned'),
+    (dict(remove_blocks='auto', groups=[dict(name='a', modules=['row'])]), 'how much is pruned'),
     (dict(remove_blocks=0), 'remove_blocks must be names of blocks, their number'),
     (dict(remove_blocks='all'), 'remove_blocks must be names of blocks, their number'),
     (dict(remove_blocks=True), 'remove_blocks must be names of blocks, their number'),
