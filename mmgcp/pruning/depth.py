@@ -167,11 +167,11 @@ def without_blocks(task: PruningTask, depth: Depth) -> PruningTask:
         original = copy.deepcopy(task.model) if depth.names else None
         remove_blocks_and_verify(task.model, depth.absent, task.shape)
         task = replace(trace(task.model, options, task.cost.whole), original=original)
-        shares = task.cost.shares({})
+        shares = task.spent.shares({})
         if options.plan is None and task.budget.exceeded(*shares):
             warnings.warn(f'the removed blocks alone leave {percent(shares[0])} of the parameters '
-                          f'and {percent(shares[1])} of the MACs, so no channels are removed',
-                          stacklevel=4)
+                          f'and {percent(shares[1])} of the {task.budget.quantities[1]}, less '
+                          'than there is to be left', stacklevel=4)
             task = replace(task, budget=replace(task.budget, strict=False))
     if options.plan is not None:
         plan = replace(options.plan, units=fit_units(options.plan, task.units))

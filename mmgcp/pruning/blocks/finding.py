@@ -57,8 +57,8 @@ class Blocks(NamedTuple):
 def find_blocks(model: nn.Module, shape: Sequence[int]) -> Blocks:
     """Find the blocks of a detector whose removal leaves it intact; change nothing.
 
-    Of blocks within each other only the innermost ones count. Residual blocks are removed for a
-    try, with an image (C, H, W) of noise.
+    Of blocks within each other only the innermost ones count. They are removed for a try, with an
+    image (C, H, W) of noise.
 
     Args:
         model (nn.Module): A detector; see :func:`mmgcp.nn.forward.run_as_tensors`.
@@ -78,7 +78,9 @@ def find_blocks(model: nn.Module, shape: Sequence[int]) -> Blocks:
                 if block is not None:
                     found[name] = block
     skipped = _lookalikes(model, found, runs, reasons)
-    broken = _broken(model, [block for block in found.values() if block.kind == RESIDUAL], shape)
+    broken: Dict[str, str] = {}
+    for kind in (RESIDUAL, PLAIN):
+        broken.update(_broken(model, [item for item in found.values() if item.kind == kind], shape))
     skipped.update(broken)
     return Blocks([found[name] for name in runs if name in found and name not in broken], skipped)
 
