@@ -195,7 +195,7 @@ def plot_pareto(costs: Sequence[float], scores: Sequence[float], depths: Sequenc
     axes = figure.subplots()
     best = sorted((x, y) for x, y, chosen in zip(costs, scores, front) if chosen)
     axes.plot(*zip(*best), color=NO_GROUP_COLOR, linestyle=':', label='front')
-    kinds = [f'{depth} blocks removed' for depth in depths]
+    kinds = [f'{depth} block{"s" * (depth != 1)} removed' for depth in depths]
     kinds[0] = 'original'
     for number, (kind, color) in enumerate(_colors(kinds).items()):
         chosen = [index for index, other in enumerate(kinds) if other == kind]

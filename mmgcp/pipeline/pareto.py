@@ -34,6 +34,7 @@ from .state import State
 STATE = 'pareto-state.json'
 ORIGINAL = 'original'
 ROUNDS = 10  # of measuring times
+TOLERANCE = 0.01  # of costs that are the same
 Progress = Callable[[str, int, int], None]
 
 
@@ -46,8 +47,8 @@ class Pareto:
             is also that of its folder; the removed ``blocks``; the ``share`` that was asked for,
             None for all channels; ``parameters``, ``macs``, ``cpu_seconds`` that it took; the
             ``score`` and what it is: a ``metric`` on ``val_images`` or the ``loss``; with a
-            runtime ``latency_ms``; and whether it is on the ``front``: no other one costs as
-            little and is better.
+            runtime ``latency_ms``; and whether it is on the ``front``: no other one is better for
+            what it costs, up to 1 %, within which budgets are met.
         notes (list[str]): Plans that were not possible, and why.
     """
     rows: List[dict] = field(default_factory=list)
@@ -86,7 +87,7 @@ def try_plans(entry: Entry, options: ParetoOptions, folder: Path,
 
 
 def mark_front(rows: List[Dict[str, Any]]) -> None:
-    """Note in rows whether none of the others costs as little and is better, or costs less."""
+    """Note in rows whether no other one costs as little and is better, or is as good for less."""
     for row in rows:
         row['front'] = not any(_beats(other, row) for other in rows if other is not row)
 
@@ -97,10 +98,10 @@ def cost_of(row: Dict[str, Any]) -> float:
 
 
 def _beats(other: Dict[str, Any], row: Dict[str, Any]) -> bool:
-    sign = -1 if 'loss' in row else 1
-    better = sign * (other['score'] - row['score'])
-    cheaper = cost_of(row) - cost_of(other)
-    return better >= 0 and cheaper >= 0 and (better > 0 or cheaper > 0)
+    better = (other['score'] - row['score']) * (-1 if 'loss' in row else 1)
+    if better == 0:
+        return cost_of(other) < cost_of(row)
+    return better > 0 and cost_of(other) <= (1 + TOLERANCE) * cost_of(row)
 
 
 class _Work:
