@@ -197,7 +197,7 @@ def plot_pareto(costs: Sequence[float], scores: Sequence[float], depths: Sequenc
     axes.plot(*zip(*best), color=NO_GROUP_COLOR, linestyle=':', label='front')
     kinds = [f'{depth} block{"s" * (depth != 1)} removed' for depth in depths]
     kinds[0] = 'original'
-    for number, (kind, color) in enumerate(_colors(kinds).items()):
+    for number, (kind, color) in enumerate(group_colors(kinds).items()):
         chosen = [index for index, other in enumerate(kinds) if other == kind]
         axes.plot([costs[index] for index in chosen], [scores[index] for index in chosen],
                   color=color, marker=_marker(number), markersize=8, alpha=0.8, linestyle='',
@@ -207,7 +207,7 @@ def plot_pareto(costs: Sequence[float], scores: Sequence[float], depths: Sequenc
     axes.set_axisbelow(True)
     axes.grid(color=BEFORE_COLOR, linewidth=0.6)
     axes.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _mark(axes: Axes, across: Sequence[Optional[float]], up: Sequence[Optional[float]],
