@@ -75,7 +75,8 @@ def test_links_to_files(page):
 
 
 @pytest.mark.parametrize('title, most', [
-    ('The path of one channel', 20), ('The path of one exported file', 10),
+    ('The path of one channel', 20), ('The path of one block', 6),
+    ('The path of one exported file', 10),
     ('The path of one sparsity step', 6),
     ('The path of one distilling step', 7),
     ('The path of one image through a spatial pruner', 6)])

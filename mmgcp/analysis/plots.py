@@ -178,6 +178,38 @@ def plot_comparison(names: Sequence[str], macs: Sequence[float],
     save_figure(figure, path)
 
 
+def plot_pareto(costs: Sequence[float], scores: Sequence[float], depths: Sequence[int],
+                front: Sequence[bool], cost: str, score: str, path: Union[str, Path]) -> None:
+    """Plot the scores of plans against what they cost, with a line through the best ones.
+
+    Args:
+        costs (Sequence[float]): What each plan costs.
+        scores (Sequence[float]): What each is worth.
+        depths (Sequence[int]): How many blocks each removes; the first plan is the original.
+        front (Sequence[bool]): Whether no other plan costs as little and is better.
+        cost (str): What the costs are, for the axis.
+        score (str): What the scores are, for the axis.
+        path (str | Path): The PNG file to write.
+    """
+    figure = Figure(figsize=(7, 4.5), layout='constrained')
+    axes = figure.subplots()
+    best = sorted((x, y) for x, y, chosen in zip(costs, scores, front) if chosen)
+    axes.plot(*zip(*best), color=NO_GROUP_COLOR, linestyle=':', label='front')
+    kinds = [f'{depth} block{"s" * (depth != 1)} removed' for depth in depths]
+    kinds[0] = 'original'
+    for number, (kind, color) in enumerate(group_colors(kinds).items()):
+        chosen = [index for index, other in enumerate(kinds) if other == kind]
+        axes.plot([costs[index] for index in chosen], [scores[index] for index in chosen],
+                  color=color, marker=_marker(number), markersize=8, alpha=0.8, linestyle='',
+                  label=kind)
+    axes.set_xlabel(cost)
+    axes.set_ylabel(score)
+    axes.set_axisbelow(True)
+    axes.grid(color=BEFORE_COLOR, linewidth=0.6)
+    axes.legend(fontsize=8)
+    save_figure(figure, path)
+
+
 def _mark(axes: Axes, across: Sequence[Optional[float]], up: Sequence[Optional[float]],
           color: Color) -> None:
     """Draw a point for each detector of which both are known, with a mark of its own."""

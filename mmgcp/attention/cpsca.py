@@ -46,6 +46,7 @@ class CPSCA(Criterion):
     """
     needs = 'images'
     not_in_steps = 'the attention that it looks at is gone after the first one'
+    not_without_blocks = 'the attention that it looks at has been trained with all blocks'
 
     @checked(PruningError, fold_scales=BOOLEAN)
     def __init__(self, fold_scales: bool = True):

@@ -9,7 +9,7 @@ from typing import Callable, List, NamedTuple, Sequence
 
 import torch.nn as nn
 
-from mmgcp.pruning.detector import ChannelTable
+from mmgcp.pruning.channel_table import ChannelTable
 
 from .cfg import DarknetError, Section
 from .matching import channel_table, conv_channels, match_layers

@@ -72,6 +72,10 @@ def check_model(detector: nn.Module) -> None:
     if poolings != SPP_KERNELS:
         raise DarknetError(f'the model is not YOLOv4: it pools over {poolings}, '
                            f'not {SPP_KERNELS}')
+    for name, module in detector.backbone.named_modules():
+        if isinstance(module, nn.Identity) and '.blocks.' in name:
+            raise DarknetError(f'backbone.{name} has been removed by pruning, and only detectors '
+                               'with all of their blocks can be converted')
     _check_parameters(detector)
 
 

@@ -118,17 +118,19 @@ class Snapshot:
 
     def __init__(self, model: nn.Module, weights: bool = False):
         self._modules = [(module, type(module), dict(module.__dict__), dict(module._parameters),
-                          dict(module._buffers)) for module in model.modules()]
+                          dict(module._buffers), dict(module._modules))
+                         for module in model.modules()]
         self._values = _copies([*(param for param in model.parameters()
                                   if weights or param.dim() < 2), *model.buffers()])
 
     def restore(self) -> None:
-        """Make the model what it was, with the very same parameters and buffers."""
-        for module, kind, attributes, parameters, buffers in self._modules:
+        """Make the model what it was, with the very same modules, parameters and buffers."""
+        for module, kind, attributes, parameters, buffers, children in self._modules:
             module.__class__ = kind
             module.__dict__.update(attributes)
             module._parameters.update(parameters)
             module._buffers.update(buffers)
+            module._modules.update(children)
         _put_back(self._values)
 
 

@@ -81,7 +81,9 @@ class Imitation:
     def __init__(self, student: nn.Module, teacher: nn.Module, removed: Channels,
                  images: Iterable[Tensor]):
         self._student, self._teacher = student, teacher
-        self._kept = _kept_inputs(teacher, removed)
+        present = dict(student.named_modules())  # without those of removed blocks
+        self._kept = {name: kept for name, kept in _kept_inputs(teacher, removed).items()
+                      if name in present}
         for name, kept in self._kept.items():
             if num_channels(student.get_submodule(name), 'in') != len(kept):
                 raise PruningError(f'the layer {name} of the pruned model does not read the '

@@ -9,8 +9,8 @@ from mmengine.runner.checkpoint import weights_to_cpu
 
 from mmgcp.attention import plain_config
 from mmgcp.pruning.detector import CHECKPOINT, check_written, drop_hooks, make_pruned_config
-from mmgcp.pruning.plan import PruningResult
 from mmgcp.pruning.report import write_report
+from mmgcp.pruning.result import PruningResult
 from mmgcp.utils.checkpoint_files import save_checkpoint
 from mmgcp.utils.config_text import write_config
 from mmgcp.utils.folders import replacing_results
@@ -53,7 +53,8 @@ def write_pruned(result: PruningResult, cfg: Config, detector: str, meta: dict, 
     meta = {key: meta[key] for key in CLASS_META if meta.get(key)}
     meta['mmgcp_version'] = __version__
     with replacing_results(folder, RESULTS) as new:
-        pruned = make_pruned_config(cfg, detector, result.changed_channels)
+        pruned = make_pruned_config(cfg, detector, result.changed_channels,
+                                    result.absent_blocks)
         write_config(pruned, new / 'pruned.py', [CHECKPOINT])
         state = weights_to_cpu(result.model.state_dict())
         save_checkpoint(dict(meta=meta, state_dict=state), new / 'pruned.pth')

@@ -3,7 +3,7 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Tuple
 
 import torch.nn as nn
 
@@ -14,11 +14,21 @@ from mmgcp.nn.temporarily import restored_on_error
 from mmgcp.registry import build_task_util
 from mmgcp.utils.options import check_names
 
+from .depth import (
+    Depth,
+    back_after,
+    blocks_only,
+    choose_depth,
+    made_up_for_blocks,
+    rehearsed_depth,
+    without_blocks,
+)
 from .iterative import decide_in_steps
 from .latency_target import check_latency_request
 from .layer_groups import Groups
 from .options import PruneOptions
-from .plan import PruningPlan, PruningResult, validate_plan
+from .plan import PruningPlan, validate_plan
+from .result import PruningResult
 from .scores import BNScale, Criterion
 from .strategy import Decision, PruningTask, decide, trace
 from .surgery import check_finite, gather_channels
@@ -27,14 +37,15 @@ from .surgery import check_finite, gather_channels
 @full_precision()
 def prune(model: nn.Module, groups: Groups = 'auto', ratio: Optional[float] = None,
           **options: Any) -> PruningResult:
-    """Prune the channels of a detector in groups of layers.
+    """Prune the channels of a detector in groups of layers, and whole blocks if that is wanted.
 
     Group channel pruning, `GCP-SAD (arXiv 2306.01526)
     <https://arxiv.org/abs/2306.01526>`_. The model is traced to find its channel units;
     their channels are scored; the layer groups are allocated thresholds; the channels below
     these are selected, as far as limits allow; the layers that stay are compensated; and the
     channels are removed, which is verified. With ``steps`` above 1 this happens once a step; see
-    :mod:`mmgcp.pruning.iterative`. All of this runs on the device of the model, in the
+    :mod:`mmgcp.pruning.iterative`. With ``remove_blocks`` it happens to what is left without these;
+    see :mod:`mmgcp.pruning.depth`. All of this runs on the device of the model, in the
     precision of its parameters, whatever autocast and TF32 are set to. Of several processes of a
     torch.distributed group, each calls this with the same model and options, but with batches of
     its own; all get the same plan and weights.
@@ -61,24 +72,34 @@ def prune(model: nn.Module, groups: Groups = 'auto', ratio: Optional[float] = No
 
 def _prune(model: nn.Module, options: PruneOptions) -> PruningResult:
     """Trace a model, decide unless there is a plan, and apply what has been decided."""
-    plan, criterion = options.plan, None
-    if plan is None:
+    criterion = None
+    if options.plan is None:
         criterion = build_task_util(options.criterion, Criterion, PruningError)
-    task = trace(model, options)
-    if plan is not None:
-        validate_plan(plan, task.units)
+    whole = trace(model, options)
+    depth = choose_depth(whole, _prune)
+    builds_on = options.steps > 1 or criterion is not None and criterion.trains
     in_place = not options.dry_run and (
-        task.compensator().fits_weights or options.steps > 1 or options.recover is not None
-        or criterion is not None and criterion.trains)
+        whole.compensator().fits_weights or options.recover is not None or builds_on)
     original = copy.deepcopy(model) if options.recover is not None and in_place else None
-    with restored_on_error(model, weights=in_place):
-        if plan is not None:
-            decision = Decision(plan)
-        elif options.steps > 1:
-            task, decision = decide_in_steps(criterion, task)
+    with back_after(model, options.dry_run and bool(depth.names)), \
+            restored_on_error(model, weights=in_place):
+        task = without_blocks(whole, depth)
+        if task.options.plan is not None:
+            validate_plan(task.options.plan, task.units)
+            decision = Decision(task.options.plan)
         else:
-            decision = decide(criterion, task)
-        return _apply(task, decision, original)
+            with made_up_for_blocks(task, for_good=builds_on) as task:
+                task, decision = _decide(criterion, task)
+        return _apply(whole, task, depth, decision, original)
+
+
+def _decide(criterion: Criterion, task: PruningTask) -> Tuple[PruningTask, Decision]:
+    """Decide on channels; return the task, of which steps may be done, and the decision."""
+    if task.options.only_blocks:
+        return task, blocks_only(task)
+    if task.options.steps > 1:
+        return decide_in_steps(criterion, task)
+    return task, decide(criterion, task)
 
 
 def check_request(**options: Any) -> PruneOptions:
@@ -104,6 +125,9 @@ def check_request(**options: Any) -> PruneOptions:
         if options.steps > 1 and criterion.not_in_steps is not None:
             raise PruningError(f'{type(criterion).__name__} cannot prune in {options.steps} steps: '
                                f'{criterion.not_in_steps}')
+        if options.remove_blocks is not None and criterion.not_without_blocks is not None:
+            raise PruningError(f'{type(criterion).__name__} cannot prune what removed blocks '
+                               f'leave: {criterion.not_without_blocks}')
         if options.target_latency is not None:
             check_latency_request(options)
     return options
@@ -126,14 +150,17 @@ def rehearse_pruning(model: nn.Module, **options: Any) -> None:
     options = check_request(**options)
     options = replace(options, batches=None, calibration=None, evaluate=None, compensate=False,
                       steps=1, dry_run=True)
-    with head_left_out_on_demand(model):
+    with head_left_out_on_demand(model), back_after(model, True):
         _rehearse(model, options)
 
 
 def _rehearse(model: nn.Module, options: PruneOptions) -> None:
-    task = trace(model, options)
+    whole = trace(model, options)
+    task = without_blocks(whole, rehearsed_depth(whole))
     if options.plan is not None:
-        validate_plan(options.plan, task.units)
+        validate_plan(task.options.plan, task.units)
+        return
+    if options.only_blocks:
         return
     if task.latency is not None:  # trained weights will need other channels
         task = replace(task, latency=replace(task.latency, verify=False))
@@ -146,20 +173,23 @@ def _rehearse(model: nn.Module, options: PruneOptions) -> None:
         decide(criterion, replace(task, budget=budget))
 
 
-def _apply(task: PruningTask, decision: Decision,
+def _apply(whole: PruningTask, task: PruningTask, depth: Depth, decision: Decision,
            original: Optional[nn.Module]) -> PruningResult:
     """Compensate, remove what has been decided on, and recover, unless it is a dry run."""
-    removed = decision.plan.removed()
+    plan = depth.noted_in(decision.plan)
+    removed = plan.removed()
     params, macs = task.cost(removed)
     result = PruningResult(
         model=task.model,
-        plan=decision.plan,
-        channels_before=task.cost.channels,
+        plan=plan,
+        channels_before=whole.cost.channels,
         channels_after=task.cost.channels_left(removed),
-        params=[task.cost.params, params],
-        macs=[task.cost.macs, macs],
+        params=[whole.cost.params, params],
+        macs=[whole.cost.macs, macs],
         scores=decision.scores,
-        latency={} if task.options.plan else decision.plan.options.get('latency', {}))
+        latency={} if task.options.plan else plan.options.get('latency', {}),
+        absent_blocks=depth.absent,
+        depths=depth.tried)
     if not task.options.dry_run:
         done = task.carry_out(removed, decision.compensated)
         result.uncompensated, result.fits = done.incomplete, done.fits

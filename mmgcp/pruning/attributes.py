@@ -90,8 +90,16 @@ class UnequalCSPLayerWithTwoConv(CSPLayerWithTwoConv):
 
 @register_attribute_rule(CSPLayerWithTwoConv, splits=True)
 def _refresh_csp_layer(layer: CSPLayerWithTwoConv) -> None:
-    """The first part has the channels that the blocks do not read."""
-    outputs = layer.main_conv.conv.out_channels
-    layer.mid_channels = outputs - layer.blocks[0].conv1.conv.in_channels
+    """The first part has the channels that the blocks do not read.
+
+    What is left of a removed block has no layers and emits what it reads.
+    """
+    outputs, blocks = layer.main_conv.conv.out_channels, list(layer.blocks)
+    first = next((block.conv1.conv for block in blocks if hasattr(block, 'conv1')), None)
+    if first is None:
+        read = (layer.final_conv.conv.in_channels - outputs) // len(blocks)
+    else:
+        read = first.in_channels
+    layer.mid_channels = outputs - read
     if 2 * layer.mid_channels != outputs:
         layer.__class__ = UnequalCSPLayerWithTwoConv

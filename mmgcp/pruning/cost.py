@@ -1,6 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """What channels cost, and what is left without them: parameters, MACs, channels of layers."""
-from typing import Dict, Sequence, Tuple
+from typing import Dict, Optional, Sequence, Tuple
 
 import torch.nn as nn
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from mmgcp.analysis import ConvStatistics
 from mmgcp.nn.layers import find_layer
 
-from .detector import ChannelTable, count_channels
+from .channel_table import ChannelTable, count_channels
 from .surgery import gather_channels
 from .units import ChannelUnit
 
@@ -22,15 +22,18 @@ class CostModel:
         params (int): Parameters of the model before pruning.
         macs (int): Its MACs for one image, from the statistics of :func:`record_convs`.
         channels (ChannelTable): The channels of its layers.
+        whole (Tuple[int, int]): The parameters and MACs that shares are of: by default its own,
+            else those of the model from which blocks have been removed.
     """
 
     def __init__(self, model: nn.Module, convs: Dict[str, ConvStatistics],
-                 units: Sequence[ChannelUnit]):
+                 units: Sequence[ChannelUnit], whole: Optional[Tuple[int, int]] = None):
         self.convs = convs
         self.units = units
         self.params = sum(param.numel() for param in model.parameters())
         self.macs = sum(conv.macs for conv in convs.values())
         self.channels = count_channels(model)
+        self.whole = (self.params, self.macs) if whole is None else whole
         # What a channel costs beside the weights of convolutions and linear layers
         self.per_channel: Dict[str, int] = {}
         for unit in units:
@@ -73,7 +76,7 @@ class CostModel:
     def shares(self, removed: Dict[str, Tensor]) -> Tuple[float, float]:
         """Return the shares of the parameters and of the MACs that remain."""
         params, macs = self(removed)
-        return params / self.params, macs / self.macs
+        return params / self.whole[0], macs / self.whole[1]
 
     def costs(self, unit: ChannelUnit) -> Tuple[float, float]:
         """Return what a channel of a unit costs, as shares of the model's parameters and MACs."""
@@ -87,4 +90,4 @@ class CostModel:
                     conv.weights // (conv.out_channels if outputs else conv.in_channels))
                 params += weights
                 macs += weights * conv.positions
-        return params / unit.size / self.params, macs / unit.size / self.macs
+        return params / unit.size / self.whole[0], macs / unit.size / self.whole[1]

@@ -2,17 +2,14 @@
 """Pruned detectors: ordinary ones, reduced to the channels that a table lists; their configs."""
 import copy
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, List, Optional, Sequence, Union
 
-import torch
 import torch.nn as nn
 from mmengine.config import Config
 from mmengine.registry import MODELS as ROOT
 from mmyolo.registry import MODELS as MMYOLO_MODELS
-from torch import Tensor
 
 from mmgcp.errors import PruningError, UserError
-from mmgcp.nn.layers import Layer, channel_counts, has_channels, is_depthwise, keep_channels
 from mmgcp.registry import MODELS, build_model
 from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.checks import MAPPING, PATH, TYPE, checked, either
@@ -24,9 +21,9 @@ from mmgcp.utils.config import (
     nested_dicts,
 )
 
-from .attributes import refresh_attributes
+from .blocks.removal import AbsentBlocks, remove_blocks
+from .channel_table import ChannelTable, apply_channel_table, merged_tables, without_blocks
 
-ChannelTable = Dict[str, List[Optional[int]]]
 PRUNED_DETECTOR = 'mmgcp.PrunedDetector'
 SPARSITY_HOOK = 'DynamicSparsityHook'
 CHECKPOINT = '{{ fileDirname }}/pruned.pth'  # MMEngine fills in the folder of the config file
@@ -34,11 +31,13 @@ CHECKPOINT = '{{ fileDirname }}/pruned.pth'  # MMEngine fills in the folder of t
 
 @MODELS.register_module()
 @checked(PruningError, detector=TYPE, channels=either(
-    PATH, MAPPING, text='must be the channels by layer, or a file that has them'))
+    PATH, MAPPING, text='must be the channels by layer, or a file that has them'),
+    absent_blocks=MAPPING)
 def PrunedDetector(detector: str, channels: Union[ChannelTable, str, Path],  # noqa: N802
                    original_classes: Optional[Sequence[int]] = None,
+                   absent_blocks: Optional[AbsentBlocks] = None,
                    **kwargs: Any) -> nn.Module:
-    """Build a pruned detector: an ordinary detector with fewer channels in some layers.
+    """Build a pruned detector: an ordinary one with fewer channels in some layers, or fewer blocks.
 
     The registry calls this function like a class. What it returns is of the original
     detector's class, and its parameters have their original names.
@@ -63,6 +62,9 @@ def PrunedDetector(detector: str, channels: Union[ChannelTable, str, Path],  # n
             the detector that was pruned. Where they are others now, layers that have become too
             narrow for the table, as the hidden layers of YOLOv8's head do, are widened with
             copies of their first channels. Defaults to None: no layer is widened.
+        absent_blocks (dict[str, str | None], optional): The blocks that are left out, each with
+            the name of the parameter that scales its shortcut, None if there is none. Defaults to
+            None: those of the ``pruned.py`` that has the channels, if it is given.
         **kwargs: The arguments of the original detector. Pretrained weights in any
             ``init_cfg`` are ignored, as they have the original's channels.
 
@@ -72,11 +74,12 @@ def PrunedDetector(detector: str, channels: Union[ChannelTable, str, Path],  # n
     Raises:
         PruningError: There is no such file, or the table does not fit the detector.
     """
-    table = read_channel_table(channels)
+    table, absent = read_channel_table(channels), read_absent_blocks(channels, absent_blocks)
     kwargs = copy.deepcopy(kwargs)
     drop_pretrained(kwargs)
     model = build_model(MMYOLO_MODELS, dict(type=detector, **kwargs), f'detector {detector!r}',
                         PruningError)
+    remove_blocks(model, absent)
     apply_channel_table(model, table, widen=original_classes is not None and (
         list(original_classes) != _numbers_of_classes(kwargs)))
     return model
@@ -104,16 +107,28 @@ def read_channel_table(channels: Union[ChannelTable, str, Path]) -> ChannelTable
     """
     if not isinstance(channels, (str, Path)):
         return dict(channels)
-    path = Path(channels)
+    table = _model_in(Path(channels)).get('channels')
+    if not isinstance(table, dict):
+        raise PruningError(f'{channels} is not the config of a pruned detector: its model has no '
+                           'channel table')
+    return table.to_dict()
+
+
+def read_absent_blocks(channels: Union[ChannelTable, str, Path],
+                       absent_blocks: Optional[AbsentBlocks]) -> AbsentBlocks:
+    """Return the absent blocks of a :func:`PrunedDetector`, perhaps from where its channels are."""
+    if absent_blocks is None and isinstance(channels, (str, Path)):
+        absent_blocks = _model_in(Path(channels)).get('absent_blocks')
+    return dict(absent_blocks or {})
+
+
+def _model_in(path: Path) -> dict:
+    """Return the model in the config of a pruned detector; a PruningError if there is no file."""
     if not path.is_file():
         raise PruningError(
             f'there is no {path}, which lists the channels of the pruned detector: '
             f'`python tools/prune.py CONFIG CHECKPOINT --work-dir {path.parent}` writes it')
-    table = load_config(str(path)).model.get('channels')
-    if not isinstance(table, dict):
-        raise PruningError(f'{path} is not the config of a pruned detector: its model has no '
-                           'channel table')
-    return table.to_dict()
+    return load_config(str(path)).model
 
 
 def drop_hooks(cfg: Config) -> List[str]:
@@ -134,18 +149,25 @@ def _hook_type(hook: Any) -> str:
     return str(getattr(kind, '__name__', kind)).split('.')[-1]
 
 
-def make_pruned_config(cfg: Config, detector: str, changed_channels: ChannelTable) -> Config:
+def make_pruned_config(cfg: Config, detector: str, changed_channels: ChannelTable,
+                       absent_blocks: Optional[AbsentBlocks] = None) -> Config:
     """Make the config of a pruned detector from that of the original, perhaps pruned already.
 
     It is complete, with every base merged, and loads the ``pruned.pth`` beside it. Everything
     under ``model`` stays where it was, so that children of either config override the same
-    places. The detector is its class, as :func:`registered_name` names it.
+    places. The detector is its class, as :func:`registered_name` names it. Layers of absent
+    blocks are not in its channel table.
     """
     content = copy.deepcopy(cfg.to_dict())
     model = content.pop('model')
     if model['type'].split('.')[-1] == PRUNED_DETECTOR.split('.')[-1]:
-        changed_channels = _merged(read_channel_table(model['channels']), changed_channels)
-    model.update(type=PRUNED_DETECTOR, detector=detector, channels=changed_channels)
+        absent_blocks = {**read_absent_blocks(model['channels'], model.get('absent_blocks')),
+                         **(absent_blocks or {})}
+        changed_channels = merged_tables(read_channel_table(model['channels']), changed_channels)
+    channels = without_blocks(changed_channels, absent_blocks or {})
+    model.update(type=PRUNED_DETECTOR, detector=detector, channels=channels)
+    if absent_blocks:
+        model['absent_blocks'] = absent_blocks
     if _numbers_of_classes(model):
         model.setdefault('original_classes', _numbers_of_classes(model))
     drop_pretrained(model)
@@ -168,21 +190,6 @@ def _numbers_of_classes(model: dict) -> List[int]:
                    if isinstance(part.get('num_classes'), int)})
 
 
-def changed_sides(before: ChannelTable, after: ChannelTable) -> ChannelTable:
-    """List the layers whose channels differ, with None for the side on which they do not."""
-    return {name: [new if new != old else None for old, new in zip(before[name], counts)]
-            for name, counts in after.items() if counts != before[name]}
-
-
-def _merged(first: ChannelTable, second: ChannelTable) -> ChannelTable:
-    """Override a table, of which a pruned detector has been built, by what has changed since."""
-    merged = dict(first)
-    for name, counts in second.items():
-        before = first.get(name, [None] * len(counts))
-        merged[name] = [old if new is None else new for old, new in zip(before, counts)]
-    return merged
-
-
 def check_channels(content: dict) -> None:
     """Raise a PruningError if a pruned detector in a part of a config has no channel table."""
     for part in nested_dicts(content):
@@ -198,87 +205,3 @@ def check_written(folder: Path) -> None:
     except UserError as error:
         raise PruningError('nothing has been written, as nobody could use the pruned detector: '
                            f'{error}') from error
-
-
-def count_channels(model: nn.Module) -> ChannelTable:
-    """List the channels of all layers of a model; see :func:`PrunedDetector`."""
-    counts = {name: channel_counts(layer) for name, layer in _named_layers(model).items()}
-    return {name: numbers for name, numbers in counts.items() if numbers}
-
-
-def apply_channel_table(model: nn.Module, table: ChannelTable, widen: bool = False) -> None:
-    """Reduce the layers of a model to their first channels, as many as a table says.
-
-    Args:
-        model (nn.Module): The model as its config builds it, changed in place.
-        table (dict[str, list[int | None]]): See :func:`PrunedDetector`.
-        widen (bool): Whether layers that have too few channels get more, which are copies.
-            Defaults to False.
-
-    Raises:
-        PruningError: A layer is missing, of another kind, or has too few channels;
-            nothing has been changed.
-    """
-    layers = _named_layers(model)
-    wanted = {}
-    for name, counts in table.items():
-        if name not in layers:
-            raise PruningError(f'the channel table names {name!r}, which the detector does not '
-                               'have: is it the architecture that was pruned?')
-        wanted[name] = _filled(counts, layers[name])
-        if not _can_have(layers[name], wanted[name], widen):
-            present, groups = channel_counts(layers[name]), _num_groups(layers[name])
-            raise PruningError(f'the channel table asks for {list(counts)} channels in {name!r}, '
-                               f'but the detector has {present} there'
-                               + (f' in {groups} groups' if groups > 1 else ''))
-    for name, counts in wanted.items():
-        for side, keep in _kept(layers[name], counts):
-            keep_channels(model, name, side, keep)
-    refresh_attributes(model)
-
-
-def _filled(counts: Sequence[Optional[int]], layer: Layer) -> List[int]:
-    """Replace None in the numbers of a table by what a layer has on that side."""
-    present = channel_counts(layer)
-    if len(present) != len(counts):
-        return list(counts)
-    return [there if count is None else count for count, there in zip(counts, present)]
-
-
-def _named_layers(model: nn.Module) -> Dict[str, Layer]:
-    """Return the modules of a model, and the parameters that belong to no layer with channels."""
-    layers: Dict[str, Layer] = dict(model.named_modules())
-    owned = {parameter for layer in layers.values() if channel_counts(layer)
-             for parameter in layer.parameters()}
-    layers.update((name, parameter) for name, parameter in model.named_parameters()
-                  if parameter not in owned and has_channels(parameter))
-    return layers
-
-
-def _num_groups(layer: Layer) -> int:
-    return getattr(layer, 'groups', getattr(layer, 'num_groups', 1))
-
-
-def _can_have(layer: Layer, counts: List[int], widen: bool) -> bool:
-    """Whether a layer can be reduced to these numbers of channels, or widened to them."""
-    present = channel_counts(layer)
-    if len(present) != len(counts) or not all(
-            isinstance(a, int) and a > 0 and (widen or a <= b) for a, b in zip(counts, present)):
-        return False
-    if is_depthwise(layer):
-        return counts[0] == counts[1]
-    if isinstance(layer, nn.GroupNorm):  # only whole groups can go
-        return counts[0] % (layer.num_channels // layer.num_groups) == 0
-    return all(count % _num_groups(layer) == 0 for count in counts)
-
-
-def _kept(layer: Layer, counts: List[int]) -> Iterator[Tuple[str, Tensor]]:
-    """Yield the channels that stay on each side: the first ones, of each group; then copies."""
-    present = channel_counts(layer)
-    if len(counts) == 1 or is_depthwise(layer):
-        yield 'out', torch.arange(counts[-1]) % present[-1]
-        return
-    for side, count, there in zip(('in', 'out'), counts, present):
-        channels = torch.arange(there).view(_num_groups(layer), -1)
-        chosen = torch.arange(count // len(channels)) % channels.shape[1]
-        yield side, channels[:, chosen].flatten()

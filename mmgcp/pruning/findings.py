@@ -3,7 +3,7 @@
 from collections import defaultdict
 from typing import Dict, List
 
-from .plan import LayerRow, PruningResult
+from .result import LayerRow, PruningResult
 
 LITTLE = 0.25  # of the accuracy, or of the channels of a layer group
 
@@ -19,6 +19,16 @@ def accuracy_line(result: PruningResult) -> List[str]:
     change = f' ({after / before - 1:+.1%})' if before >= 0.0005 else ''  # 0.000 otherwise
     return [f'{"accuracy":<24}{before:>10.3f} -> {after:.3f} {found["metric"]} on '
             f'{found["images"]} validation images{change}']
+
+
+def blocks_lines(result: PruningResult) -> List[str]:
+    """Say in a line or two which blocks are removed, and what numbers of them led to."""
+    names = result.plan.removed_blocks
+    lines = [f'{len(names)} blocks removed: {", ".join(names)}'] if names else []
+    if result.depths:
+        lines.append('loss by the number of removed blocks: ' + ', '.join(
+            f'{item["blocks"]}: {item["loss"]:.4g}' for item in result.depths))
+    return lines
 
 
 def warnings_about(result: PruningResult) -> List[str]:

@@ -55,7 +55,8 @@ class TimedCost(CostModel):
 
     def shares(self, removed: Dict[str, Tensor]) -> Tuple[float, float]:
         """Return the shares of the parameters and of the time that remain."""
-        return self(removed)[0] / self.params, self._time(self.channels_left(removed)) / self.time
+        params = self(removed)[0] / self.whole[0]
+        return params, self._time(self.channels_left(removed)) / self.time
 
     def costs(self, unit: ChannelUnit) -> Tuple[float, float]:
         """Return what a channel of a unit costs, as shares of the parameters and the time.

@@ -19,10 +19,12 @@ from mmgcp.nn.training_loss import Batch
 from mmgcp.utils.checks import (
     BOOLEAN,
     CONFIG,
+    COUNT,
     FUNCTION,
     INPUT_SHAPE,
     ITERABLE,
     MAPPING,
+    NAMES,
     PATH,
     check_keys,
     check_value,
@@ -33,6 +35,7 @@ from mmgcp.utils.checks import (
 )
 from mmgcp.utils.options import check_options, option
 
+from .blocks.scores import BLOCK_CRITERIA
 from .layer_groups import Groups, read_groups
 from .plan import PruningPlan
 from .scores import criterion_names
@@ -45,6 +48,7 @@ AMOUNT, CHANNELS, OTHER = 'how much', 'which channels', 'other'
 
 KEEP_SHARE = number_in(0, 1, 'is the share to keep, in (0, 1]', open_low=True)
 ALLOCATIONS = ('global', 'uniform', 'measured')
+AUTO = 'auto'
 BUDGETS = ('ratio', 'target_params', 'target_flops', 'target_latency')
 # What --round-to is where speed matters: with AVX-512, programs compute channels in blocks of 16.
 # docs/deployment.md has what that, 8 and 1 lead to
@@ -97,6 +101,24 @@ class PruneOptions:
         cli=dict(group=AMOUNT, type=int, metavar='N'),
         default_help=f'{BLOCK} for tools/prune.py and target_latency, else 1',
         help='keep multiples of so many channels, without exceeding the budget')
+    remove_blocks: Union[Sequence[str], int, str, None] = option(
+        None, in_config=True, recorded=True,
+        check=either(NAMES, COUNT, one_of(AUTO), text="must be names of blocks, their number, or "
+                     "'auto'"),
+        cli=dict(group=AMOUNT, nargs='+', metavar='BLOCK'),
+        help="blocks that are removed as a whole: their names; or a number of those that cost "
+        "the least of the loss for their MACs; or 'auto' for as many of these as lead to the least "
+        'loss with the budget')
+    plain_blocks: bool = option(
+        False, in_config=True, recorded=True, check=BOOLEAN,
+        cli=dict(group=AMOUNT, action='store_true'),
+        help="whether a number or 'auto' in remove_blocks may also choose blocks without a "
+        'shortcut, instead of which the next one reads what they have read')
+    block_criterion: str = option(
+        'loss-change', in_config=True, recorded=True, check=one_of(*BLOCK_CRITERIA),
+        cli=dict(group=AMOUNT, choices=tuple(BLOCK_CRITERIA)),
+        help='how blocks are chosen: by the training loss without each of them, or by its '
+        'first-order estimate')
     min_keep_ratio: float = option(
         0.01, in_config=True, recorded=True, check=number_in(0, 1, 'must be in [0, 1]'),
         cli=dict(group=AMOUNT, type=float, metavar='SHARE'),
@@ -167,6 +189,7 @@ class PruneOptions:
         help='called with a stage, the steps done in it, and all its steps')
 
     def __post_init__(self):
+        self.remove_blocks = _one_or_names(self.remove_blocks)
         check_options(self, PruningError)
         read_groups(self.groups)
         for first, others in (('ratio', BUDGETS[1:]), ('target_flops', ['target_latency'])):
@@ -175,6 +198,9 @@ class PruneOptions:
                     raise PruningError(
                         f'{first}={getattr(self, first)} and {name}={getattr(self, name)} exclude '
                         'each other: both say how much is pruned')
+        if self.remove_blocks == AUTO and self.plan is None and self.only_blocks:
+            raise PruningError("remove_blocks='auto' needs to know how much is pruned: give "
+                               f'{", ".join(BUDGETS)}, or ratios of layer groups')
         if self.round_to is None:
             self.round_to = 1 if self.target_latency is None else BLOCK
         if self.criterion is None:
@@ -182,6 +208,14 @@ class PruneOptions:
         for name in ('calibration', 'batches'):  # they are gone through several times
             if isinstance(getattr(self, name), Iterator):
                 setattr(self, name, list(getattr(self, name)))
+
+    @property
+    def only_blocks(self) -> bool:
+        """Whether blocks are removed, but no channels, as nothing says how many."""
+        return (self.remove_blocks is not None
+                and all(getattr(self, name) is None for name in BUDGETS)
+                and all(group.ratio is None and group.threshold is None
+                        for group in read_groups(self.groups) or ()))
 
     @property
     def finetune_settings(self) -> Any:
@@ -193,6 +227,14 @@ class PruneOptions:
         found = {item.name: getattr(self, item.name) for item in fields(self)
                  if item.metadata.get('recorded')}
         return dict(found, criterion=dict(self.criterion), input_shape=list(self.input_shape))
+
+
+def _one_or_names(value: Any) -> Any:
+    """Turn what a command line has for blocks, a list of words, into one of the allowed forms."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        word = value[0]
+        return int(word) if word.isdecimal() else AUTO if word == AUTO else value
+    return value
 
 
 def options_of_config(config: Dict[str, Any], owner: str) -> Dict[str, Any]:

@@ -1,20 +1,18 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""The pruning plan, made from scores and perhaps edited by people, and what it led to."""
+"""The pruning plan, made from scores and perhaps edited by people."""
 import difflib
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, NamedTuple, Sequence, Union
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Union
 
 import torch
-import torch.nn as nn
 from torch import Tensor
 
 from mmgcp.errors import PruningError
 from mmgcp.utils.json_files import parse_json, read_text, shorten
 
-from .detector import ChannelTable, changed_sides
 from .scored import ScoredUnit
 from .units import ChannelUnit
 
@@ -39,19 +37,44 @@ class UnitPlan:
 
 
 @dataclass
-class PruningPlan:
-    """Which channels are removed, and why.
+class BlockPlan:
+    """What happens to a block that can be removed as a whole.
 
     Attributes:
-        units (List[UnitPlan]): One for each prunable channel unit.
+        name (str): Name of its module.
+        kind (str): 'residual' or 'plain'; see :mod:`mmgcp.pruning.blocks`.
+        removed (bool): Whether it is removed.
+        score (float, optional): Its score when it was chosen; None if it was not scored.
+    """
+    name: str
+    kind: str
+    removed: bool
+    score: Optional[float] = None
+
+
+@dataclass
+class PruningPlan:
+    """Which blocks and which channels are removed, and why.
+
+    Attributes:
+        units (List[UnitPlan]): One for each prunable channel unit of what the blocks leave.
         thresholds (Dict[str, float]): Threshold of each layer group.
         skipped (Dict[str, str]): Layers that are left alone, with the reason.
         options (dict): The options that led to the plan.
+        blocks (List[BlockPlan]): The blocks that can be removed.
+        skipped_blocks (Dict[str, str]): What looks like them, but cannot, with the reason.
     """
     units: List[UnitPlan]
     thresholds: Dict[str, float] = field(default_factory=dict)
     skipped: Dict[str, str] = field(default_factory=dict)
     options: dict = field(default_factory=dict)
+    blocks: List[BlockPlan] = field(default_factory=list)
+    skipped_blocks: Dict[str, str] = field(default_factory=dict)
+
+    @property
+    def removed_blocks(self) -> List[str]:
+        """The names of the blocks that are removed."""
+        return [block.name for block in self.blocks if block.removed]
 
     def removed(self) -> Dict[str, Tensor]:
         """Return the removed channels of each unit as an index tensor."""
@@ -61,11 +84,14 @@ class PruningPlan:
         }
 
     def save(self, path: Union[str, Path]) -> None:
-        """Write the plan as JSON, one line a unit."""
+        """Write the plan as JSON, one line a block and a unit."""
         data = asdict(self)
-        units = ',\n    '.join(json.dumps(item) for item in data.pop('units'))
-        head = json.dumps(dict(format=FORMAT, version=2, **data), indent=2)
-        Path(path).write_text(f'{head[:-2]},\n  "units": [\n    {units}\n  ]\n}}\n')
+        rows = {name: [json.dumps(item) for item in data.pop(name)] for name in ('blocks', 'units')}
+        text = json.dumps(dict(format=FORMAT, version=2, **data), indent=2)[:-2]
+        for name, lines in rows.items():
+            lines = ',\n    '.join(lines)
+            text += f',\n  "{name}": [\n    {lines}\n  ]' if lines else f',\n  "{name}": []'
+        Path(path).write_text(f'{text}\n}}\n')
 
     @classmethod
     def load(cls, path: Union[str, Path]) -> 'PruningPlan':
@@ -86,6 +112,11 @@ class PruningPlan:
         if not isinstance(units, list) or not units:
             raise PruningError(f'the plan {path} has no units')
         known['units'] = [_read_unit(number, item) for number, item in enumerate(units)]
+        blocks = known.get('blocks', [])
+        if not isinstance(blocks, list):
+            raise PruningError(f'blocks of the plan {path} must be a list, but is '
+                               f'{shorten(blocks)}')
+        known['blocks'] = [_read_block(number, item) for number, item in enumerate(blocks)]
         for name, kind, test in _CONTENTS:
             content = known.get(name, {})
             if not isinstance(content, dict) or not all(map(test, content.values())):
@@ -103,6 +134,7 @@ def _is_threshold(value: Any) -> bool:
 _CONTENTS = (
     ('thresholds', 'numbers by layer group', _is_threshold),
     ('skipped', 'texts by layer', lambda value: isinstance(value, str)),
+    ('skipped_blocks', 'texts by block', lambda value: isinstance(value, str)),
     ('options', 'values by option', lambda value: True),
 )
 
@@ -169,6 +201,16 @@ def _read_unit(number: int, data) -> UnitPlan:
     return UnitPlan(**dict(data, removed=sorted(indices)))
 
 
+def _read_block(number: int, data) -> BlockPlan:
+    expected = {item.name for item in fields(BlockPlan)}
+    if (not isinstance(data, dict) or set(data) != expected
+            or not all(isinstance(data[key], str) for key in ('name', 'kind'))
+            or type(data['removed']) is not bool or not _is_threshold(data['score'])):
+        raise PruningError(f'block {number} of the plan must have {sorted(expected)}, where '
+                           'removed is true or false')
+    return BlockPlan(**data)
+
+
 def _validate_unit(item: UnitPlan, unit: ChannelUnit) -> None:
     where = f'the plan for the unit {item.name!r}'
     if item.size != unit.size:
@@ -208,79 +250,3 @@ def _validate_constraints(where: str, unit: ChannelUnit, gone: Tensor) -> None:
                                'convolution; they have to be equally many')
         if int(counts[0]) == int((unit.conv_groups == 0).sum()):
             raise PruningError(f'{where} removes all channels of the groups of a convolution')
-
-
-class LayerRow(NamedTuple):
-    """Output channels of a layer before and after pruning."""
-    layer: str
-    group: str
-    before: int
-    after: int
-
-
-@dataclass
-class PruningResult:
-    """What pruning led to.
-
-    Attributes:
-        model (nn.Module): The pruned model; after a dry run the model as it was.
-        plan (PruningPlan): What was removed.
-        channels_before (ChannelTable): Channels of all layers before.
-        channels_after (ChannelTable): Channels of all layers after.
-        params (List[int]): Parameters before and after.
-        macs (List[int]): MACs for one image before and after.
-        scores (Dict[str, Tensor]): All scores (K, ) by layer group; empty where they did not
-            decide.
-        uncompensated (List[str]): Layers that could not absorb what removed channels emitted.
-        fits (Dict[str, str]): How layers were fitted to their original outputs, if they were.
-        compensation (str): How layers that stay made up for others; '' if they did not.
-        recovery (Dict[str, Any]): What the option ``recover`` returned, if there was one.
-        accuracy (Dict[str, Any]): What was measured before and after, if anything was; see
-            :class:`mmgcp.pipeline.accuracy.AccuracyRecord`.
-        latency (Dict[str, Any]): The milliseconds ``before`` and ``after`` (None if that has not
-            been measured), the ``target``, and whether it was ``met``, if there was one.
-    """
-    model: nn.Module
-    plan: PruningPlan
-    channels_before: ChannelTable
-    channels_after: ChannelTable
-    params: List[int]
-    macs: List[int]
-    scores: Dict[str, Tensor]
-    uncompensated: List[str] = field(default_factory=list)
-    fits: Dict[str, str] = field(default_factory=dict)
-    compensation: str = ''
-    recovery: Dict[str, Any] = field(default_factory=dict)
-    accuracy: Dict[str, Any] = field(default_factory=dict)
-    latency: Dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def changed_channels(self) -> ChannelTable:
-        """The channels after of the layers that were pruned, None on a side that was not."""
-        return changed_sides(self.channels_before, self.channels_after)
-
-    @property
-    def layers(self) -> List[LayerRow]:
-        """The convolutions and linear layers in the order of the model."""
-        groups = {layer: group for item in self.plan.units for layer, group in item.layers.items()}
-        return [
-            LayerRow(name, groups.get(name, ''), counts[-1], self.channels_after[name][-1])
-            for name, counts in self.channels_before.items() if len(counts) == 2
-        ]
-
-    @property
-    def report(self) -> dict:
-        """All figures, as written to ``report.json``."""
-        return dict(
-            params=dict(before=self.params[0], after=self.params[1]),
-            macs=dict(before=self.macs[0], after=self.macs[1]),
-            thresholds=self.plan.thresholds,
-            options=self.plan.options,
-            layers=[row._asdict() for row in self.layers],
-            skipped=self.plan.skipped,
-            uncompensated=self.uncompensated,
-            fits=self.fits,
-            compensation=self.compensation,
-            recovery=self.recovery,
-            accuracy=self.accuracy,
-            latency=self.latency)

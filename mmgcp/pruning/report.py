@@ -8,10 +8,10 @@ from typing import Any, Callable, Dict, List
 
 from mmgcp.analysis.plots import plot_channels, plot_score_histograms
 
-from .findings import accuracy_line, warnings_about
+from .findings import accuracy_line, blocks_lines, warnings_about
 from .graph import PREDICTIONS
 from .options import BLOCK
-from .plan import LayerRow, PruningResult
+from .result import LayerRow, PruningResult
 from .rounding import off_multiples
 
 
@@ -33,6 +33,7 @@ def summarize(result: PruningResult) -> str:
                      f'({after / before - 1:+.1%})')
     if result.latency:
         lines.append(_latency(result.latency))
+    lines += blocks_lines(result)
     lines += accuracy_line(result)
     alone = Counter(reason for reason in result.plan.skipped.values() if reason != PREDICTIONS)
     lines += [f'{number} layers left alone: {reason}' for reason, number in alone.most_common(3)]
@@ -105,6 +106,11 @@ def _markdown(result: PruningResult, rows: List[LayerRow]) -> str:
     for title, items in ((f'No multiple of {multiple} channels, which can be slow',
                           [f'{row.layer}: {row.after}'
                            for row in off_multiples(rows, multiple)]),
+                         ('Removed blocks', result.plan.removed_blocks),
+                         ('Blocks that cannot be removed',
+                          [f'{name}: {reason}'
+                           for name, reason in result.plan.skipped_blocks.items()
+                           if result.plan.removed_blocks or result.depths]),
                          ('Left alone', [f'{name}: {reason}'
                                          for name, reason in result.plan.skipped.items()]),
                          ('Could not absorb all that removed channels emitted',

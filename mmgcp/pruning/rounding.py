@@ -16,7 +16,7 @@ from mmgcp.errors import UnreachableError
 from .budget import Budget
 from .cost import CostModel
 from .options import BLOCK
-from .plan import LayerRow
+from .result import LayerRow
 from .scored import ScoredUnit
 from .select import MERGES, Limits, Selection, Thresholds, select
 from .units import ChannelUnit

@@ -55,6 +55,7 @@ class PruningTask:
     gone: Dict[str, Tensor] = field(default_factory=dict)  # (K, ) channels it has lost, by unit
     uncompensated: Sequence[str] = ()  # layers that could not absorb all that these emitted
     latency: Optional[LatencyTarget] = None  # a time that is wanted
+    original: Optional[nn.Module] = None  # with the blocks that the detector has been left without
 
     @property
     def spent(self) -> CostModel:
@@ -69,7 +70,8 @@ class PruningTask:
     def compensator(self, images: Optional[Iterable[Tensor]] = None) -> Compensator:
         """Make the compensator for batches (N, C, H, W), else for the calibration images."""
         images = self.options.calibration if images is None else images
-        return Compensator(self.model, self.left, self.options.compensate, images, self.shape)
+        return Compensator(self.model, self.left, self.options.compensate, images, self.shape,
+                           self.original)
 
     def carry_out(self, removed: Dict[str, Tensor],
                   compensated: Optional[Compensated]) -> Compensated:
@@ -104,10 +106,13 @@ class Decision:
     compensated: Optional[Compensated] = None  # None if compensation has yet to be done
 
 
-def trace(model: nn.Module, options: PruneOptions) -> PruningTask:
+def trace(model: nn.Module, options: PruneOptions,
+          whole: Optional[Tuple[int, int]] = None) -> PruningTask:
     """Find the channel units of a detector and what they cost.
 
-    From now on its head is left out of all runs if it cannot be traced.
+    From now on its head is left out of all runs if it cannot be traced. If blocks have been
+    removed, ``whole`` has the parameters and MACs with them, of which budgets are shares; if some
+    are to be, times are of no interest yet.
     """
     options.progress('tracing', 0, 2)
     check_finite(model, 'the model cannot be pruned')
@@ -115,10 +120,11 @@ def trace(model: nn.Module, options: PruneOptions) -> PruningTask:
     options = replace(options, input_shape=(shape[0], *options.input_shape[1:]))
     check_finite(model, 'the model cannot be pruned', shape)
     options.progress('tracing', 1, 2)
-    cost = CostModel(model, record_convs(model, options.input_shape), units)
+    cost = CostModel(model, record_convs(model, options.input_shape), units, whole)
     options.progress('tracing', 2, 2)
     budget, latency = Budget(options.target_params, options.target_flops), None
-    if options.target_latency is not None and options.plan is None:
+    if (options.target_latency is not None and options.plan is None
+            and (whole is not None or options.remove_blocks is None)):
         latency = latency_target(model, cost, options)
         budget = replace(budget, flops=latency.share, quantities=latency.cost.quantities)
     return PruningTask(model, options, units, skipped, cost, shape, budget, latency=latency)

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from matplotlib import colormaps
 
-from mmgcp.analysis.plots import plot_channels, plot_comparison, plot_score_histograms
+from mmgcp.analysis.plots import (
+    plot_channels,
+    plot_comparison,
+    plot_pareto,
+    plot_score_histograms,
+)
 
 
 def colours(path):
@@ -80,3 +85,10 @@ def test_comparison(tmp_path, accuracies, width):
 def test_comparison_of_detectors_that_find_nothing(tmp_path):
     plot_comparison(['one'], [1e9], dict(a=[10.]), dict(a=[0.]), tmp_path / 'nothing.png')
     assert cv2.imread(str(tmp_path / 'nothing.png')).std() > 10
+
+
+def test_pareto(tmp_path):
+    path = tmp_path / 'pareto.png'
+    plot_pareto([1., 0.8, 0.8, 0.5], [0.5, 0.45, 0.3, 0.2], [0, 0, 1, 2],
+                [True, True, False, True], 'GMACs', 'mAP', path)
+    assert cv2.imread(str(path)).std() > 10

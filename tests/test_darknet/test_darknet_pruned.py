@@ -7,6 +7,7 @@ from darknet_samples import SIZE, build, tiny_config, write_darknet
 from opencv_darknet import assert_agrees, needs_opencv_4
 
 from mmgcp.darknet import DarknetError, channel_table, check_model, darknet_sections
+from mmgcp.pruning.blocks import remove_blocks
 
 
 def keep_outputs(module, indices):
@@ -93,4 +94,11 @@ def test_model_that_is_not_yolov4(change, message):
     model = build(tiny_config())
     change(model)
     with pytest.raises(DarknetError, match=message):
+        check_model(model)
+
+
+def test_a_removed_block():
+    model = build(tiny_config())
+    remove_blocks(model, {'backbone.stage3.1.blocks.0': None})
+    with pytest.raises(DarknetError, match=r'backbone.stage3.1.blocks.0 has been removed by'):
         check_model(model)

@@ -22,7 +22,8 @@ from mmgcp.distillation.cross_layers import find_prediction_layers
 from mmgcp.distillation.responses import read_responses
 from mmgcp.errors import UserError
 from mmgcp.pruning import prune
-from mmgcp.pruning.detector import count_channels, make_pruned_config
+from mmgcp.pruning.channel_table import count_channels
+from mmgcp.pruning.detector import make_pruned_config
 from mmgcp.registry import MODELS
 
 HEAD = 'bbox_head.head_module'

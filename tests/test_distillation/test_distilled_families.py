@@ -9,7 +9,8 @@ from small_models import build
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmgcp.pruning import prune
-from mmgcp.pruning.detector import count_channels, make_pruned_config
+from mmgcp.pruning.channel_table import count_channels
+from mmgcp.pruning.detector import make_pruned_config
 from mmgcp.utils.config import build_detector, load_config
 
 WIDTHS = {f'model.{part}.widen_factor': 0.125

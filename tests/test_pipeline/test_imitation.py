@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn as nn
+from block_toys import block_net
 from families import family_config
 from pruning_samples import Toy, randomise, residual_toy
 from yolov4_samples import build, yolov4
@@ -14,6 +15,7 @@ from mmgcp.distillation.responses import read_responses
 from mmgcp.errors import PruningError
 from mmgcp.nn.forward import leave_head_out
 from mmgcp.pipeline.imitation import Imitation, SoftLabels, make_imitation
+from mmgcp.pruning.blocks import remove_blocks
 from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.surgery import gather_channels, remove_channels
 from mmgcp.utils.config import build_detector
@@ -49,6 +51,25 @@ def test_by_hand():
         predictions = (by_channel(gap).square().mean(1) / expected['pred']).mean()
     # What the first layer reads is the same
     assert found.item() == pytest.approx(float(reads / 2 + predictions), rel=1e-5)
+
+
+def test_layers_of_removed_blocks_are_not_compared():
+    teacher = block_net()
+    with torch.no_grad():  # a branch and a channel that emit nothing
+        for norm, channels in ((teacher.row[2].last.bn, slice(None)),
+                               (teacher.row[0].first.bn, slice(3))):
+            norm.weight[channels] = norm.bias[channels] = 0
+    student = copy.deepcopy(teacher)
+    remove_blocks(student, {'row.2': None})
+    units, _ = find_units(student, (3, 16, 16))
+    removed = {'row.0.first.conv': torch.arange(3)}
+    channels = gather_channels(units, removed)
+    remove_channels(student, units, removed)
+    assert ('row.0.last.conv', 'in') in channels
+    assert float(Imitation(student, teacher, channels, IMAGES)(IMAGES[0])) < 1e-9
+    with torch.no_grad():
+        student.row[1].first.conv.weight.mul_(1.5)
+    assert float(Imitation(student, teacher, channels, IMAGES)(IMAGES[0])) > 1e-3
 
 
 def test_kept_channels_correspond():

@@ -14,7 +14,7 @@ from zeroing import zero
 from mmgcp.pruning import attributes, register_attribute_rule
 from mmgcp.pruning.api import prune as prune_detector
 from mmgcp.pruning.attributes import UnequalCSPLayerWithTwoConv, refresh_attributes
-from mmgcp.pruning.detector import count_channels
+from mmgcp.pruning.channel_table import count_channels
 from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.surgery import remove_channels
 from mmgcp.utils.config import build_detector, load_config

@@ -68,7 +68,8 @@ def test_a_line_for_each_unit(tmp_path):
     make_plan().save(tmp_path / 'plan.json')
     text = (tmp_path / 'plan.json').read_text()
     data = json.loads(text)
-    assert list(data) == ['format', 'version', 'thresholds', 'skipped', 'options', 'units']
+    assert list(data) == ['format', 'version', 'thresholds', 'skipped', 'options',
+                          'skipped_blocks', 'blocks', 'units']
     assert (data['format'], data['version']) == ('mmgcp.pruning_plan', 2)
     lines = [line.strip(' ,') for line in text.splitlines() if '"removed"' in line]
     assert [json.loads(line) for line in lines] == data['units']

@@ -6,7 +6,7 @@ import torch.nn as nn
 from layer_kinds import KINDS, make_kind
 
 from mmgcp.analysis import count_complexity
-from mmgcp.pruning import PruningPlan, PruningResult, UnitPlan, count_channels, prune
+from mmgcp.pruning import BlockPlan, PruningPlan, PruningResult, UnitPlan, count_channels, prune
 
 SHAPE = (3, 16, 20)
 
@@ -17,7 +17,8 @@ def result():
         units=[UnitPlan('a.conv', {'a.conv': 'one', 'a.bn': 'one', 'b.conv': 'two'}, 8, [1, 2, 5]),
               UnitPlan('fc', {'fc': ''}, 6, [])],
         thresholds=dict(one=0.5, two=None), skipped=dict(pred='it is last'),
-        options=dict(merge='or'))
+        options=dict(merge='or'), blocks=[BlockPlan('row.0', 'residual', True, 0.5)],
+        skipped_blocks={'row.1': 'it is the last'})
     before = {'b.conv': [3, 8], 'a.conv': [3, 8], 'a.bn': [8], 'factor': [8], 'fc': [8, 6],
               'pred': [6, 2]}
     after = dict(before, **{'b.conv': [3, 5], 'a.conv': [3, 5], 'a.bn': [5], 'factor': [5],
@@ -43,6 +44,8 @@ def test_report(result):
                 dict(layer='a.conv', group='one', before=8, after=5),
                 dict(layer='fc', group='', before=6, after=6),
                 dict(layer='pred', group='', before=2, after=2)],
+        blocks=[dict(name='row.0', kind='residual', removed=True, score=0.5)],
+        skipped_blocks={'row.1': 'it is the last'},
         skipped=dict(pred='it is last'), uncompensated=['fc'], fits={}, compensation='',
         recovery={}, accuracy={}, latency={})
     assert json.loads(json.dumps(result.report)) == result.report

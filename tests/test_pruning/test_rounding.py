@@ -9,8 +9,8 @@ from pruning_samples import Block, Toy, randomise
 from mmgcp.errors import UnreachableError
 from mmgcp.pruning import LayerGroup, prune
 from mmgcp.pruning.budget import Budget
-from mmgcp.pruning.plan import LayerRow
 from mmgcp.pruning.report import write_report
+from mmgcp.pruning.result import LayerRow
 from mmgcp.pruning.rounding import give_back, off_multiples, with_default_multiple
 from mmgcp.pruning.scored import ScoredUnit
 from mmgcp.pruning.select import Limits, Selection

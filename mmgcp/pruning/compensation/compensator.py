@@ -24,12 +24,16 @@ class Compensator:
     removed channels (folding.py); 'adapt-norms' to adapt the BatchNorms afterwards, too
     (norms.py); 'reconstruct' to fit layers to their original outputs (reconstruction.py); or
     True for the last with calibration images and the first without.
+
+    The original is given if it has blocks that the model lacks; by default it is the model as it
+    is. Only modes that read images make up for blocks.
     """
     model: nn.Module
     units: Sequence[ChannelUnit]
     mode: Union[bool, str]
     images: Optional[Iterable[Tensor]]
     shape: Sequence[int]
+    original: Optional[nn.Module] = None
 
     def __post_init__(self):
         if self.mode is True:
@@ -37,11 +41,16 @@ class Compensator:
 
     def __call__(self, removed: Dict[str, Tensor]) -> Compensated:
         """Compensate for channels."""
-        reference = self.reference() if removed else None
+        reference = self.reference() if removed or self.original is not None else None
         # Reconstruction does not depend on what was folded before
         incomplete = [] if self.fits_weights else self.fold(removed)
         done = self.adapt(removed, reference)
         return Compensated(incomplete + done.incomplete, done.fits)
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the mode compares with the original on images."""
+        return self.mode in ('adapt-norms', 'reconstruct')
 
     @property
     def fits_weights(self) -> bool:
@@ -59,16 +68,16 @@ class Compensator:
         return compensate(self.model, self.units, removed, self._checked(), self.shape, means)
 
     def reference(self) -> Optional[nn.Module]:
-        """Copy the model as it is, for :meth:`adapt`; None if the mode needs none.
+        """Return the original, or a copy of the model, for :meth:`adapt`; None if it needs none.
 
         A mode that needs images raises a PruningError if there are none.
         """
-        if self.mode in (False, 'fold-means'):
+        if not self.reads_images:
             return None
         if self.images is None:
             raise PruningError(f'compensate={self.mode!r} needs calibration images, but there '
                                'are none (--calib-batches of tools/prune.py)')
-        return copy.deepcopy(self.model)
+        return copy.deepcopy(self.model) if self.original is None else self.original
 
     def adapt(self, removed: Dict[str, Tensor], reference: Optional[nn.Module]) -> Compensated:
         """Adapt the model without channels to a copy of the original, if there is one."""

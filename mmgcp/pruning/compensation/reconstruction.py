@@ -1,15 +1,16 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Reconstruction: layers that read removed channels are fitted to what they computed before.
+"""Reconstruction: layers behind what is removed are fitted to what they computed before.
 
 The original and the changed model run side by side on images. In the order of execution each
-layer, from the first one on that reads removed channels, gets the weights with which it estimates
-its original outputs from its new inputs best (asymmetric reconstruction, `arXiv 1707.06168
-<https://arxiv.org/abs/1707.06168>`_): what earlier layers could not restore, later ones make up
-for. The offset goes to the running mean of the BatchNorms that follow, or to the bias.
+layer, from the first one on that reads removed channels or is behind a removed block, gets the
+weights with which it estimates its original outputs from its new inputs best (asymmetric
+reconstruction, `arXiv 1707.06168 <https://arxiv.org/abs/1707.06168>`_): what earlier layers could
+not restore, later ones make up for. The offset goes to the running mean of the BatchNorms that
+follow, or to the bias.
 """
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Dict, Hashable, Iterable, Iterator, List, Sequence, Set, Tuple
+from typing import Container, Dict, Hashable, Iterable, Iterator, List, Sequence, Set, Tuple
 
 import torch
 import torch.nn as nn
@@ -49,7 +50,7 @@ class Compensated:
 def reconstruct(model: nn.Module, units: Sequence[ChannelUnit], removed: Dict[str, Tensor],
                 images: Iterable[Tensor], shape: Sequence[int], reference: nn.Module,
                 ridge: float = RIDGE) -> Compensated:
-    """Fit a model that is about to lose channels to a copy of the original, in place.
+    """Fit a model that is about to lose channels, or lacks blocks, to the original, in place.
 
     Images come in batches (N, C, H, W), which are joined to rounds. In each, a layer is fitted to
     the samples so far before it computes, so that later ones see the inputs that they will have;
@@ -62,7 +63,7 @@ def reconstruct(model: nn.Module, units: Sequence[ChannelUnit], removed: Dict[st
         removed (Dict[str, Tensor]): Channels (K, ) to remove by name of the unit.
         images (Iterable[Tensor]): Of several processes, each has its own.
         shape (Sequence[int]): Shape (C, H, W) of an image that the model runs on.
-        reference (nn.Module): The original model.
+        reference (nn.Module): The original model, which may have blocks that the model lacks.
         ridge (float): See :class:`LeastSquares`. Defaults to 500.
 
     Returns:
@@ -94,7 +95,7 @@ class _Reconstruction:
         self.readers = {name for name, side in channels if side == 'in'}
         self.fits: Dict[str, LayerFit] = {}
         # What absorbs the offset of each run of the layers to fit, in the order of execution
-        self.keys = _find_absorbers(reference, self.readers, shape)
+        self.keys = _find_absorbers(reference, self.readers, dict(model.named_modules()), shape)
 
     def done(self) -> Compensated:
         """Return what was done."""
@@ -147,21 +148,23 @@ class _Reconstruction:
                         output)
 
 
-def _find_absorbers(model: nn.Module, readers: Set[str],
+def _find_absorbers(model: nn.Module, readers: Set[str], present: Container[str],
                     shape: Sequence[int]) -> Dict[str, List[Hashable]]:
-    """Find the layers that run after a reader begins, and what can absorb offsets of their runs.
+    """Find the layers to fit, and what can absorb offsets of their runs.
 
-    That is the names of the BatchNorms that follow, if they follow nothing else; else () for the
-    bias, or None if there is none.
+    These are the layers, among those that the changed model has, that run after a reader, or a
+    layer that it lacks, begins. Absorbers are the names of the BatchNorms that follow, if they
+    follow nothing else; else () for the bias, or None if there is none.
     """
     order: List[str] = []
     notes = {name: lambda *_, name=name: order.append(name)
              for name, module in model.named_modules() if isinstance(module, WEIGHT_TYPES)}
     with recording_calls(model, notes) as calls:
         run_on_noise(model, shape)
-    first = next((number for number, name in enumerate(order) if name in readers), len(order))
+    first = next((number for number, name in enumerate(order)
+                  if name in readers or name not in present), len(order))
     norms = {name: [tuple(call.norms) for call in found] for name, found in calls.items()}
     own = have_own_norms(norms, calls.foreign)
     return {name: norms[name] if name in own
             else [None if model.get_submodule(name).bias is None else ()] * len(norms[name])
-            for name in dict.fromkeys(order[first:])}
+            for name in dict.fromkeys(order[first:]) if name in present}

@@ -30,11 +30,14 @@ class Criterion:
             'global' or 'uniform', see :func:`mmgcp.pruning.prune`.
         not_in_steps (str, optional): Why it cannot be used in several steps, on a model that
             has been pruned and trained since; None if it can.
+        not_without_blocks (str, optional): Why it cannot be used where blocks have been removed
+            before; None if it can.
     """
     needs: Optional[str] = None
     trains = False
     default_allocation = 'global'
     not_in_steps: Optional[str] = None
+    not_without_blocks: Optional[str] = None
 
     def prepare(self, model: nn.Module, units: Sequence[ChannelUnit],
                 batches: Optional[Iterable[Batch]], progress: Progress) -> None:
