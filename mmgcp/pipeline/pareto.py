@@ -149,7 +149,14 @@ class _Work:
         few = first_items(self.batches, MEASURED_BATCHES)
         return [name for name, _ in order_blocks(
             self.entry.model, self.absent, number, self.options.block_criterion, few,
-            self.entry.shape, lambda *_: None)]
+            self.entry.shape, partial(self._without_one, few), lambda *_: None)]
+
+    def _without_one(self, batches: list, name: str) -> nn.Module:
+        """Return a copy of the detector without a block, compensated."""
+        model = copy.deepcopy(self.entry.model)
+        prune(model, **dict(self.settings, groups='auto', remove_blocks=[name], batches=batches,
+                            input_shape=self.entry.shape, calibration=ImagesOf(batches)))
+        return model
 
     def _try(self, name: str, blocks: List[str], share: Optional[float]) -> Dict[str, Any]:
         """Prune a copy, write and score it; a note if there is no such plan."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Optional, Sequence
 
 from mmgcp.deployment.timing import RUNTIMES
-from mmgcp.pruning.blocks.scores import BLOCK_CRITERIA
+from mmgcp.pruning.blocks.scores import BLOCK_CRITERIA, COMPENSATED
 from mmgcp.pruning.options import KEEP_SHARE
 from mmgcp.utils.checks import BOOLEAN, COUNT, COUNT_OR_NONE, NAME, PATH, list_of, one_of
 from mmgcp.utils.options import check_options, option
@@ -25,7 +25,7 @@ class ParetoOptions:
         False, check=BOOLEAN, cli=dict(action='store_true'),
         help='Whether blocks without a shortcut may be chosen, too.')
     block_criterion: str = option(
-        'loss-change', check=one_of(*BLOCK_CRITERIA), cli=dict(choices=tuple(BLOCK_CRITERIA)),
+        COMPENSATED, check=one_of(*BLOCK_CRITERIA), cli=dict(choices=BLOCK_CRITERIA),
         help='How blocks are chosen.')
     runtime: Optional[str] = option(
         None, check=one_of(None, *RUNTIMES), cli=dict(choices=RUNTIMES), default_help='MACs',

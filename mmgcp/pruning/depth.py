@@ -4,6 +4,7 @@ import copy
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, Sequence
 
 import torch.nn as nn
@@ -18,7 +19,7 @@ from .blocks.plans import check_names, fit_units, list_of_names, plan_blocks
 from .blocks.removal import AbsentBlocks, remove_blocks_and_verify
 from .blocks.scores import block_costs, mean_loss, order_blocks
 from .budget import percent
-from .options import AUTO, PruneOptions
+from .options import AUTO, BUDGETS, PruneOptions
 from .plan import PruningPlan, make_plan
 from .scores import Criterion
 from .strategy import MEASURED_BATCHES, Decision, PruningTask, trace
@@ -76,7 +77,7 @@ def choose_depth(task: PruningTask, run: Callable[[nn.Module, PruneOptions], Any
     batches = first_items(options.batches, MEASURED_BATCHES)
     ordered = from_first_rank(order_blocks(
         task.model, blocks.absent(found), number, options.block_criterion, batches,
-        options.input_shape, options.progress))
+        options.input_shape, partial(_without_one, task, batches, run), options.progress))
     depth = Depth(blocks, [name for name, _ in ordered], dict(ordered))
     return _best_of(depth, task, batches, run) if wanted == AUTO else depth
 
@@ -144,6 +145,14 @@ def _best_of(depth: Depth, task: PruningTask, batches: list,
     best = from_first_rank(min(losses, key=losses.get))
     return replace(depth, names=depth.names[:best], tried=[
         dict(blocks=number, loss=loss) for number, loss in losses.items()])
+
+
+def _without_one(task: PruningTask, batches: list, run: Callable[[nn.Module, PruneOptions], Any],
+                 name: str) -> nn.Module:
+    """Return a copy of a detector without a block, compensated with a few images."""
+    model, options = copy.deepcopy(task.model), _for_a_try(task.options, [name], batches)
+    run(model, replace(options, groups='auto', **dict.fromkeys(BUDGETS)))
+    return model
 
 
 def _for_a_try(options: PruneOptions, names: List[str], batches: list) -> PruneOptions:

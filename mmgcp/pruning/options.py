@@ -35,7 +35,7 @@ from mmgcp.utils.checks import (
 )
 from mmgcp.utils.options import check_options, option
 
-from .blocks.scores import BLOCK_CRITERIA
+from .blocks.scores import BLOCK_CRITERIA, COMPENSATED
 from .layer_groups import Groups, read_groups
 from .plan import PruningPlan
 from .scores import criterion_names
@@ -115,10 +115,10 @@ class PruneOptions:
         help="whether a number or 'auto' in remove_blocks may also choose blocks without a "
         'shortcut, instead of which the next one reads what they have read')
     block_criterion: str = option(
-        'loss-change', in_config=True, recorded=True, check=one_of(*BLOCK_CRITERIA),
-        cli=dict(group=AMOUNT, choices=tuple(BLOCK_CRITERIA)),
-        help='how blocks are chosen: by the training loss without each of them, or by its '
-        'first-order estimate')
+        COMPENSATED, in_config=True, recorded=True, check=one_of(*BLOCK_CRITERIA),
+        cli=dict(group=AMOUNT, choices=BLOCK_CRITERIA),
+        help='how blocks are chosen: by the training loss without each of them after or before '
+        'compensation, or by a first-order estimate of the latter')
     min_keep_ratio: float = option(
         0.01, in_config=True, recorded=True, check=number_in(0, 1, 'must be in [0, 1]'),
         cli=dict(group=AMOUNT, type=float, metavar='SHARE'),

@@ -123,7 +123,7 @@ def test_options_are_part_of_the_plan(model):
         criterion=dict(type='mmgcp.BNScale'), allocation=None, merge='majority',
         min_keep_ratio=0.1, round_to=2, compensate=True, ratio=None, target_params=None, steps=1,
         target_flops=0.7, target_latency=None, runtime='onnxruntime', input_shape=[3, 64, 96],
-        remove_blocks=None, plain_blocks=False, block_criterion='loss-change',
+        remove_blocks=None, plain_blocks=False, block_criterion='compensated-loss',
         sensitivity=None)
     assert all((item.size - len(item.removed)) % 2 == 0 and
                item.size - len(item.removed) >= 0.1 * item.size for item in result.plan.units)

@@ -12,7 +12,7 @@ from mmgcp.analysis import count_complexity
 from mmgcp.errors import PruningError
 from mmgcp.nn.hooks import on_outputs
 from mmgcp.pruning import PruningPlan, prune, rehearse_pruning
-from mmgcp.pruning.blocks.scores import mean_loss
+from mmgcp.pruning.blocks.scores import block_costs, mean_loss
 from mmgcp.pruning.report import summarize, write_report
 
 NAMES = ['row.0', 'row.1', 'row.2', 'single']
@@ -153,6 +153,26 @@ def test_a_number_of_blocks():
     assert set(result.plan.removed_blocks) < set(NAMES)
     for block in result.plan.blocks:
         assert (block.score is not None) == block.removed
+
+
+def test_a_block_that_others_make_up_for_goes_first():
+    """One without which the loss rises most, until what reads it has been fitted anew."""
+    batches = make_batches()
+    options = dict(remove_blocks=1, batches=batches, input_shape=SHAPE,
+                   calibration=[batch.images for batch in batches])
+    losses = {}
+    for name in NAMES:
+        model = block_net()
+        prune(model, **dict(options, remove_blocks=[name]))
+        losses[name] = mean_loss(model, batches, silent)
+    whole = mean_loss(block_net(), batches, silent)
+    costs = block_costs(block_net(), NAMES, SHAPE)
+    result = prune(block_net(), **options)
+    best = min(NAMES, key=lambda name: (max(losses[name] - whole, 0) / costs[name][1],
+                                        losses[name] - whole))
+    assert result.plan.removed_blocks == [best]
+    score, = (block.score for block in result.plan.blocks if block.removed)
+    assert score == pytest.approx(losses[best] - whole, rel=1e-4, abs=1e-6)
 
 
 def test_plain_blocks_have_to_be_allowed():

@@ -21,6 +21,7 @@ from .removal import AbsentBlocks, blocks_off
 
 # (model, blocks, batches, progress) -> scores by name
 BlockScores = Callable[[nn.Module, AbsentBlocks, Iterable[Batch], Progress], Dict[str, float]]
+Without = Callable[[str], nn.Module]
 
 
 def mean_loss(model: nn.Module, batches: Iterable[Batch], progress: Progress) -> float:
@@ -122,7 +123,39 @@ def _gate_gradients(model: nn.Module, absent: AbsentBlocks, batch: Batch) -> Dic
     return {name: 0. if value is None else float(value) for name, value in zip(gates, values)}
 
 
-BLOCK_CRITERIA: Dict[str, BlockScores] = {'loss-change': loss_changes, 'taylor': taylor_scores}
+def compensated_changes(model: nn.Module, names: Sequence[str], batches: Iterable[Batch],
+                        without: Without, progress: Progress) -> Dict[str, float]:
+    """Measure by how much the training loss rises without each block alone, once made up for.
+
+    Without compensation nearly every block seems indispensable; what counts is what the
+    layers behind it cannot take over.
+
+    Args:
+        model (nn.Module): The detector, which is not changed.
+        names (Sequence[str]): The blocks.
+        batches (Iterable[Batch]): Training data of this rank, gone through again and again.
+        without (Callable): Returns the detector without a block, compensated.
+        progress (Callable): See :meth:`mmgcp.pruning.Criterion.prepare`.
+
+    Returns:
+        dict[str, float]: The changes by name of the block; below 0 where the loss falls.
+
+    Raises:
+        PruningError: There are no batches, or a loss is not finite.
+    """
+    before = mean_loss(model, batches, lambda *_: None)
+    changes = {}
+    for number, name in enumerate(names):
+        progress('trying blocks', number, len(names))
+        changes[name] = mean_loss(without(name), batches, lambda *_: None) - before
+    progress('trying blocks', len(names), len(names))
+    return changes
+
+
+# Those that score all that are left anew, each time that a block has been chosen
+GREEDY: Dict[str, BlockScores] = {'loss-change': loss_changes, 'taylor': taylor_scores}
+COMPENSATED = 'compensated-loss'
+BLOCK_CRITERIA = (COMPENSATED, *GREEDY)
 
 
 def block_costs(model: nn.Module, names: Iterable[str],
@@ -136,28 +169,36 @@ def block_costs(model: nn.Module, names: Iterable[str],
 
 def order_blocks(model: nn.Module, absent: AbsentBlocks, number: int, criterion: str,
                  batches: Iterable[Batch], input_shape: Sequence[int],
-                 progress: Progress) -> List[Tuple[str, float]]:
+                 without: Without, progress: Progress) -> List[Tuple[str, float]]:
     """Choose blocks one after the other: next is what costs least of the loss for its MACs.
 
     Args:
         model (nn.Module): The detector, which is not changed.
         absent (dict[str, str | None]): The blocks to choose from; see :func:`remove_blocks`.
         number (int): How many to choose.
-        criterion (str): A key of ``BLOCK_CRITERIA``, which scores all that are left each time.
+        criterion (str): One of ``BLOCK_CRITERIA``. Those in ``GREEDY`` score all that are left
+            each time, without those that have been chosen; ``COMPENSATED`` scores once.
         batches (Iterable[Batch]): Training data of this rank, gone through again and again.
         input_shape (Sequence[int]): Shape (C, H, W) of an image in pixels, for the MACs.
+        without (Callable): Returns the detector without a block, compensated.
         progress (Callable): See :meth:`mmgcp.pruning.Criterion.prepare`.
 
     Returns:
         list[tuple[str, float]]: The blocks in the order of choice, each with its score.
     """
+    if not number:
+        return []
     costs = block_costs(model, absent, input_shape)
+    scores: Dict[str, float] = {}
+    if criterion == COMPENSATED:
+        scores = compensated_changes(model, list(absent), batches, without, progress)
     chosen: Dict[str, float] = {}
     for _ in range(number):
         left = {name: scale for name, scale in absent.items() if name not in chosen}
-        with blocks_off(model, {name: absent[name] for name in chosen}):
-            scores = BLOCK_CRITERIA[criterion](model, left, batches, progress)
-        best = min(scores, key=lambda name: (max(scores[name], 0) / max(costs[name][1], 1),
-                                             scores[name]))
+        if criterion in GREEDY:
+            with blocks_off(model, {name: absent[name] for name in chosen}):
+                scores = GREEDY[criterion](model, left, batches, progress)
+        best = min(left, key=lambda name: (max(scores[name], 0) / max(costs[name][1], 1),
+                                           scores[name]))
         chosen[best] = scores[best]
     return list(chosen.items())

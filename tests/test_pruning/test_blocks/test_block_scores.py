@@ -88,9 +88,27 @@ def test_blocks_are_chosen_one_after_the_other(criterion):
     first = best(model, ABSENT)
     left = {name: scale for name, scale in ABSENT.items() if name != first[0]}
     second = best(without(model, first[0]), left)
-    found = order_blocks(model, ABSENT, 2, criterion, batches, SHAPE, silent)
+    found = order_blocks(model, ABSENT, 2, criterion, batches, SHAPE, None, silent)
     assert [name for name, _ in found] == [first[0], second[0]]
     assert [score for _, score in found] == pytest.approx([first[1], second[1]])
+
+
+def test_blocks_are_scored_once_after_compensation():
+    """Next is what costs least per MAC of what `without` returns, whatever has been chosen."""
+    model, batches, asked = block_net().double(), make_batches(), []
+    costs = block_costs(model, ABSENT, SHAPE)
+
+    def compensated(name):
+        asked.append(name)
+        return without(model, name)
+
+    found = order_blocks(model, ABSENT, 2, 'compensated-loss', batches, SHAPE, compensated, silent)
+    assert asked == list(ABSENT)
+    changes = loss_changes(model, ABSENT, batches, silent)
+    expected = sorted(ABSENT, key=lambda name: (
+        max(changes[name], 0) / costs[name][1], changes[name]))[:2]
+    assert [name for name, _ in found] == expected
+    assert dict(found) == {name: pytest.approx(changes[name]) for name in expected}
 
 
 def test_blocks_that_do_harm_go_first():
@@ -98,7 +116,7 @@ def test_blocks_that_do_harm_go_first():
     changes = loss_changes(model, ABSENT, batches, silent)
     best = min(changes, key=changes.get)
     assert changes[best] < 0 < max(changes.values())
-    assert order_blocks(model, ABSENT, 1, 'loss-change', batches, SHAPE, silent) == [
+    assert order_blocks(model, ABSENT, 1, 'loss-change', batches, SHAPE, None, silent) == [
         (best, pytest.approx(changes[best]))]
 
 
