@@ -98,8 +98,8 @@ def test_nothing_is_written_that_cannot_be_built(tmp_path, monkeypatch):
     files = write_pruning_files(tmp_path / 'plain.py', config_text())
     original = module.make_pruned_config
 
-    def misleading(cfg, name, table):
-        return original(cfg, name.replace('YOLODetector', 'Absent'), table)
+    def misleading(cfg, name, *tables):
+        return original(cfg, name.replace('YOLODetector', 'Absent'), *tables)
 
     monkeypatch.setattr(module, 'make_pruned_config', misleading)
     said = complaint(prune(*files, tmp_path / 'out'))
