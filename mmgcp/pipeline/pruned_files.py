@@ -14,6 +14,7 @@ from mmgcp.pruning.result import PruningResult
 from mmgcp.utils.checkpoint_files import save_checkpoint
 from mmgcp.utils.config_text import write_config
 from mmgcp.utils.folders import replacing_results
+from mmgcp.utils.process_state import silence
 from mmgcp.version import __version__
 
 from .network_drawing import FILES as NETWORK_FILES
@@ -58,7 +59,8 @@ def write_pruned(result: PruningResult, cfg: Config, detector: str, meta: dict, 
         write_config(pruned, new / 'pruned.py', [CHECKPOINT])
         state = weights_to_cpu(result.model.state_dict())
         save_checkpoint(dict(meta=meta, state_dict=state), new / 'pruned.pth')
-        check_written(new)
+        with silence():  # MMEngine would log a path that exists for a moment only
+            check_written(new)
         result.plan.save(new / 'plan.json')
         write_report(result, new)
         _draw_network(new)
