@@ -24,7 +24,8 @@ def accuracy_line(result: PruningResult) -> List[str]:
 def blocks_lines(result: PruningResult) -> List[str]:
     """Say in a line or two which blocks are removed, and what numbers of them led to."""
     names = result.plan.removed_blocks
-    lines = [f'{len(names)} block{"s" * (len(names) > 1)} removed: {", ".join(names)}'] if names else []
+    plural = 's' * (len(names) > 1)
+    lines = [f'{len(names)} block{plural} removed: {", ".join(names)}'] if names else []
     if result.depths:
         lines.append('loss by the number of removed blocks: ' + ', '.join(
             f'{item["blocks"]}: {item["loss"]:.4g}' for item in result.depths))
