@@ -3,9 +3,8 @@ import re
 from html.parser import HTMLParser
 
 import cv2
-import numpy as np
 import pytest
-from matplotlib import colormaps
+from picture_colours import colours, palette
 
 from mmgcp.analysis.network import DrawnLayer, parts_of, plot_network
 from mmgcp.analysis.network_html import HEIGHT, write_network_html
@@ -15,17 +14,6 @@ LAYERS = [
     DrawnLayer('backbone.stage.0.conv', 'x', 200, 50, (160, 160)),
     DrawnLayer('neck.reduce', 'y', 200, 100, (160, 160)),
     DrawnLayer('bbox_head.<pred>&', '', 100, 100)]
-
-
-def colours(path):
-    """Pixels of each colour, as (red, green, blue)."""
-    pixels = cv2.imread(str(path))[..., ::-1].reshape(-1, 3)
-    values, counts = np.unique(pixels, axis=0, return_counts=True)
-    return {tuple(value): count for value, count in zip(values.tolist(), counts.tolist())}
-
-
-def palette(number):
-    return tuple(round(255 * part) for part in colormaps['tab10'](number)[:3])
 
 
 def test_names():

@@ -2,7 +2,7 @@
 import cv2
 import numpy as np
 import pytest
-from matplotlib import colormaps
+from picture_colours import colours, palette
 
 from mmgcp.analysis.plots import (
     plot_channels,
@@ -10,17 +10,6 @@ from mmgcp.analysis.plots import (
     plot_pareto,
     plot_score_histograms,
 )
-
-
-def colours(path):
-    """Pixels of each colour, as (red, green, blue)."""
-    pixels = cv2.imread(str(path))[..., ::-1].reshape(-1, 3)
-    values, counts = np.unique(pixels, axis=0, return_counts=True)
-    return {tuple(value): count for value, count in zip(values.tolist(), counts.tolist())}
-
-
-def palette(number):
-    return tuple(round(255 * part) for part in colormaps['tab10'](number)[:3])
 
 
 def test_channels_areas(tmp_path):
