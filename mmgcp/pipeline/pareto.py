@@ -14,16 +14,14 @@ from mmgcp.analysis import count_complexity
 from mmgcp.datasets.calibration import CalibrationBatches, ImagesOf
 from mmgcp.deployment.timing import make_run, speedups, take_turns
 from mmgcp.errors import PruningError, UserError
-from mmgcp.nn.distributed import first_items
-from mmgcp.pruning import prune
+from mmgcp.pruning import PruningResult, prune
 from mmgcp.pruning.blocks import find_blocks
-from mmgcp.pruning.blocks.scores import block_costs, mean_loss, order_blocks
+from mmgcp.pruning.blocks.scores import block_costs, mean_loss
 from mmgcp.pruning.depth import candidates
 from mmgcp.pruning.detector import registered_name
 from mmgcp.pruning.options import BUDGETS, options_of_config
 from mmgcp.pruning.resume import digest_request
 from mmgcp.pruning.rounding import with_default_multiple
-from mmgcp.pruning.strategy import MEASURED_BATCHES
 
 from .accuracy import measure_accuracy
 from .comparison import Entry
@@ -116,8 +114,8 @@ class _Work:
         self.batches = CalibrationBatches(entry.cfg, entry.model, options.calib_batches)
         if next(iter(self.batches), None) is None:
             raise UserError('there are no training images to score and compensate with')
-        blocks = find_blocks(entry.model, entry.shape)
-        self.absent = blocks.absent(candidates(blocks, max(options.depths), options.plain_blocks))
+        candidates(find_blocks(entry.model, entry.shape), max(options.depths),
+                   options.plain_blocks)  # an error if there are fewer
         self.state = State(folder / STATE)
         self.inputs = digest_request([asdict(options), self.settings], None, entry.model)
         self.run: Optional[Callable[[], Any]] = None
@@ -146,17 +144,18 @@ class _Work:
     def _order(self) -> List[str]:
         """Return the blocks in the order in which they are removed."""
         number = max(self.options.depths)
-        few = first_items(self.batches, MEASURED_BATCHES)
-        return [name for name, _ in order_blocks(
-            self.entry.model, self.absent, number, self.options.block_criterion, few,
-            self.entry.shape, partial(self._without_one, few), lambda *_: None)]
+        if not number:
+            return []
+        options = dict(self.settings, groups='auto', remove_blocks=number,
+                       plain_blocks=self.options.plain_blocks,
+                       block_criterion=self.options.block_criterion, dry_run=True)
+        return list(self._prune(copy.deepcopy(self.entry.model), options).absent_blocks)
 
-    def _without_one(self, batches: list, name: str) -> nn.Module:
-        """Return a copy of the detector without a block, compensated."""
-        model = copy.deepcopy(self.entry.model)
-        prune(model, **dict(self.settings, groups='auto', remove_blocks=[name], batches=batches,
-                            input_shape=self.entry.shape, calibration=ImagesOf(batches)))
-        return model
+    def _prune(self, model: nn.Module, options: Dict[str, Any]) -> PruningResult:
+        """Prune with the images to calibrate with."""
+        return with_default_multiple(partial(prune, model), dict(
+            options, input_shape=self.entry.shape, batches=self.batches,
+            calibration=ImagesOf(self.batches)))
 
     def _try(self, name: str, blocks: List[str], share: Optional[float]) -> Dict[str, Any]:
         """Prune a copy, write and score it; a note if there is no such plan."""
@@ -165,10 +164,9 @@ class _Work:
         if share is not None and self.run is None and left < share:
             return dict(note=f'{name} is not tried: without the blocks {left:.1%} of the MACs are '
                         'left')
-        options = dict(self.settings, remove_blocks=blocks or None, input_shape=self.entry.shape,
-                       batches=self.batches, calibration=ImagesOf(self.batches), **self._to(share))
         try:
-            result = with_default_multiple(partial(prune, model), options)
+            result = self._prune(model, dict(
+                self.settings, remove_blocks=blocks or None, **self._to(share)))
         except PruningError as error:
             return dict(note=f'{name} is not tried: {error}')
         (self.folder / name).mkdir(exist_ok=True)

@@ -87,6 +87,8 @@ def _prune(model: nn.Module, options: PruneOptions) -> PruningResult:
         if task.options.plan is not None:
             validate_plan(task.options.plan, task.units)
             decision = Decision(task.options.plan)
+        elif task.options.only_blocks:
+            decision = blocks_only(task)
         else:
             with made_up_for_blocks(task, for_good=builds_on) as task:
                 task, decision = _decide(criterion, task)
@@ -95,8 +97,6 @@ def _prune(model: nn.Module, options: PruneOptions) -> PruningResult:
 
 def _decide(criterion: Criterion, task: PruningTask) -> Tuple[PruningTask, Decision]:
     """Decide on channels; return the task, of which steps may be done, and the decision."""
-    if task.options.only_blocks:
-        return task, blocks_only(task)
     if task.options.steps > 1:
         return decide_in_steps(criterion, task)
     return task, decide(criterion, task)

@@ -56,7 +56,6 @@ def loss_changes(model: nn.Module, absent: AbsentBlocks, batches: Iterable[Batch
     return {name: losses[name] - losses[''] for name in cases}
 
 
-@torch.no_grad()
 def _mean_losses(model: nn.Module, cases: Dict[str, AbsentBlocks], batches: Iterable[Batch],
                  progress: Progress) -> Dict[str, float]:
     """Return the mean loss without some blocks, for each of several cases."""
