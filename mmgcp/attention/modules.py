@@ -99,6 +99,8 @@ class _GroupNorm(nn.GroupNorm):
         nn.init.constant_(self.bias, bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        # In the precision of the weights, because torch 1.13 takes no other under autocast
+        x = x.to(self.weight.dtype)
         return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 

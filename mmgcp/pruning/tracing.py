@@ -26,8 +26,10 @@ ARITHMETIC = {
                  'minimum', 'max', 'min', 'lerp', 'where', 'addcmul', 'addcdiv')
     if hasattr(owner, name)
 }
-# Nodes of the autograd graph whose outputs depend on several channels
-MIXING = ('ChannelShuffleBackward0', 'NativeGroupNormBackward0', 'NativeLayerNormBackward0')
+# Nodes of the autograd graph whose outputs depend on several channels; what torch cannot
+# differentiate, as channel_shuffle before 2.2, might do anything
+MIXING = ('NotImplemented', 'ChannelShuffleBackward0', 'NativeGroupNormBackward0',
+          'NativeLayerNormBackward0')
 # Nodes that act on a dimension, but keep the order of channels and ignore channels of zeros
 KEEPING = ('CatBackward0', 'StackBackward0', 'SliceBackward0', 'PermuteBackward0', 'SumBackward1',
            'LinalgVectorNormBackward0', 'NormBackward1', 'SqueezeBackward1', 'UnsqueezeBackward0')
