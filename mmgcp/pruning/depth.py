@@ -176,6 +176,8 @@ def without_blocks(task: PruningTask, depth: Depth) -> PruningTask:
         original = copy.deepcopy(task.model) if depth.names else None
         remove_blocks_and_verify(task.model, depth.absent, task.shape)
         task = replace(trace(task.model, options, task.cost.whole), original=original)
+        if task.latency is not None and original is not None:
+            task = replace(task, latency=task.latency.beside(original))
         shares = task.spent.shares({})
         if options.plan is None and task.budget.exceeded(*shares):
             warnings.warn(f'the removed blocks alone leave {percent(shares[0])} of the parameters '

@@ -94,6 +94,8 @@ class LatencyTarget:
         run (Callable): Runs the original.
         verify (bool): Whether to measure the result, which tells nothing where the table is of
             another machine.
+        whole (float, optional): What the original takes with the blocks that it has lost, if it
+            has lost any.
     """
     milliseconds: float
     runtime: str
@@ -102,11 +104,22 @@ class LatencyTarget:
     cost: TimedCost
     run: Optional[Callable[[], Any]]
     verify: bool = True
+    whole: Optional[float] = None
 
     @property
     def share(self) -> float:
         """The share of the original's time that is wanted."""
         return self.milliseconds / self.original
+
+    def beside(self, whole: nn.Module) -> 'LatencyTarget':
+        """Return the target with the time of a detector that has the blocks, if it is measured."""
+        if not self.verify:
+            return self
+        found = None
+        if is_main_process():
+            times = take_turns([self.run, make_run(whole, self.shape, self.runtime)], ROUNDS)
+            found = self.original / speedups(times)[1]
+        return replace(self, whole=from_first_rank(found))
 
     def meet(self, choose: Callable[[Budget], Choice], budget: Budget, model: nn.Module,
              units: Sequence[ChannelUnit], gone: Dict[str, Tensor]) -> Tuple[Choice, dict]:
@@ -165,7 +178,7 @@ class LatencyTarget:
 
     def _record(self, found: Optional[float]) -> dict:
         met = found is not None and abs(found / self.milliseconds - 1) <= TOLERANCE
-        return dict(target=self.milliseconds, runtime=self.runtime, before=self.original,
+        return dict(target=self.milliseconds, runtime=self.runtime, before=self.whole or self.original,
                     after=found, met=met, machine=self.cost.table.machine)
 
 
@@ -208,9 +221,9 @@ def latency_target(model: nn.Module, cost: CostModel, options: PruneOptions) -> 
         warnings.warn(f'the latency table was measured on {table.machine}, not here: the result is '
                       'not compared with the target', stacklevel=2)
         return _checked(LatencyTarget(options.target_latency, options.runtime, shape, cost.time,
-                                      cost, None, verify=False))
+                                      cost, None, verify=False), options)
     return _checked(LatencyTarget(options.target_latency, options.runtime, shape, original, cost,
-                                  run))
+                                  run), options)
 
 
 def check_latency_request(options: PruneOptions) -> None:
@@ -225,11 +238,12 @@ def check_latency_request(options: PruneOptions) -> None:
         _check_program(options.runtime)
 
 
-def _checked(target: LatencyTarget) -> LatencyTarget:
+def _checked(target: LatencyTarget, options: PruneOptions) -> LatencyTarget:
     """Return a target, or raise a PruningError if there is nothing to do for it."""
     if target.share >= 1:
+        state = 'without the removed blocks' if options.remove_blocks else 'as it is'
         raise PruningError(f'target_latency is {target.milliseconds:g} ms, but the detector takes '
-                           f'{target.original:.3g} ms in {target.runtime} as it is')
+                           f'{target.original:.3g} ms in {target.runtime} {state}')
     return target
 
 

@@ -38,9 +38,9 @@ class PruningResult:
         recovery (Dict[str, Any]): What the option ``recover`` returned, if there was one.
         accuracy (Dict[str, Any]): What was measured before and after, if anything was; see
             :class:`mmgcp.pipeline.accuracy.AccuracyRecord`.
-        latency (Dict[str, Any]): The milliseconds ``before`` channels are removed, but without the
-            removed blocks, and ``after`` (None if that has not been measured), the ``target``, and
-            whether it was ``met``, if there was one.
+        latency (Dict[str, Any]): The milliseconds ``before`` and ``after`` (None if that has not
+            been measured, as on another machine, whose ``before`` is without removed blocks), the
+            ``target``, and whether it was ``met``, if there was one.
         absent_blocks (AbsentBlocks): The blocks that have been removed, each with the name of the
             parameter that scales its shortcut.
         depths (List[dict]): If their number was searched for, the numbers of ``blocks`` that were

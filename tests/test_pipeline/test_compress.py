@@ -121,11 +121,12 @@ def test_stage_configs_stand_alone(compressed):
 RTMDET = 'mmyolo::rtmdet/rtmdet_tiny_syncbn_fast_8xb32-300e_coco.py'
 NARROW = {f'model.{part}.widen_factor': 0.0625
           for part in ('backbone', 'neck', 'bbox_head.head_module')}
+BLOCK = 'backbone.stage2.1.blocks.0'
 
 
 @pytest.fixture(scope='module')
 def rtmdet(tmp_path_factory, demo_root):
-    """A finished run for a config of MMYOLO, from weights for other classes."""
+    """A finished run for a config of MMYOLO without a block, from weights for other classes."""
     folder = tmp_path_factory.mktemp('rtmdet')
     cfg = load_config(RTMDET, dict(NARROW, **{'model.backbone.init_cfg': None}))
     state = build_detector(cfg).state_dict()
@@ -137,7 +138,7 @@ def rtmdet(tmp_path_factory, demo_root):
     result = run_process(
         'compress.py', RTMDET, '--work-dir', folder / 'run', '--data', demo_root,
         '--epochs', 1, '--sparse-epochs', 1, '--distill-epochs', 1, '--target-flops', 0.6,
-        '--prune-options', '--calib-batches 1', '--cfg-options',
+        '--prune-options', f'--calib-batches 1 --remove-blocks {BLOCK}', '--cfg-options',
         *(f'{key}={value}' for key, value in options.items()), cwd=folder)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return dict(folder=folder / 'run', before=state)
@@ -159,6 +160,7 @@ def test_pruned_detector_of_mmyolo(rtmdet):
     folder = rtmdet['folder']
     model = build_detector(load_config(str(folder / 'pruned' / 'pruned.py')))
     load_strictly(model, str(folder / 'distilled' / 'epoch_1.pth'))
+    assert isinstance(model.get_submodule(BLOCK), torch.nn.Identity)
     assert model.bbox_head.num_classes == len(CLASSES)
     full = sum(value.numel() for value in rtmdet['before'].values())
     assert sum(value.numel() for value in model.state_dict().values()) < full

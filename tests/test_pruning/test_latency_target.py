@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn as nn
+from block_toys import BlockNet
 from pruning_samples import Block, Toy, randomise
 
 from mmgcp.analysis import count_complexity, record_convs
@@ -180,6 +181,25 @@ def test_in_steps_only_the_last_one_is_measured(model, program):
     assert network_time(model) == pytest.approx(wanted, rel=0.05)
     assert result.latency['met']
     assert program[0].c.conv.out_channels == 32
+
+
+def test_blocks_count_towards_the_target(program):
+    """The target is a time of the whole detector, and what blocks leave of it is measured."""
+    net = randomise(BlockNet())
+    net.stem[0], net.stem[1] = Block(3, 32, 3), Block(32, 8, 3)
+    whole = network_time(net)
+    result = shorten(net, 0.7, remove_blocks=['row.0'])
+    assert isinstance(net.row[0], nn.Identity)
+    assert network_time(net) == pytest.approx(0.7 * whole, rel=0.05)
+    assert result.latency['met'] and result.latency['before'] == pytest.approx(whole)
+    assert result.latency['after'] == pytest.approx(network_time(net))
+
+
+def test_blocks_alone_are_fast_enough(program):
+    net = randomise(BlockNet())
+    with pytest.raises(PruningError, match='takes .* ms in torch without the removed blocks'):
+        shorten(net, 0.95, remove_blocks=['row.0'])
+    assert not isinstance(net.row[0], nn.Identity)
 
 
 def test_rehearsal_measures_no_pruned_network(model, program):
