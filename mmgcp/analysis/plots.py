@@ -178,14 +178,14 @@ def plot_comparison(names: Sequence[str], macs: Sequence[float],
     save_figure(figure, path)
 
 
-def plot_pareto(costs: Sequence[float], scores: Sequence[float], depths: Sequence[int],
+def plot_pareto(costs: Sequence[float], scores: Sequence[float], kinds: Sequence[str],
                 front: Sequence[bool], cost: str, score: str, path: Union[str, Path]) -> None:
     """Plot the scores of plans against what they cost, with a line through the best ones.
 
     Args:
         costs (Sequence[float]): What each plan costs.
         scores (Sequence[float]): What each is worth.
-        depths (Sequence[int]): How many blocks each removes; the first plan is the original.
+        kinds (Sequence[str]): What each is, for the legend and the marks.
         front (Sequence[bool]): Whether no other plan costs as little and is better.
         cost (str): What the costs are, for the axis.
         score (str): What the scores are, for the axis.
@@ -195,8 +195,6 @@ def plot_pareto(costs: Sequence[float], scores: Sequence[float], depths: Sequenc
     axes = figure.subplots()
     best = sorted((x, y) for x, y, chosen in zip(costs, scores, front) if chosen)
     axes.plot(*zip(*best), color=NO_GROUP_COLOR, linestyle=':', label='front')
-    kinds = [f'{depth} block{"s" * (depth != 1)} removed' for depth in depths]
-    kinds[0] = 'original'
     for number, (kind, color) in enumerate(group_colors(kinds).items()):
         chosen = [index for index, other in enumerate(kinds) if other == kind]
         axes.plot([costs[index] for index in chosen], [scores[index] for index in chosen],

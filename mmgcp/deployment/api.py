@@ -15,6 +15,7 @@ from mmgcp.errors import UserError
 from mmgcp.spatial import find_inference
 from mmgcp.utils.checks import INPUT_SHAPE, check_value
 from mmgcp.utils.cli import replacing
+from mmgcp.utils.config import with_fixed_size
 
 from .check import detections_difference, raw_difference, sample_images, telling_threshold
 from .exported import (
@@ -24,7 +25,6 @@ from .exported import (
     is_installed,
     open_exported,
     require,
-    with_fixed_size,
 )
 from .fusion import fused
 from .int8 import write_int8

@@ -1,6 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Networks in files that other programs than PyTorch run."""
-import copy
 import importlib
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Type, Union
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from mmgcp.datasets.calibration import evaluate
 from mmgcp.errors import UserError, told
-from mmgcp.utils.config import nested_dicts
 
 from .metadata import Metadata
 from .predictions import DETECTIONS, nested
@@ -178,7 +176,8 @@ def evaluate_exported(exported: ExportedModel, detector: nn.Module, cfg: Config,
     Args:
         exported (ExportedModel): The file.
         detector (nn.Module): The detector that it was made of, on the CPU.
-        cfg (Config): A complete config; see :func:`with_fixed_size` for files of one size.
+        cfg (Config): A complete config; see
+            :func:`mmgcp.utils.config.with_fixed_size` for files of one size.
         metric (str, optional): See :func:`mmgcp.datasets.calibration.evaluate`.
         num_images (int, optional): See there.
 
@@ -189,12 +188,3 @@ def evaluate_exported(exported: ExportedModel, detector: nn.Module, cfg: Config,
         UserError: The data cannot be loaded, or the images have another size than the file takes.
     """
     return evaluate(ExportedDetector(detector, exported), cfg, metric, num_images)
-
-
-def with_fixed_size(cfg: Config) -> Config:
-    """Copy a config without what lets batches of validation images have sizes of their own."""
-    cfg = copy.deepcopy(cfg)
-    for part in nested_dicts((cfg.get('val_dataloader') or {}).get('dataset') or {}):
-        if part.get('batch_shapes_cfg') is not None:
-            part['batch_shapes_cfg'] = None
-    return cfg

@@ -19,14 +19,13 @@ from mmgcp.deployment import (
     export_detector,
     fused,
     open_exported,
-    with_fixed_size,
 )
 from mmgcp.deployment.check import sample_images
 from mmgcp.deployment.exported import is_installed
 from mmgcp.deployment.timing import speedups, take_turns, torch_run
 from mmgcp.errors import UserError
 from mmgcp.pruning.prunable import shape_or_leave_head_out
-from mmgcp.utils.config import image_size
+from mmgcp.utils.config import image_size, with_fixed_size
 from mmgcp.utils.detectors import load_detector
 
 from .accuracy import measure_accuracy

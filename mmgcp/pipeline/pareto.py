@@ -3,7 +3,7 @@
 import copy
 import statistics
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
@@ -22,6 +22,14 @@ from mmgcp.pruning.detector import registered_name
 from mmgcp.pruning.options import BUDGETS, options_of_config
 from mmgcp.pruning.resume import digest_request
 from mmgcp.pruning.rounding import with_default_multiple
+from mmgcp.utils.checkpoint import load_strictly
+from mmgcp.utils.config import (
+    at_width,
+    build_detector,
+    image_size,
+    load_config,
+    with_fixed_size,
+)
 
 from .accuracy import measure_accuracy
 from .comparison import Entry
@@ -41,12 +49,13 @@ class Pareto:
     """What was found.
 
     Attributes:
-        rows (list[dict]): For the original, and for each plan that was tried, the ``name``, which
-            is also that of its folder; the removed ``blocks``; the ``share`` that was asked for,
-            None for all channels; ``parameters``, ``macs``, ``cpu_seconds`` that it took; the
-            ``score`` and what it is: a ``metric`` on ``val_images`` or the ``loss``; with a
-            runtime ``latency_ms``; and whether it is on the ``front``: no other one is better for
-            what it costs, up to 1 %, within which budgets are met.
+        rows (list[dict]): For the original, for each plan that was tried, and for these on images
+            of other sizes, the ``name``; the ``model``, which is also the name of its folder; the
+            removed ``blocks``; the ``share`` that was asked for, None for all channels; the
+            ``image_size``, width and height in pixels; ``parameters``, ``macs``, ``cpu_seconds``
+            that it took; the ``score`` and what it is: a ``metric`` on ``val_images`` or the
+            ``loss``; with a runtime ``latency_ms``; and whether it is on the ``front``: no other
+            one is better for what it costs, up to 1 %, within which budgets are met.
         notes (list[str]): Plans that were not possible, and why.
     """
     rows: List[dict] = field(default_factory=list)
@@ -80,6 +89,11 @@ def try_plans(entry: Entry, options: ParetoOptions, folder: Path,
         progress('plans', number, len(plans))
         work.plan(depth, share)
     progress('plans', len(plans), len(plans))
+    resized = [(row, width) for row in list(work.found.rows) for width in work.widths()]
+    for number, (row, width) in enumerate(resized):
+        progress('image sizes', number, len(resized))
+        work.resized(row, width)
+    progress('image sizes', len(resized), len(resized))
     mark_front(work.found.rows)
     return work.found
 
@@ -117,7 +131,8 @@ class _Work:
         candidates(find_blocks(entry.model, entry.shape), max(options.depths),
                    options.plain_blocks)  # an error if there are fewer
         self.state = State(folder / STATE)
-        self.inputs = digest_request([asdict(options), self.settings], None, entry.model)
+        given = asdict(replace(options, image_widths=()))  # which change no plan
+        self.inputs = digest_request([given, self.settings], None, entry.model)
         self.run: Optional[Callable[[], Any]] = None
         if options.runtime is not None:
             self.run = make_run(entry.model, entry.shape, options.runtime)
@@ -125,7 +140,7 @@ class _Work:
     def original(self) -> None:
         """Score the detector as it is, and the blocks in the order in which they go."""
         self.first = dict(self.state.run(ORIGINAL, self.inputs, lambda: self._row(
-            ORIGINAL, self.entry.model, [], None)))
+            self.entry, dict(name=ORIGINAL, model=ORIGINAL, blocks=[], share=None))))
         self.found.rows.append(self.first)
         self.order = self.state.run('order of blocks', self.inputs,
                                     lambda: dict(names=self._order()))['names']
@@ -140,6 +155,26 @@ class _Work:
             self.found.notes.append(result['note'])
         else:
             self.found.rows.append(dict(result))
+
+    def widths(self) -> List[int]:
+        """Return the widths of images besides the config's own."""
+        return sorted(set(self.options.image_widths) - {self.entry.shape[2]}, reverse=True)
+
+    def resized(self, row: Dict[str, Any], width: int) -> None:
+        """Measure the model of a row on images of another width, without changing it."""
+        name = f'{row["model"]}@{width}'
+        self.found.rows.append(dict(self.state.run(
+            name, (self.inputs, row['model'], width), lambda: self._resize(row, name, width))))
+
+    def _resize(self, row: Dict[str, Any], name: str, width: int) -> Dict[str, Any]:
+        model = self.entry.model
+        if row['model'] != ORIGINAL:
+            folder = self.folder / row['model']
+            model = build_detector(load_config(str(folder / 'pruned.py')))
+            load_strictly(model, str(folder / 'pruned.pth'))
+        entry = Entry(name, model, at_width(self.entry.cfg, width))
+        return self._row(entry, {**{key: row[key] for key in ('model', 'blocks', 'share')},
+                                 'name': name})
 
     def _order(self) -> List[str]:
         """Return the blocks in the order in which they are removed."""
@@ -172,7 +207,8 @@ class _Work:
         (self.folder / name).mkdir(exist_ok=True)
         write_pruned(result, self.entry.cfg, registered_name(type(model)), self.entry.meta,
                      self.folder / name)
-        row = self._row(name, model, blocks, share)
+        entry = replace(self.entry, name=name, model=model)
+        row = self._row(entry, dict(name=name, model=name, blocks=blocks, share=share))
         return dict(row, cpu_seconds=time.process_time() - start)
 
     def _to(self, share: Optional[float]) -> Dict[str, Any]:
@@ -184,28 +220,28 @@ class _Work:
         return dict(target_latency=share * self.first['latency_ms'], runtime=self.options.runtime,
                     latency_table=self.folder / 'latency_table.json')
 
-    def _row(self, name: str, model: nn.Module, blocks: List[str],
-             share: Optional[float]) -> Dict[str, Any]:
-        """Measure a detector."""
+    def _row(self, entry: Entry, about: Dict[str, Any]) -> Dict[str, Any]:
+        """Measure a detector on images of its size."""
         start = time.process_time()
-        params, macs = count_complexity(model, self.entry.shape)
-        row = dict(name=name, blocks=blocks, share=share, parameters=params, macs=macs,
-                   **self._score(model))
+        params, macs = count_complexity(entry.model, entry.shape)
+        row = dict(about, image_size=list(image_size(entry.cfg)), parameters=params, macs=macs,
+                   **self._score(entry))
         if self.run is not None:
-            row['latency_ms'] = self._time(model, blocks or share)
+            row['latency_ms'] = self._time(entry, about['name'] != ORIGINAL)
         return dict(row, cpu_seconds=time.process_time() - start)
 
-    def _score(self, model: nn.Module) -> Dict[str, Any]:
+    def _score(self, entry: Entry) -> Dict[str, Any]:
         options = self.options
         if not options.val_images:
-            loss = mean_loss(model, self.batches, lambda *_: None)
+            loss = mean_loss(entry.model, self.batches, lambda *_: None)
             return dict(score=loss, loss=loss)
-        found = measure_accuracy(model, self.entry.cfg, options.metric, options.val_images)
+        found = measure_accuracy(entry.model, with_fixed_size(entry.cfg), options.metric,
+                                 options.val_images)
         return dict(score=found.value, metric=found.metric, val_images=found.images)
 
-    def _time(self, model: nn.Module, changed: Any) -> float:
-        """Return the milliseconds of an image; of a pruned detector in turns with the original."""
+    def _time(self, entry: Entry, changed: bool) -> float:
+        """Return the milliseconds of an image; of a changed detector in turns with the original."""
         if not changed:
             return statistics.median(take_turns([self.run], ROUNDS)[0])
-        other = make_run(model, self.entry.shape, self.options.runtime)
+        other = make_run(entry.model, entry.shape, self.options.runtime)
         return self.first['latency_ms'] / speedups(take_turns([self.run, other], ROUNDS))[1]

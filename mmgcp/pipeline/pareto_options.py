@@ -4,10 +4,25 @@ from dataclasses import dataclass
 from typing import Optional, Sequence
 
 from mmgcp.deployment.timing import RUNTIMES
+from mmgcp.errors import UserError
 from mmgcp.pruning.blocks.scores import BLOCK_CRITERIA, COMPENSATED
 from mmgcp.pruning.options import KEEP_SHARE
-from mmgcp.utils.checks import BOOLEAN, COUNT, COUNT_OR_NONE, NAME, PATH, list_of, one_of
+from mmgcp.utils.checks import (
+    BOOLEAN,
+    COUNT,
+    COUNT_OR_NONE,
+    MAX_SIDE,
+    NAME,
+    PATH,
+    Check,
+    list_of,
+    number_in,
+    one_of,
+)
 from mmgcp.utils.options import check_options, option
+
+SIDE = number_in(32, MAX_SIDE, integer=True)
+WIDTH = Check(lambda value: SIDE.passes(value) and value % 32 == 0, 'must be a multiple of 32')
 
 
 @dataclass
@@ -21,6 +36,10 @@ class ParetoOptions:
         (0, 1, 2), check=list_of(COUNT_OR_NONE, 'must be a list of numbers of blocks'),
         cli=dict(type=int, nargs='+', metavar='N'), default_help='0 1 2',
         help='Numbers of blocks to remove before; each is also tried with all channels.')
+    image_widths: Sequence[int] = option(
+        (), check=list_of(WIDTH, 'must be a list of multiples of 32', empty=True),
+        cli=dict(type=int, nargs='+', metavar='PIXELS'), default_help="the test images' alone",
+        help='Widths of images that each model is tested on besides.')
     plain_blocks: bool = option(
         False, check=BOOLEAN, cli=dict(action='store_true'),
         help='Whether blocks without a shortcut may be chosen, too.')
@@ -47,6 +66,9 @@ class ParetoOptions:
         """Check the options.
 
         Raises:
-            UserError: One is not allowed.
+            UserError: One is not allowed, or does not go with another one.
         """
         check_options(self)
+        if self.image_widths and not self.val_images:
+            raise UserError('image_widths are for a test on validation images, of which '
+                            'val_images leaves none')

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import List
+from typing import Any, Dict, List
 
 from mmgcp.analysis.plots import plot_pareto
 from mmgcp.utils.cli import replacing
@@ -27,11 +27,13 @@ def format_pareto(found: Pareto, options: ParetoOptions) -> str:
     """
     rows, first = sorted(found.rows, key=cost_of, reverse=True), found.rows[0]
     columns = {
-        'model': [row['name'] for row in rows],
+        'model': [row['model'] for row in rows],
         'blocks removed': [str(len(row['blocks'])) for row in rows],
         'MACs': [f'{row["macs"] / 1e9:.3f} G' for row in rows],
         'of them': [f'{row["macs"] / first["macs"]:.1%}' for row in rows],
         'parameters': [f'{row["parameters"] / 1e6:.3f} M' for row in rows]}
+    if len({tuple(row['image_size']) for row in rows}) > 1:
+        columns['images'] = [_pixels(row) for row in rows]
     if 'latency_ms' in first:
         columns['ms'] = [f'{row["latency_ms"]:.2f}' for row in rows]
     columns[_score_name(found)] = [f'{row["score"]:.3f}' for row in rows]
@@ -39,6 +41,18 @@ def format_pareto(found: Pareto, options: ParetoOptions) -> str:
     columns['CPU s'] = [f'{row["cpu_seconds"]:.0f}' for row in rows]
     lines = markdown_table(list(columns), list(zip(*columns.values())))
     return '\n'.join([*lines, '', *_legend(found, options), *found.notes])
+
+
+def _pixels(row: Dict[str, Any]) -> str:
+    return '×'.join(map(str, row['image_size']))
+
+
+def _kind(row: Dict[str, Any], first: Dict[str, Any]) -> str:
+    """Say in the legend of the picture what is common to several models."""
+    number = len(row['blocks'])
+    kind = ('original' if row['model'] == first['model'] else
+            f'{number} block{"s" * (number != 1)} removed')
+    return kind if row['image_size'] == first['image_size'] else f'{kind}, {_pixels(row)}'
 
 
 def _score_name(found: Pareto) -> str:
@@ -79,6 +93,6 @@ def write_pareto(found: Pareto, options: ParetoOptions, folder: Path) -> None:
         timed = 'latency_ms' in found.rows[0]
         plot_pareto([cost_of(row) / (1 if timed else 1e9) for row in found.rows],
                     [row['score'] for row in found.rows],
-                    [len(row['blocks']) for row in found.rows],
+                    [_kind(row, found.rows[0]) for row in found.rows],
                     [row['front'] for row in found.rows],
                     'ms for an image' if timed else 'GMACs', _score_name(found), picture)

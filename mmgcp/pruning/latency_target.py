@@ -178,8 +178,9 @@ class LatencyTarget:
 
     def _record(self, found: Optional[float]) -> dict:
         met = found is not None and abs(found / self.milliseconds - 1) <= TOLERANCE
-        return dict(target=self.milliseconds, runtime=self.runtime, before=self.whole or self.original,
-                    after=found, met=met, machine=self.cost.table.machine)
+        return dict(target=self.milliseconds, runtime=self.runtime,
+                    before=self.whole or self.original, after=found, met=met,
+                    machine=self.cost.table.machine)
 
 
 def latency_target(model: nn.Module, cost: CostModel, options: PruneOptions) -> LatencyTarget:

@@ -170,7 +170,10 @@ def replace_scale(content: Any, old: Tuple[int, int], new: Tuple[int, int]) -> A
         Any: The new content, of plain dictionaries.
     """
     if isinstance(content, dict):
-        return {key: replace_scale(item, old, new) for key, item in content.items()}
+        content = {key: replace_scale(item, old, new) for key, item in content.items()}
+        if (content.get('width'), content.get('height')) == tuple(old):
+            content.update(width=new[0], height=new[1])
+        return content
     if isinstance(content, (list, tuple)):
         if list(content) == [old[0], old[1]]:
             return new
@@ -180,6 +183,41 @@ def replace_scale(content: Any, old: Tuple[int, int], new: Tuple[int, int]) -> A
             replace_scale(item, old, new) for item in content
             if not (isinstance(item, dict) and item.get('type') == 'mmdet.Albu'))
     return content
+
+
+def at_width(cfg: Config, width: int) -> Config:
+    """Return a config that tests and validates on images of another size.
+
+    Args:
+        cfg (Config): A complete config, which is not changed.
+        width (int): Width in pixels; the height changes as much, up to multiples of 32.
+
+    Returns:
+        Config: The new config, in which all images have one size.
+
+    Raises:
+        UserError: The config does not say the size of its images.
+    """
+    old = image_size(cfg)
+    new = width, max(32, round(old[1] * width / old[0] / 32) * 32)
+    cfg = with_fixed_size(cfg)
+    for name in ('val_dataloader', 'test_dataloader'):
+        if cfg.get(name):
+            cfg[name] = dict(cfg[name], dataset=replace_scale(
+                cfg[name]['dataset'].to_dict(), old, new))
+    if image_size(cfg) != new:
+        raise UserError(f'the images cannot be made {width} pixels wide: the test pipeline does '
+                        f'not say that they are {old[0]}')
+    return cfg
+
+
+def with_fixed_size(cfg: Config) -> Config:
+    """Copy a config without what lets batches of validation images have sizes of their own."""
+    cfg = copy.deepcopy(cfg)
+    for part in nested_dicts((cfg.get('val_dataloader') or {}).get('dataset') or {}):
+        if part.get('batch_shapes_cfg') is not None:
+            part['batch_shapes_cfg'] = None
+    return cfg
 
 
 def drop_collate_scope(loader: dict) -> None:

@@ -78,6 +78,7 @@ def test_comparison_of_detectors_that_find_nothing(tmp_path):
 
 def test_pareto(tmp_path):
     path = tmp_path / 'pareto.png'
-    plot_pareto([1., 0.8, 0.8, 0.5], [0.5, 0.45, 0.3, 0.2], [0, 0, 1, 2],
-                [True, True, False, True], 'GMACs', 'mAP', path)
+    plot_pareto([1., 0.8, 0.8, 0.5], [0.5, 0.45, 0.3, 0.2],
+                ['original', 'narrow', 'narrow', 'short'], [True, True, False, True], 'GMACs',
+                'mAP', path)
     assert cv2.imread(str(path)).std() > 10

@@ -14,12 +14,11 @@ from mmgcp.deployment import (
     evaluate_exported,
     export_detector,
     open_exported,
-    with_fixed_size,
 )
 from mmgcp.deployment.exported import FORMATS, ExportedDetector, is_installed, require
 from mmgcp.deployment.predictions import nested
 from mmgcp.errors import UserError
-from mmgcp.utils.config import build_detector
+from mmgcp.utils.config import build_detector, with_fixed_size
 
 
 @pytest.fixture

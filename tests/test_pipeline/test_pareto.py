@@ -9,8 +9,8 @@ from mmgcp.pipeline.pareto_report import format_pareto
 
 
 def row(name, macs, score, **more):
-    return dict(name=name, blocks=[], share=None, parameters=10, macs=macs, score=score,
-                cpu_seconds=2., **more)
+    return dict(dict(name=name, model=name, blocks=[], share=None, image_size=[64, 64],
+                     parameters=10, macs=macs, score=score, cpu_seconds=2.), **more)
 
 
 def front(rows):
@@ -51,9 +51,22 @@ def test_table():
     assert lines[6:] == ['Blocks are removed in this order: stage.0.', 'one is not tried']
 
 
+def test_table_of_images_of_two_sizes():
+    about = dict(metric='coco/bbox_mAP', val_images=3)
+    rows = [row('original', 2e9, 0.5, **about),
+            row('original@32', 5e8, 0.3, model='original', image_size=[32, 32], **about)]
+    mark_front(rows)
+    lines = format_pareto(Pareto(rows), ParetoOptions()).splitlines()
+    assert [[cell.strip() for cell in line.split('|')[1:-1]][:6] for line in lines[:4:3]] == [
+        ['model', 'blocks removed', 'MACs', 'of them', 'parameters', 'images'],
+        ['original', '0', '0.500 G', '25.0%', '0.000 M', '32×32']]
+
+
 @pytest.mark.parametrize('options, message', [
     (dict(shares=[0.]), 'shares must be a list of shares to keep'),
     (dict(depths=[]), 'depths must be a list of numbers of blocks'),
+    (dict(image_widths=[100]), 'image_widths must be a list of multiples of 32'),
+    (dict(image_widths=[64], val_images=0), 'image_widths are for a test on validation images'),
     (dict(runtime='tensorflow'), 'runtime must be one of'),
 ])
 def test_wrong_options(options, message):

@@ -39,6 +39,25 @@ def test_models_and_pictures(files, tmp_path):
     assert cv2.imread(str(tmp_path / 'out/pareto.png')).std() > 10
 
 
+def test_images_of_other_sizes(files, tmp_path, monkeypatch):
+    """Each model is tested on them besides; plans that have been tried are not tried again."""
+    arguments = (*files, '--calib-batches', 1, '--shares', 0.6, '--depths', 0, '--val-images', 2,
+                 '--work-dir', tmp_path / 'out')
+    output_of(TOOL, *arguments)
+    monkeypatch.setattr('mmgcp.pipeline.pareto.prune', None)
+    printed = output_of(TOOL, *arguments, '--image-widths', 32, 64)
+    found = json.loads((tmp_path / 'out/pareto.json').read_text())
+    rows = {row['name']: row for row in found['models']}
+    side = rows['original']['image_size'][0]
+    assert list(rows) == ['original', '0-blocks-0.6', 'original@64', 'original@32',
+                          '0-blocks-0.6@64', '0-blocks-0.6@32']
+    for model in ('original', '0-blocks-0.6'):
+        smaller = rows[f'{model}@32']
+        assert smaller['image_size'] == [32, 32] and '32×32' in printed
+        assert smaller['macs'] == pytest.approx(rows[model]['macs'] * (32 / side)**2, rel=0.01)
+        assert smaller['parameters'] == rows[model]['parameters']
+
+
 def test_it_goes_on_where_it_ended(files, tmp_path, monkeypatch):
     arguments = (*files, *SMALL, '--val-images', 0, '--work-dir', tmp_path / 'out')
     first = output_of(TOOL, *arguments)

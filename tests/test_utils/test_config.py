@@ -14,6 +14,7 @@ from mmengine.registry import DefaultScope
 import mmgcp  # noqa: F401
 from mmgcp.errors import UserError
 from mmgcp.utils.config import (
+    at_width,
     build_detector,
     check_layout,
     drop_pretrained,
@@ -219,6 +220,32 @@ def test_layout_of_configs(monkeypatch):
     with pytest.raises(UserError, match="cannot write configs with the installed yapf .*'verify'.*"
                        "pip install 'yapf<0.40.2'"):
         check_layout()
+
+
+RESIZE = 'mmdet.FixShapeResize'
+
+
+@pytest.mark.parametrize('step, width, size', [
+    (dict(type='LetterResize', scale=(640, 640)), 320, (320, 320)),
+    (dict(type=RESIZE, width=640, height=640, keep_ratio=False), 96, (96, 96)),
+    (dict(type='mmdet.Resize', scale=(1333, 800)), 640, (640, 384)),
+    (dict(type='mmdet.Resize', scale=(1333, 800)), 32, (32, 32)),
+])
+def test_images_of_another_width(step, width, size):
+    """The height follows, in multiples of 32; batches have no shapes of their own."""
+    dataset = dict(pipeline=[step], batch_shapes_cfg=dict(img_size=640))
+    cfg = Config(dict(val_dataloader=dict(dataset=dataset), test_dataloader=dict(dataset=dataset)))
+    found = at_width(cfg, width)
+    assert image_size(found) == size
+    assert found.val_dataloader.dataset == dict(
+        pipeline=found.test_dataloader.dataset.pipeline, batch_shapes_cfg=None)
+    assert cfg.val_dataloader.dataset.pipeline == [step]
+
+
+def test_images_whose_width_is_not_said():
+    cfg = Config(dict(test_dataloader=dict(dataset=dict(pipeline=[dict(type='Normalize')]))))
+    with pytest.raises(UserError, match='cannot be made 320 pixels wide: .* that they are 640'):
+        at_width(cfg, 320)
 
 
 def test_image_size_of_a_config_that_is_none():
