@@ -121,7 +121,8 @@ def rehearse(args: argparse.Namespace, cfg: Config, model: nn.Module) -> None:
     """
     options = pruning_options(cfg, args)
     make_finetuning(cfg, options, None)
-    make_recovery(cfg, model, options.pop('recover', None), args.recover_minutes)
+    make_recovery(cfg, model, options, args.recover_minutes)
+    options.pop('recover', None)
     options.pop('finetune', None)
     if args.sensitivity or args.val_images or args.metric:
         evaluate(model, cfg, args.metric, 1)
@@ -177,7 +178,7 @@ def prune_into(folder: Path, args: argparse.Namespace, cfg: Config, options: dic
         options['calibration'] = images if compensate else None
         if images is None and by_default:
             options.pop('batches', None)  # of which there are none
-    recovery = make_recovery(cfg, model, options.get('recover'), args.recover_minutes)
+    recovery = make_recovery(cfg, model, options, args.recover_minutes)
     options['recover'] = recovery
     if args.sensitivity:
         options['evaluate'] = lambda model: evaluate(model, cfg, args.metric, args.val_images)[1]

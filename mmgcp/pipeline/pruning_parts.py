@@ -1,7 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """What pruning needs besides the detector, from its config: images, and trainings on the way."""
 import sys
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
 import torch.nn as nn
 from mmengine.config import Config
@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmgcp.datasets.calibration import CalibrationBatches, ImagesOf
 from mmgcp.errors import PruningError, UserError
 from mmgcp.nn.distributed import gather_over_ranks
-from mmgcp.utils.checks import check_keys
+from mmgcp.utils.checks import COUNT, check_keys
 
 from .finetuning import IntermediateFinetuning
 from .recovery import Recovery
@@ -49,11 +49,14 @@ def find_images(batches: Optional[CalibrationBatches], needed: bool) -> Optional
 
 def make_finetuning(cfg: Config, options: dict,
                     progress: Optional[Callable]) -> Optional[IntermediateFinetuning]:
-    """Make the training between units or steps that prune_cfg asks for; between steps by default.
+    """Make the training between units or steps that prune_cfg asks for.
+
+    By default there is one between steps, unless the detector recovers there.
 
     Args:
         cfg (Config): The detector's config.
-        options (dict): Those of pruning, by name; ``finetune`` has the settings.
+        options (dict): Those of pruning, by name; ``finetune`` has the settings, and
+            ``recover`` the recovery, if there is one.
         progress (Callable, optional): See :class:`IntermediateFinetuning`.
 
     Returns:
@@ -63,7 +66,7 @@ def make_finetuning(cfg: Config, options: dict,
         PruningError: A setting is unknown or not allowed.
     """
     settings = options.get('finetune')
-    if settings is None and options.get('steps', 1) != 1 and options.get('plan') is None:
+    if settings is None and _turns(options) > 1 and options.get('recover') is None:
         settings = {}
     if settings is None or settings is False:
         return None
@@ -74,14 +77,20 @@ def make_finetuning(cfg: Config, options: dict,
     return IntermediateFinetuning(cfg, **settings, progress=progress)
 
 
-def make_recovery(cfg: Config, model: nn.Module, settings: Any,
+def _turns(options: dict) -> int:
+    """The number of steps, as far as it is one."""
+    steps = options.get('steps', 1)
+    return steps if COUNT.passes(steps) and options.get('plan') is None else 1
+
+
+def make_recovery(cfg: Config, model: nn.Module, options: dict,
                   minutes: Optional[float] = None) -> Optional[Recovery]:
-    """Make the recovery that prune_cfg asks for.
+    """Make the recovery that prune_cfg asks for: at the end, and between steps without finetune.
 
     Args:
         cfg (Config): The detector's config.
         model (nn.Module): The detector.
-        settings (dict, optional): ``recover`` of prune_cfg.
+        options (dict): Those of pruning, by name; ``recover`` has the settings.
         minutes (float, optional): Takes the place of those of the settings; 0 for none.
 
     Returns:
@@ -90,6 +99,7 @@ def make_recovery(cfg: Config, model: nn.Module, settings: Any,
     Raises:
         PruningError: A setting is unknown or not allowed, or there are no training images.
     """
+    settings = options.get('recover')
     if not (settings is None or isinstance(settings, dict)):
         raise PruningError('recover of prune_cfg must have the settings minutes, steps and lr, but '
                            f'is {settings!r}')
@@ -98,7 +108,8 @@ def make_recovery(cfg: Config, model: nn.Module, settings: Any,
         settings['minutes'] = minutes
     check_keys(settings, ['minutes', 'steps', 'lr'], 'recover of prune_cfg', PruningError)
     batches = CalibrationBatches(cfg, model, sys.maxsize)  # all that there are
-    recovery = Recovery(ImagesOf(batches), **settings)
+    turns = 1 if options.get('finetune') else _turns(options)
+    recovery = Recovery(ImagesOf(batches), **settings, turns=turns)
     if settings.get('minutes') == 0:
         return None
     find_images(batches, needed=True)

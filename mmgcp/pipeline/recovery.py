@@ -45,6 +45,8 @@ class Recovery:
         images (Iterable[Tensor]): See :func:`recover`.
         minutes, steps, lr: See :func:`recover`.
         progress (Callable): See :func:`recover`.
+        turns (int): How many times it will be called, as after each step of a pruning; minutes and
+            steps are divided among these. Defaults to 1.
 
     Raises:
         PruningError: A setting is not allowed.
@@ -52,18 +54,21 @@ class Recovery:
 
     def __init__(self, images: Iterable[Tensor], minutes: Optional[float] = None,
                  steps: Optional[int] = None, lr: float = 1e-3,
-                 progress: Progress = lambda stage, done, steps: None):
+                 progress: Progress = lambda stage, done, steps: None, turns: int = 1):
         check_settings(minutes, steps, lr)
-        self._images, self.progress = images, progress
+        self._images, self.progress, self._turns = images, progress, turns
         self.settings = dict(minutes=minutes, steps=steps, lr=lr)
 
     def __call__(self, student: nn.Module, teacher: nn.Module,
                  removed: Channels) -> Dict[str, Any]:
         """Train the pruned model in place; return the settings and what was done, for a report."""
+        minutes, steps, lr = self.settings.values()
         done = recover(student, teacher, self._images, removed=removed, progress=self.progress,
-                       **self.settings)
+                       minutes=None if minutes is None else minutes / self._turns,
+                       steps=None if steps is None else max(1, steps // self._turns), lr=lr)
+        turns = dict(turns=self._turns) if self._turns > 1 else {}
         return dict({name: value for name, value in self.settings.items() if value is not None},
-                    **done._asdict())
+                    **turns, **done._asdict())
 
 
 def check_settings(minutes: Optional[float], steps: Optional[int], lr: float) -> None:

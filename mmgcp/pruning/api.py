@@ -31,7 +31,6 @@ from .plan import PruningPlan, validate_plan
 from .result import PruningResult
 from .scores import BNScale, Criterion
 from .strategy import Decision, PruningTask, decide, trace
-from .surgery import check_finite, gather_channels
 
 
 @full_precision()
@@ -91,14 +90,15 @@ def _prune(model: nn.Module, options: PruneOptions) -> PruningResult:
             decision = blocks_only(task)
         else:
             with made_up_for_blocks(task, for_good=builds_on) as task:
-                task, decision = _decide(criterion, task)
+                task, decision = _decide(criterion, task, original)
         return _apply(whole, task, depth, decision, original)
 
 
-def _decide(criterion: Criterion, task: PruningTask) -> Tuple[PruningTask, Decision]:
+def _decide(criterion: Criterion, task: PruningTask,
+            original: Optional[nn.Module]) -> Tuple[PruningTask, Decision]:
     """Decide on channels; return the task, of which steps may be done, and the decision."""
     if task.options.steps > 1:
-        return decide_in_steps(criterion, task)
+        return decide_in_steps(criterion, task, original)
     return task, decide(criterion, task)
 
 
@@ -195,7 +195,5 @@ def _apply(whole: PruningTask, task: PruningTask, depth: Depth, decision: Decisi
         result.uncompensated, result.fits = done.incomplete, done.fits
         result.compensation = task.compensator().mode or ''
         if task.options.recover is not None:
-            result.recovery = task.options.recover(
-                task.model, original, gather_channels(task.units, removed))
-            check_finite(task.model, 'recovery has failed, and the model has been restored')
+            result.recovery = task.recover(removed, original)
     return result

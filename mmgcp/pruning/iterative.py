@@ -14,7 +14,7 @@ instead of channels.
 """
 import warnings
 from dataclasses import asdict, is_dataclass, replace
-from typing import Any, Callable, Dict, Set, Tuple
+from typing import Any, Callable, Dict, Optional, Set, Tuple
 
 import torch.nn as nn
 from torch import Tensor
@@ -31,13 +31,15 @@ from .strategy import Decision, PruningTask, decide
 from .surgery import remove_channels
 
 
-def decide_in_steps(criterion: Criterion, task: PruningTask) -> Tuple[PruningTask, Decision]:
+def decide_in_steps(criterion: Criterion, task: PruningTask,
+                    original: Optional[nn.Module] = None) -> Tuple[PruningTask, Decision]:
     """Prune and train a detector in all steps but the last, and decide on what the last removes.
 
-    Returns the task with what has been done, and the decision. Finished steps are in the
-    checkpoint file, if there is one, and are not repeated. In a dry run the model stays as it is,
-    and a single step is decided on. Raises a PruningError, before anything is changed, if the
-    request cannot be met.
+    After each of these steps there is the training of the option ``finetune``, or else that of
+    ``recover``, for which the original is needed. Returns the task with what has been done, and
+    the decision. Finished steps are in the checkpoint file, if there is one, and are not
+    repeated. In a dry run the model stays as it is, and a single step is decided on. Raises a
+    PruningError, before anything is changed, if the request cannot be met.
     """
     options = task.options
     if options.dry_run:
@@ -52,7 +54,7 @@ def decide_in_steps(criterion: Criterion, task: PruningTask) -> Tuple[PruningTas
         options.progress('resuming steps', done, options.steps)
     for number in range(done + 1, options.steps):
         options.progress('pruning in steps', number - 1, before_last)
-        task = _step(task, number)
+        task = _step(task, number, original)
         unfinished.save(done=number, gone=task.gone, uncompensated=list(task.uncompensated),
                         model=task.model.state_dict())
     options.progress('pruning in steps', before_last, before_last)
@@ -61,7 +63,7 @@ def decide_in_steps(criterion: Criterion, task: PruningTask) -> Tuple[PruningTas
     return task, decision
 
 
-def _step(task: PruningTask, number: int) -> PruningTask:
+def _step(task: PruningTask, number: int, original: Optional[nn.Module]) -> PruningTask:
     """Take a step and train afterwards; return what is left to do.
 
     Nothing is done if the smallest step would lead beyond the whole request, or there is nothing
@@ -77,6 +79,9 @@ def _step(task: PruningTask, number: int) -> PruningTask:
     done = task.carry_out(removed, decision.compensated)
     if options.finetune is not None:
         _train(task.model, options.finetune, number)
+    elif options.recover is not None:
+        with only_values_change(task.model):
+            task.recover(removed, original)
     return replace(task, gone=removed, uncompensated=done.incomplete)
 
 
@@ -143,8 +148,10 @@ def _describe(options: PruneOptions) -> Dict[str, Any]:
     """Return what tells a request from another one, for a digest."""
     groups = options.groups if isinstance(options.groups, str) else [
         asdict(group) if is_dataclass(group) else dict(group) for group in options.groups]
+    recover = options.recover and getattr(options.recover, 'settings', True)
     return dict(options.record(), groups=groups, finetune=options.finetune_settings,
-                calibration=options.calibration is not None, evaluate=options.evaluate is not None)
+                recover=recover, calibration=options.calibration is not None,
+                evaluate=options.evaluate is not None)
 
 
 def _resumed(task: PruningTask, state: Dict[str, Any]) -> PruningTask:

@@ -160,9 +160,10 @@ class PruneOptions:
         'settings (epochs, lr, every), or False for none')
     recover: Optional[Callable[[nn.Module, nn.Module, Channels], dict]] = option(
         None, in_config=True, check=FUNCTION,
-        help='training without labels at the end: called with the pruned model, a copy of the '
-        'original, and the channels that its layers have lost; the report has what it returns; '
-        'prune_cfg has its settings (minutes, steps, lr)')
+        help='training without labels at the end, and between steps if there is no finetune: '
+        'called with the pruned model, a copy of the original, and the channels that its layers '
+        'have lost; the report has what it returns; prune_cfg has its settings (minutes, steps, '
+        'lr)')
     input_shape: Sequence[int] = option(
         IMAGE_SHAPE, recorded=True, check=INPUT_SHAPE,
         help='shape (C, H, W) of an image in pixels, which MACs are counted for')

@@ -29,7 +29,7 @@ from .scored import ScoredUnit, group_scores, score_units
 from .scores import Criterion
 from .select import Limits, Selection
 from .sensitivity import Sensitivity, measure_sensitivity
-from .surgery import check_finite, remove_and_verify
+from .surgery import check_finite, gather_channels, remove_and_verify
 from .units import ChannelUnit, LayerGroup
 
 # Images that compensation has while sensitivities are measured
@@ -66,6 +66,12 @@ class PruningTask:
     def left(self) -> List[ChannelUnit]:
         """The units of the detector as it is now."""
         return remaining_units(self.units, self.gone)
+
+    def recover(self, removed: Dict[str, Tensor], original: nn.Module) -> dict:
+        """Let the detector, which has lost channels (K, ) of units, follow the original."""
+        found = self.options.recover(self.model, original, gather_channels(self.units, removed))
+        check_finite(self.model, 'recovery has failed, and the model has been restored')
+        return found
 
     def compensator(self, images: Optional[Iterable[Tensor]] = None) -> Compensator:
         """Make the compensator for batches (N, C, H, W), else for the calibration images."""

@@ -10,7 +10,7 @@ from ranks import on_ranks
 
 from mmgcp.errors import PruningError
 from mmgcp.pipeline import recovery
-from mmgcp.pipeline.recovery import Recovery, learning_rate, recover
+from mmgcp.pipeline.recovery import Recovered, Recovery, learning_rate, recover
 from mmgcp.pruning import prune
 from mmgcp.pruning.graph import find_units
 from mmgcp.pruning.surgery import gather_channels, remove_channels
@@ -214,6 +214,19 @@ def test_learning_rate():
 def test_settings(options, text):
     with pytest.raises(PruningError, match=text):
         Recovery([], **options)
+
+
+def test_turns(monkeypatch):
+    """Minutes and steps are divided among them."""
+    given = []
+    monkeypatch.setattr('mmgcp.pipeline.recovery.recover', lambda *_, **settings: given.append(
+        (settings['minutes'], settings['steps'])) or Recovered(1, 2., 1.))
+    found = Recovery([], minutes=6, steps=7, turns=3)(None, None, {})
+    assert given == [(2, 2)] and found == dict(
+        minutes=6, steps=7, lr=1e-3, turns=3, steps_done=1, difference_before=2.,
+        difference_after=1.)
+    Recovery([], steps=2, turns=3)(None, None, {})
+    assert given[1:] == [(None, 1)]
 
 
 @pytest.mark.parametrize('images', [[], [torch.rand(0, *SHAPE)]])

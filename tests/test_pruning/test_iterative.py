@@ -393,6 +393,46 @@ def test_resumed_is_as_uninterrupted(criterion, done, model, batches, tmp_path):
     assert_same_weights(expected, original)
 
 
+class Following(Training):
+    """The same as the option ``recover``, which gets the original, too."""
+    settings = dict(steps=2)
+
+    def __call__(self, model, original, removed):
+        super().__call__(model, len(self.numbers) + 1)
+        self.originals = [*getattr(self, 'originals', []), copy.deepcopy(original)]
+        layer = model.c.conv
+        assert layer.out_channels == original.c.conv.out_channels - len(removed['c.conv', 'out'])
+        return dict(call=len(self.numbers))
+
+
+def test_recovery_after_each_step(model, tmp_path):
+    """With the original each time; a run that was interrupted goes on."""
+    dense, other, file = copy.deepcopy(model), copy.deepcopy(model), tmp_path / 'unfinished.pth'
+    options = dict(groups=GROUPS, target_params=0.4, steps=3, input_shape=SHAPE)
+    recover = Following()
+    result = prune(model, recover=recover, **options)
+    assert recover.numbers == [1, 2, 3] and result.recovery == dict(call=3)
+    for original in recover.originals:
+        assert_same_weights(original, dense)
+    params = [params for params, _ in recover.shares]
+    assert params == sorted(params, reverse=True) and params[0] > params[1] > params[2]
+    with pytest.raises(KeyboardInterrupt):
+        prune(other, recover=Following(fails=2), checkpoint_file=file, **options)
+    assert_same_weights(other, dense)
+    again = Following()
+    again.numbers.append(1)  # which is not repeated
+    assert prune(other, recover=again, checkpoint_file=file, **options).plan == result.plan
+    assert again.numbers == [1, 2, 3]
+    assert_same_weights(other, model)
+
+
+def test_recovery_after_a_training_in_between(model):
+    recover, training = Following(), Training()
+    prune(model, GROUPS, target_params=0.4, steps=3, input_shape=SHAPE, recover=recover,
+          finetune=training)
+    assert training.numbers == [1, 2] and recover.numbers == [1]
+
+
 @pytest.mark.parametrize('change', ['target', 'steps', 'groups', 'weights', 'criterion',
                                     'finetune', 'nothing'])
 def test_another_request_begins_anew(change, model, tmp_path):

@@ -57,6 +57,20 @@ def test_minutes(files, tmp_path, monkeypatch):
     assert 'recovery: minutes 1, steps 4, lr 0.001, steps done 2, difference' in output
 
 
+def test_in_steps(files, tmp_path, blind, monkeypatch):
+    """The detector recovers after each step, in place of a training with annotations."""
+    steps, recover = [], recovery.recover
+
+    def noted(*args, **settings):
+        steps.append(settings['steps'])
+        return recover(*args, **settings)
+
+    monkeypatch.setattr(recovery, 'recover', noted)
+    output = output_of('prune.py', *quickly(files), '--work-dir', tmp_path / 'out', '--steps', 2)
+    assert steps == [2, 2]
+    assert 'recovery: steps 4, lr 0.001, turns 2, steps done 2, difference before ' in output
+
+
 @pytest.mark.parametrize('options, text', [
     (['--recover-minutes', -1],
      'minutes of the recovery must be a finite number that is not negative, but is -1'),
