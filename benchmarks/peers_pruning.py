@@ -43,6 +43,7 @@ class Task:
         batches (Sequence[Batch]): Training data to calibrate with.
         options (dict): Of the pruner.
         seed (int, optional): Of a criterion with chance in it.
+        finetune (Callable, optional): Trains the detector between steps.
     """
     model: nn.Module
     cfg: Config
@@ -51,6 +52,7 @@ class Task:
     batches: Sequence[Batch]
     options: Dict[str, Any]
     seed: Optional[int] = None
+    finetune: Optional[Callable[[nn.Module, int], Any]] = None
 
 
 @dataclass
@@ -73,7 +75,8 @@ def prune_with_mmgcp(task: Task) -> Pruned:
         options['criterion'] = dict(options['criterion'], seed=task.seed)
     with attention_aside(task.model):
         result = prune(task.model, target_flops=1 - task.share, input_shape=task.shape,
-                       batches=task.batches, calibration=ImagesOf(task.batches), **options)
+                       batches=task.batches, calibration=ImagesOf(task.batches),
+                       finetune=task.finetune, **options)
     cfg = make_pruned_config(plain_config(task.cfg), detector, result.changed_channels)
     return Pruned(result.model, cfg)
 

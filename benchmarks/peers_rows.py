@@ -32,6 +32,7 @@ class Row:
             sparse training with this schedule, 'attention', or '' for nothing.
         after (str): How it is trained afterwards: 'distil' with the unpruned detector as a
             teacher, 'recover' by its predictions alone, or '' with the annotations.
+        between (int): Epochs of recovery after each step of pruning but the last.
     """
     name: str
     title: str
@@ -39,6 +40,7 @@ class Row:
     options: Dict[str, Any] = field(default_factory=dict)
     first: str = ''
     after: str = ''
+    between: int = 0
 
     @property
     def has_chance(self) -> bool:
@@ -49,7 +51,17 @@ class Row:
     @property
     def record(self) -> dict:
         """What results depend on, as JSON gives it back."""
-        return json.loads(json.dumps(dict(asdict(self), title=None)))
+        found = dict(asdict(self), title=None)
+        if not self.between:
+            del found['between']
+        return json.loads(json.dumps(found))
+
+
+def epochs_before(inputs: Dict[str, Any]) -> int:
+    """The epochs before pruning and between its steps, by what its result depends on."""
+    row = inputs['row']
+    between = row.get('between', 0) * (row['options'].get('steps', 1) - 1)
+    return between + inputs.get('first', {}).get('epochs', 0)
 
 
 DENSE = Row('dense', 'not pruned', 'none')
@@ -73,6 +85,8 @@ def all_rows(options: Dict[str, Any], variants: Dict[str, Dict[str, Any]]) -> Li
     rows += [
         Row('distilled', 'mmgcp, taught by the original', 'mmgcp', options, after='distil'),
         Row('recovered', 'mmgcp, recovered', 'mmgcp', options, after='recover'),
+        Row('recovered-2-steps', 'mmgcp, in two steps, recovered after each', 'mmgcp',
+            dict(options, steps=2), after='recover', between=5),
         Row('stages', 'mmgcp, three stages', 'mmgcp', options, 'two_phase', 'distil'),
         Row('slimming', 'network slimming', 'mmgcp', SLIMMING, 'constant'),
         Row('slimming-dense', 'network slimming without sparse training', 'mmgcp', SLIMMING)]

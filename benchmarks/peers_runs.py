@@ -15,7 +15,7 @@ import torch.nn as nn
 from mmengine.config import Config
 from peers_data import describe, with_test_data, with_training_data
 from peers_pruning import PRUNERS, Pruned, Task, make_distiller
-from peers_rows import DENSE, Row
+from peers_rows import DENSE, Row, epochs_before
 from peers_training import LR, OPTIM_WRAPPER, average, train
 from runs import Runs, base
 
@@ -110,6 +110,8 @@ class PeerRuns(Runs):
             model, cfg = self.train_first(row, seed) if row.first else self.load()
             task = Task(model, cfg, share, self.shape, self.batches, row.options,
                         inputs['seed'] if row.has_chance else None)
+            if row.between:
+                task.finetune = lambda model, _: self.recover(model, row.between)
             print(f'{name}: pruning', file=sys.stderr, flush=True)
             start = time.perf_counter()
             pruned = PRUNERS[row.pruner](task)
@@ -118,8 +120,8 @@ class PeerRuns(Runs):
 
     def finetune(self, row: Row, share: float, seed: int, epochs: int) -> None:
         """Train what has been pruned until there have been so many epochs, and test it."""
-        spent = self.args.first_epochs if row.first else 0
         name, inputs = self.describe_training(row, share, seed, epochs)
+        spent = epochs_before(inputs)
         if epochs <= spent or self.is_done(name, inputs):
             return
         print(f'{name}: training', file=sys.stderr, flush=True)

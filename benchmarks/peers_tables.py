@@ -9,7 +9,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from peers_rows import DENSE, Row
+from peers_rows import DENSE, Row, epochs_before
 from peers_runs import PeerRuns
 from prune_speed import _markdown, describe_machine
 
@@ -60,7 +60,7 @@ class Results:
         """Accuracies by the number of epochs that have been trained, of all seeds."""
         found = defaultdict(list)
         for item in self.of('pruned', row, share):
-            found[item['inputs'].get('first', {}).get('epochs', 0)].append(item['ap'])
+            found[epochs_before(item['inputs'])].append(item['ap'])
         for item in self.of('trained', row, share):
             found[item['inputs']['epochs']].append(item['ap'])
         return found
@@ -100,9 +100,9 @@ def _rows(results: Results, row: Row, share: float, notes: List[str]) -> List[Li
     by_epoch = results.accuracies(row, share)
     ceilings = results.accuracies(DENSE, 0.)
     cells = [_accuracy(by_epoch.get(epoch), ceilings.get(epoch)) for epoch in (0, *results.epochs)]
-    first = pruned[0]['inputs'].get('first')
-    if first:
-        title += f' (pruned after {first["epochs"]} epochs)'
+    epochs = epochs_before(pruned[0]['inputs'])
+    if epochs:
+        title += f' (pruned after {epochs} epochs)'
     return [[title, f'{macs / results.dense["macs"] - 1:+.1%}', f'{params / 1e6:.2f} M', *cells]]
 
 

@@ -140,6 +140,24 @@ def test_epochs_before_pruning_count(benchmark, detector, annotated, tmp_path, c
     assert rows[3][3:] == ['-', '0.200, 100%', '0.300, 60%', '0.500, 71%']
 
 
+def test_epochs_between_steps_count(benchmark, detector, annotated, tmp_path, capsys, monkeypatch,
+                                    module):
+    """The network is recovered after the first step, and for the rest of the epochs at last."""
+    recovered = []
+    monkeypatch.setattr(module('runs'), 'recover',
+                        lambda student, teacher, images, steps: recovered.append(
+                            steps / len(images)))
+    monkeypatch.setattr(module('runs'), 'evaluate', lambda model, cfg: ('coco/mAP', 0.2))
+    benchmark(*detector, '--work-dir', tmp_path / 'work', '--size', 64, '--calib-batches', 1,
+              '--train', annotated, '--rows', 'recovered-2-steps', '--remove', 0.3, '--seeds', 0,
+              '--epochs', 4, 7, '--prune-options', 'criterion.type=mmgcp.L1Norm compensate=False')
+    assert recovered == [5, 2]
+    rows = table(capsys.readouterr().out)
+    assert rows[0][3:] == ['right away', 'after 4 epochs', 'after 7 epochs']
+    assert rows[-1][0] == 'mmgcp, in two steps, recovered after each (pruned after 5 epochs)'
+    assert rows[-1][3:] == ['-', '-', '0.200']
+
+
 def test_rows(module):
     rows = module('rows').all_rows(dict(round_to=8), dict(mine=dict(round_to=4, ratio=0.1)))
     names = [row.name for row in rows]
