@@ -60,9 +60,8 @@ def parse_args():
     training.add_argument('--first-epochs', type=int, default=3,
                           help='those of the epochs that are before pruning, where something is '
                           'trained before; default: 3')
-    training.add_argument('--sparsity-rate', type=float, default=65.,
-                          help='default: 65, which by itself moves scale factors by about 0.7 '
-                          'in 110 iterations')
+    training.add_argument('--sparsity-rate', type=float, default=2e-2,
+                          help='default: 0.02, which tools/compress.py takes with AdamW')
     output = parser.add_argument_group('output')
     output.add_argument('--report', action='store_true', help='only print what is there')
     output.add_argument('--plot', type=Path, metavar='FILE.png', help='accuracy against MACs')
