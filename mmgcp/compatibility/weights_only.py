@@ -7,6 +7,7 @@ import pickle
 import re
 import types
 import zipfile
+from collections import Counter
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator
 
@@ -145,7 +146,7 @@ _Unpickler: Any = getattr(pickle, '_Unpickler')  # noqa: B009
 
 
 class SafeUnpickler(_Unpickler):
-    """Loads what torch's own ``weights_only`` loads, and what MMEngine's checkpoints need."""
+    """Loads what ``weights_only`` of today's torch loads, and what MMEngine's checkpoints need."""
 
     dispatch = dict(_Unpickler.dispatch)
 
@@ -175,7 +176,10 @@ def _allowed_globals() -> Dict[str, Any]:
     import torch
     from torch._weights_only_unpickler import _get_allowed_globals
     found = {'_codecs.encode': encode, 'builtins.set': set, 'builtins.bytearray': bytearray,
-             'builtins.complex': complex, **_get_allowed_globals()}
+             'builtins.complex': complex, 'collections.Counter': Counter,
+             'torch.device': torch.device, **_get_allowed_globals()}
+    found.update((str(item), item) for item in vars(torch).values()
+                 if isinstance(item, torch.dtype))
     for name in ('_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter'):
         found[f'torch._utils.{name}'] = getattr(torch._utils, name)
     found.update((name, item) for item, name in checkpoint_globals())

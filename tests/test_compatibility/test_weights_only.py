@@ -4,6 +4,7 @@ import json
 import pickle
 import sys
 import types
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 import torch.nn as nn
 from hostile_files import served, write_malicious
 from mmengine.model import BaseModule
+from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import load_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from test_checkpoints import ATTACKS, malicious_pickles, rewrite_pickle
@@ -252,13 +254,32 @@ class TestOldTorch:
     def test_weights_are_read(self, tmp_path, zipped):
         state = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).half().state_dict()
         content = dict(state_dict=state, shared=state['0.weight'], parts=[nn.Parameter(torch.ones(
-            2)), torch.arange(3), {1, 2}, 1.5, None, 'é', b'ab', torch.Size([2]), np.float32(2)])
+            2)), torch.arange(3), {1, 2}, 1.5, None, 'é', b'ab', torch.Size([2]), np.float32(2),
+            Counter([8, 11]), torch.device('cpu'), torch.bfloat16, torch.uint8, torch.float32])
         torch.save(content, str(tmp_path / 'x.pth'), _use_new_zipfile_serialization=zipped)
         found = self.load(tmp_path / 'x.pth')
         assert all(torch.equal(value, found['state_dict'][key]) for key, value in state.items())
         assert found['shared'].data_ptr() == found['state_dict']['0.weight'].data_ptr()
         assert torch.equal(found['parts'][0], torch.ones(2)) and found['parts'][2:] == content[
             'parts'][2:]
+
+    @pytest.mark.parametrize('settings', [
+        dict(type='MultiStepLR', milestones=[8, 11]), dict(type='StepLR', step_size=2),
+        dict(type='PolyLR', power=2), dict(type='ExponentialLR', gamma=0.9),
+        dict(type='ConstantLR'),
+        dict(type='CosineRestartLR', periods=[2, 3], restart_weights=[1, 1], eta_min=0.),
+        dict(type='ReduceOnPlateauLR', monitor='loss'),
+        dict(type='mmdet.QuadraticWarmupLR', end=3)],
+        ids=lambda settings: settings['type'])
+    def test_schedulers_are_read(self, tmp_path, settings):
+        """Here, and by torch's own loader as it is mended."""
+        mend_openmmlab()
+        optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+        scheduler = PARAM_SCHEDULERS.build(dict(settings, optimizer=optimizer))
+        torch.save(dict(param_schedulers=[scheduler.state_dict()]), str(tmp_path / 'x.pth'))
+        for found in (self.load(tmp_path / 'x.pth'),
+                      CheckpointLoader.load_checkpoint(str(tmp_path / 'x.pth'), 'cpu')):
+            assert str(found['param_schedulers'][0]) == str(scheduler.state_dict())
 
     def test_checkpoints_of_mmengine_are_read(self, tmp_path):
         runner = tiny_runner(tmp_path)
