@@ -130,6 +130,8 @@ class _Work:
             raise UserError('there are no training images to score and compensate with')
         candidates(find_blocks(entry.model, entry.shape), max(options.depths),
                    options.plain_blocks)  # an error if there are fewer
+        for width in self.widths():
+            at_width(entry.cfg, width)  # an error if that is not possible
         self.state = State(folder / STATE)
         given = asdict(replace(options, image_widths=()))  # which change no plan
         self.inputs = digest_request([given, self.settings], None, entry.model)

@@ -1,8 +1,12 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The front by hand; tests/test_tools/test_pareto.py runs the whole."""
 import pytest
+from block_toys import BlockNet
+from mmengine.config import Config
 
 from mmgcp.errors import UserError
+from mmgcp.pipeline import pareto
+from mmgcp.pipeline.comparison import Entry
 from mmgcp.pipeline.pareto import Pareto, mark_front
 from mmgcp.pipeline.pareto_options import ParetoOptions
 from mmgcp.pipeline.pareto_report import format_pareto
@@ -60,6 +64,17 @@ def test_table_of_images_of_two_sizes():
     assert [[cell.strip() for cell in line.split('|')[1:-1]][:6] for line in lines[:4:3]] == [
         ['model', 'blocks removed', 'MACs', 'of them', 'parameters', 'images'],
         ['original', '0', '0.500 G', '25.0%', '0.000 M', '32×32']]
+
+
+def test_images_whose_size_is_not_said_are_found_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(pareto, 'CalibrationBatches', lambda *_: [1])
+    monkeypatch.setattr(pareto, 'candidates', lambda *_: [])
+    monkeypatch.setattr(pareto, 'find_blocks', lambda *_: None)
+    entry = Entry('toy', BlockNet(), Config(dict(test_dataloader=dict(
+        dataset=dict(pipeline=[dict(type='Normalize')])))))
+    with pytest.raises(UserError, match='cannot be made 64 pixels wide'):
+        pareto.try_plans(entry, ParetoOptions(image_widths=[64]), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('options, message', [
