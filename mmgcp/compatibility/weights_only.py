@@ -179,8 +179,9 @@ def _allowed_globals() -> Dict[str, Any]:
              'builtins.complex': complex, 'collections.Counter': Counter,
              'torch.device': torch.device, **_get_allowed_globals()}
     found.update((str(item), item) for item in vars(torch).values()
-                 if isinstance(item, torch.dtype))
-    for name in ('_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter'):
+                 if isinstance(item, (torch.dtype, torch.qscheme)))
+    for name in ('_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter',
+                 '_rebuild_qtensor'):
         found[f'torch._utils.{name}'] = getattr(torch._utils, name)
     found.update((name, item) for item, name in checkpoint_globals())
     return found
