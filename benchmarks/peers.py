@@ -27,6 +27,7 @@ from peers_tables import plot, print_tables
 from peers_training import LR
 
 from mmgcp.errors import UserError
+from mmgcp.pipeline.stage_configs import SPARSITY_RATES
 from mmgcp.utils.cli import CfgOptions, run_tool
 
 
@@ -60,8 +61,9 @@ def parse_args():
     training.add_argument('--first-epochs', type=int, default=3,
                           help='those of the epochs that are before pruning, where something is '
                           'trained before; default: 3')
-    training.add_argument('--sparsity-rate', type=float, default=2e-2,
-                          help='default: 0.02, which tools/compress.py takes with AdamW')
+    training.add_argument('--sparsity-rate', type=float,
+                          default=SPARSITY_RATES['proximal'],
+                          help='default: %(default)s, which tools/compress.py takes with AdamW')
     output = parser.add_argument_group('output')
     output.add_argument('--report', action='store_true', help='only print what is there')
     output.add_argument('--plot', type=Path, metavar='FILE.png', help='accuracy against MACs')

@@ -22,14 +22,8 @@ from mmgcp.pruning.detector import registered_name
 from mmgcp.pruning.options import BUDGETS, options_of_config
 from mmgcp.pruning.resume import digest_request
 from mmgcp.pruning.rounding import with_default_multiple
-from mmgcp.utils.checkpoint import load_strictly
-from mmgcp.utils.config import (
-    at_width,
-    build_detector,
-    image_size,
-    load_config,
-    with_fixed_size,
-)
+from mmgcp.utils.config import at_width, image_size, with_fixed_size
+from mmgcp.utils.detectors import load_detector
 
 from .accuracy import measure_accuracy
 from .comparison import Entry
@@ -172,8 +166,7 @@ class _Work:
         model = self.entry.model
         if row['model'] != ORIGINAL:
             folder = self.folder / row['model']
-            model = build_detector(load_config(str(folder / 'pruned.py')))
-            load_strictly(model, str(folder / 'pruned.pth'))
+            model = load_detector(str(folder / 'pruned.py'), str(folder / 'pruned.pth')).model
         entry = Entry(name, model, at_width(self.entry.cfg, width))
         return self._row(entry, {**{key: row[key] for key in ('model', 'blocks', 'share')},
                                  'name': name})

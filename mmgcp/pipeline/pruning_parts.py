@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmgcp.datasets.calibration import CalibrationBatches, ImagesOf
 from mmgcp.errors import PruningError, UserError
 from mmgcp.nn.distributed import gather_over_ranks
-from mmgcp.utils.checks import COUNT, check_keys
+from mmgcp.utils.checks import check_keys
 
 from .finetuning import IntermediateFinetuning
 from .recovery import Recovery
@@ -78,9 +78,8 @@ def make_finetuning(cfg: Config, options: dict,
 
 
 def _turns(options: dict) -> int:
-    """The number of steps, as far as it is one."""
-    steps = options.get('steps', 1)
-    return steps if COUNT.passes(steps) and options.get('plan') is None else 1
+    """The number of steps, of which a plan needs one."""
+    return options.get('steps', 1) if options.get('plan') is None else 1
 
 
 def make_recovery(cfg: Config, model: nn.Module, options: dict,

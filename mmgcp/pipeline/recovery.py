@@ -56,16 +56,17 @@ class Recovery:
                  steps: Optional[int] = None, lr: float = 1e-3,
                  progress: Progress = lambda stage, done, steps: None, turns: int = 1):
         check_settings(minutes, steps, lr)
-        self._images, self.progress, self._turns = images, progress, turns
+        self._images, self.progress = images, progress
         self.settings = dict(minutes=minutes, steps=steps, lr=lr)
+        self._turns = turns
+        self._each_turn = dict(minutes=minutes and minutes / turns,
+                               steps=steps and max(1, steps // turns), lr=lr)
 
     def __call__(self, student: nn.Module, teacher: nn.Module,
                  removed: Channels) -> Dict[str, Any]:
         """Train the pruned model in place; return the settings and what was done, for a report."""
-        minutes, steps, lr = self.settings.values()
         done = recover(student, teacher, self._images, removed=removed, progress=self.progress,
-                       minutes=None if minutes is None else minutes / self._turns,
-                       steps=None if steps is None else max(1, steps // self._turns), lr=lr)
+                       **self._each_turn)
         turns = dict(turns=self._turns) if self._turns > 1 else {}
         return dict({name: value for name, value in self.settings.items() if value is not None},
                     **turns, **done._asdict())

@@ -148,9 +148,8 @@ def _describe(options: PruneOptions) -> Dict[str, Any]:
     """Return what tells a request from another one, for a digest."""
     groups = options.groups if isinstance(options.groups, str) else [
         asdict(group) if is_dataclass(group) else dict(group) for group in options.groups]
-    recover = options.recover and getattr(options.recover, 'settings', True)
     return dict(options.record(), groups=groups, finetune=options.finetune_settings,
-                recover=recover, calibration=options.calibration is not None,
+                recover=options.recover_settings, calibration=options.calibration is not None,
                 evaluate=options.evaluate is not None)
 
 

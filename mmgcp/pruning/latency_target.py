@@ -115,10 +115,7 @@ class LatencyTarget:
         """Return the target with the time of a detector that has the blocks, if it is measured."""
         if not self.verify:
             return self
-        found = None
-        if is_main_process():
-            times = take_turns([self.run, make_run(whole, self.shape, self.runtime)], ROUNDS)
-            found = self.original / speedups(times)[1]
+        found = self._time(whole) if is_main_process() else None
         return replace(self, whole=from_first_rank(found))
 
     def meet(self, choose: Callable[[Budget], Choice], budget: Budget, model: nn.Module,
@@ -165,16 +162,17 @@ class LatencyTarget:
 
     def _measure(self, model: nn.Module, units: Sequence[ChannelUnit],
                  removed: Dict[str, Tensor]) -> float:
-        """Return the milliseconds of a model without channels (K, ) of units, on the first rank.
-
-        They are the original's by the ratio of both, which take turns.
-        """
+        """Return the milliseconds of a model without channels (K, ) of units, on the first rank."""
         if not is_main_process():
             return from_first_rank(None)
         pruned = copy.deepcopy(model)
         remove_channels(pruned, units, removed)
-        times = take_turns([self.run, make_run(pruned, self.shape, self.runtime)], ROUNDS)
-        return from_first_rank(self.original / speedups(times)[1])
+        return from_first_rank(self._time(pruned))
+
+    def _time(self, model: nn.Module) -> float:
+        """Return a model's milliseconds: the original's by the ratio of both, which take turns."""
+        times = take_turns([self.run, make_run(model, self.shape, self.runtime)], ROUNDS)
+        return self.original / speedups(times)[1]
 
     def _record(self, found: Optional[float]) -> dict:
         met = found is not None and abs(found / self.milliseconds - 1) <= TOLERANCE

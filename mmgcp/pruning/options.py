@@ -221,13 +221,22 @@ class PruneOptions:
     @property
     def finetune_settings(self) -> Any:
         """What a plan records of the training in between: its settings if it tells them."""
-        return self.finetune and getattr(self.finetune, 'settings', True)
+        return _settings_of(self.finetune)
+
+    @property
+    def recover_settings(self) -> Any:
+        """The same of the recovery."""
+        return _settings_of(self.recover)
 
     def record(self) -> Dict[str, Any]:
         """Return the options that a plan records."""
         found = {item.name: getattr(self, item.name) for item in fields(self)
                  if item.metadata.get('recorded')}
         return dict(found, criterion=dict(self.criterion), input_shape=list(self.input_shape))
+
+
+def _settings_of(training: Optional[Callable]) -> Any:
+    return training and getattr(training, 'settings', True)
 
 
 def _one_or_names(value: Any) -> Any:

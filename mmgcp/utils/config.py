@@ -193,7 +193,7 @@ def at_width(cfg: Config, width: int) -> Config:
         width (int): Width in pixels; the height changes as much, up to multiples of 32.
 
     Returns:
-        Config: The new config, in which all images have one size.
+        Config: The new config, in which all validation images have one size.
 
     Raises:
         UserError: The config does not say the size of its images.

@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""The front by hand; tests/test_tools/test_pareto.py runs the whole."""
+"""The front by hand; tests/test_tools/test_pareto_tool.py runs the whole."""
 import pytest
 from block_toys import BlockNet
 from mmengine.config import Config
