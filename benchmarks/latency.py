@@ -131,7 +131,6 @@ def measure_in(runs: Runs, runtime: str, original: nn.Module, todo: Sequence[dic
         if runtime == 'onnxruntime' and values['arrived'] < ENOUGH:
             before = before or profile(original, shape)
             values['slow'] = slow_layers(result, before, profile(result.model, shape))
-        (runs.folder / run_name(variant)).mkdir(exist_ok=True)
         runs.finish(run_name(variant), variant, values)
 
 

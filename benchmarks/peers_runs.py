@@ -71,7 +71,6 @@ class PeerRuns(Runs):
         return super().is_done(name, dict(inputs, settings=self.settings))
 
     def finish(self, name: str, inputs: dict, values: dict) -> None:
-        (self.folder / name).mkdir(exist_ok=True)
         super().finish(name, dict(inputs, settings=self.settings), values)
 
     def measure(self, model: nn.Module) -> float:

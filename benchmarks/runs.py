@@ -51,6 +51,7 @@ class Runs:
 
     def finish(self, name: str, inputs: dict, values: dict) -> None:
         """Remember what a run led to."""
+        (self.folder / name).mkdir(exist_ok=True)
         with replacing(self.folder / name / 'result.json') as (path, ):
             path.write_text(json.dumps(dict(inputs=inputs, **values), indent=2) + '\n')
 

@@ -9,10 +9,11 @@ runs that take turns, on one image of noise and random weights:
 - the whole detector without post-processing: with the strides 8, 16, 32; with stride 4, dense;
   and with stride 4 pruned. There the masks are replaced by ones that keep random squares.
 
-How many tiles a trained detector computes depends on its images and on tau:
-``--config CONFIG --checkpoint CHECKPOINT`` measures that instead, with the accuracy on the config's
-validation images, or on ``--val``. A detector without masks gets some, which are fitted to its
-features on ``--train`` with all its weights fixed (``--fit-masks STEPS``).
+How many tiles a trained detector computes depends on its images and on tau: ``--config CONFIG
+--checkpoint CHECKPOINT`` measures that instead, with the accuracy on the config's validation
+images, or on ``--val``, and the CPU time an image, post-processing included. A detector without
+masks gets some, which are fitted to its features on ``--train`` with all its weights fixed
+(``--fit-masks STEPS``).
 """
 import argparse
 import statistics
@@ -175,21 +176,25 @@ def measure_by_tau(args: argparse.Namespace) -> None:
     model, cfg = load_with_masks(args)
     inference, predict, rows = find_inference(model), model.predict, []
     for tau in args.taus:
-        inference.settings = replace(inference.settings, tau=tau, dense_above=1.)
-        shares: List[Tuple[float, float]] = []
+        inference.settings = replace(inference.settings, tau=tau)
+        found: List[Tuple[float, float, float]] = []
 
-        def counted(*inputs, shares=shares, **kwargs):
+        def counted(*inputs, found=found, **kwargs):
+            start = time.process_time()
             samples = predict(*inputs, **kwargs)
+            milliseconds = 1000 * (time.process_time() - start) / len(samples)
             stride = inference.strides[0]
-            shares.append((inference.kept[stride], inference.computed[stride]))
+            found.append((inference.kept[stride], inference.computed[stride], milliseconds))
             return samples
 
         model.predict = counted
         metric, value = evaluate(model, cfg, args.metric)
-        kept, computed = (statistics.mean(values) for values in zip(*shares))
-        rows.append([f'{tau:g}', f'{value:.3f}', f'{kept:.1%}', f'{computed:.1%}'])
+        kept, computed, milliseconds = (statistics.mean(values) for values in zip(*found))
+        rows.append([f'{tau:g}', f'{value:.3f}', f'{kept:.1%}', f'{computed:.1%}',
+                     f'{milliseconds:.1f}'])
         print(rows[-1], flush=True)
-    print('\n'.join(_markdown([['tau', metric, 'cells kept', 'tiles computed'], *rows])))
+    header = ['tau', metric, 'cells kept', 'tiles computed', 'ms']
+    print('\n'.join(_markdown([header, *rows])))
 
 
 def main() -> None:
