@@ -12,6 +12,7 @@ from mmengine.registry import TRANSFORMS
 from mmgcp.errors import UserError
 from mmgcp.pipeline.voc_data import innermost_dataset, replace_dataset
 from mmgcp.utils.config import drop_collate_scope, image_size, nested_dicts, replace_scale
+from mmgcp.utils.config_content import plain_content
 
 LOADING = dict(num_workers=0, persistent_workers=False)
 # Of loaders with workers, or such as a loader of batches of one size does not take
@@ -126,7 +127,7 @@ def _loader(cfg: Config, name: str) -> dict:
     """The settings of a loader, without those of workers."""
     if not cfg.get(name):
         raise UserError(f'the config has no {name}')
-    loader = cfg[name].to_dict()
+    loader = plain_content(cfg[name])
     drop_collate_scope(loader)
     return {key: value for key, value in loader.items() if key not in WORKER_KEYS}
 

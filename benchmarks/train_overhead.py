@@ -55,6 +55,7 @@ from prune_speed import (
 from mmgcp.errors import UserError
 from mmgcp.utils.cli import run_tool
 from mmgcp.utils.config import build_detector, image_size, load_config
+from mmgcp.utils.config_content import plain_content
 
 CONFIG = ROOT / 'configs' / 'yolov4' / 'yolov4_n_fast_1xb8-60e_voc-320.py'
 RATIO = 0.4
@@ -274,7 +275,7 @@ class Training:
         cfg = load_config(self.setup['student'])
         if self.variant in DISTILLERS:
             cfg.model = dict(
-                type='mmgcp.SpatialAttentionDistiller', student=cfg.model.to_dict(),
+                type='mmgcp.SpatialAttentionDistiller', student=plain_content(cfg.model),
                 teacher={key: self.setup[key] for key in ('config', 'checkpoint')},
                 **DISTILLERS[self.variant])
         return _build(cfg)

@@ -21,6 +21,7 @@ from mmgcp.utils.checks import (
     checked,
     either,
 )
+from mmgcp.utils.config_content import plain_content
 
 from .blocks import PRUNABLE, find_blocks
 from .inserted import InsertedAttention
@@ -102,7 +103,7 @@ def plain_config(cfg: Config) -> Config:
     """
     if cfg.model['type'].split('.')[-1] != 'SCADetector':
         return cfg
-    content = cfg.to_dict()
+    content = plain_content(cfg)
     model = {key: value for key, value in content['model'].items()
              if key not in ('detector_type', 'attention')}
     return Config(dict(content, model=dict(model, type=content['model']['detector_type'])))

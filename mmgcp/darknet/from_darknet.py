@@ -14,6 +14,7 @@ from mmyolo.models.utils import make_round
 
 from mmgcp.pruning.detector import make_pruned_config
 from mmgcp.utils.config import build_detector, replace_scale
+from mmgcp.utils.config_content import plain_content
 
 from .base_network import changed_channels, find_widen_factor
 from .cfg import DarknetError, Section, shorten
@@ -53,7 +54,7 @@ def model_config(sections: Sequence[Section]) -> dict:
             is out of bounds.
     """
     unpruned = Config(dict(model=_unpruned_model(sections)))
-    return _with_channels(unpruned, sections).to_dict()['model']
+    return plain_content(_with_channels(unpruned, sections))['model']
 
 
 def _with_channels(config: Config, sections: Sequence[Section]) -> Config:
@@ -254,7 +255,7 @@ def complete_config(sections: Sequence[Section], classes: Sequence[str],
     """
     scale = input_size_of(sections[0])
     base = get_config(BASE_CONFIG)
-    config = {key: value for key, value in base.to_dict().items() if key in _KEPT_KEYS}
+    config = {key: value for key, value in plain_content(base).items() if key in _KEPT_KEYS}
     config = replace_scale(config, tuple(base.img_scale), scale)
     config.update(
         model=_unpruned_model(sections),

@@ -7,6 +7,7 @@ from typing import Callable, Dict
 from mmengine.config import Config
 
 from mmgcp.utils.cli import replacing
+from mmgcp.utils.config_content import plain_content
 from mmgcp.utils.config_text import unexpanded, write_config
 
 
@@ -39,7 +40,7 @@ def write_child(path: Path, base: str, change: Callable[[Config], Config]) -> No
     with replacing(path) as (temporary, ):
         temporary.write_text(unexpanded(f'_base_ = {base!r}\n'), encoding='utf-8')
         inherited = Config.fromfile(temporary)
-        changes = _difference(inherited.to_dict(), change(inherited).to_dict())
+        changes = _difference(plain_content(inherited), plain_content(change(inherited)))
         write_config(Config(dict(_base_=base, **changes)), temporary)
 
 

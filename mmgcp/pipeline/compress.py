@@ -15,6 +15,7 @@ from mmgcp.utils.checkpoint import load_strictly, read_checkpoint
 from mmgcp.utils.checks import COUNT, check_value
 from mmgcp.utils.cli import replacing
 from mmgcp.utils.config import build_detector, load_config, section
+from mmgcp.utils.config_content import plain_content
 from mmgcp.utils.devices import find_device
 from mmgcp.utils.folders import work_dir
 
@@ -265,5 +266,5 @@ class _Pipeline:
 
 def _content(config: Path) -> Dict[str, object]:
     """Read the settings of a config on which its training depends."""
-    content = Config.fromfile(config).to_dict()
+    content = plain_content(Config.fromfile(config))
     return {name: value for name, value in content.items() if name not in LATER_SETTINGS}

@@ -25,7 +25,7 @@ from .tracing import Observer, from_front, traceable
 
 # The most steps and channels to follow for one channel unit. The detectors tested need up to
 # 120 steps and, for a Faster R-CNN, 600 000 channels.
-MAX_STEPS = 2000
+MAX_STEPS = 20_000
 MAX_CHANNELS = 1_000_000
 
 # Layer and side -> pairs (channel of the layer, index in the unit), each once, in order

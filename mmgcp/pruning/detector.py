@@ -20,6 +20,7 @@ from mmgcp.utils.config import (
     load_config,
     nested_dicts,
 )
+from mmgcp.utils.config_content import plain_content
 
 from .blocks.removal import AbsentBlocks, remove_blocks
 from .channel_table import ChannelTable, apply_channel_table, merged_tables, without_blocks
@@ -111,7 +112,7 @@ def read_channel_table(channels: Union[ChannelTable, str, Path]) -> ChannelTable
     if not isinstance(table, dict):
         raise PruningError(f'{channels} is not the config of a pruned detector: its model has no '
                            'channel table')
-    return table.to_dict()
+    return plain_content(table)
 
 
 def read_absent_blocks(channels: Union[ChannelTable, str, Path],
@@ -158,7 +159,7 @@ def make_pruned_config(cfg: Config, detector: str, changed_channels: ChannelTabl
     places. The detector is its class, as :func:`registered_name` names it. Layers of absent
     blocks are not in its channel table.
     """
-    content = copy.deepcopy(cfg.to_dict())
+    content = plain_content(cfg)
     model = content.pop('model')
     if model['type'].split('.')[-1] == PRUNED_DETECTOR.split('.')[-1]:
         absent_blocks = {**read_absent_blocks(model['channels'], model.get('absent_blocks')),

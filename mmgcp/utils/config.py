@@ -15,6 +15,7 @@ from mmgcp.compatibility.packages import PREFIX, find_own_config
 from mmgcp.errors import UserError, told
 
 from .checks import MAPPING, check_value
+from .config_content import plain_content
 from .process_state import alone
 
 
@@ -53,7 +54,7 @@ def _with_plain_types(cfg: Config) -> Config:
     """Return a config whose types are names, as those of a new-style config are classes."""
     if all(isinstance(part.get('type', ''), str) for part in nested_dicts(cfg._cfg_dict)):
         return cfg
-    return Config(cfg.to_dict(), filename=cfg.filename)
+    return Config(plain_content(cfg), filename=cfg.filename)
 
 
 def _read(path: str) -> Config:
@@ -204,7 +205,7 @@ def at_width(cfg: Config, width: int) -> Config:
     for name in ('val_dataloader', 'test_dataloader'):
         if cfg.get(name):
             cfg[name] = dict(cfg[name], dataset=replace_scale(
-                cfg[name]['dataset'].to_dict(), old, new))
+                plain_content(cfg[name]['dataset']), old, new))
     if image_size(cfg) != new:
         raise UserError(f'the images cannot be made {width} pixels wide: the test pipeline does '
                         f'not say that they are {old[0]}')

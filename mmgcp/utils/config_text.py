@@ -1,6 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Writing configs so that they read as what they were."""
-import copy
 import pprint
 from pathlib import Path
 from typing import Dict, Sequence, Union
@@ -8,6 +7,7 @@ from typing import Dict, Sequence, Union
 from mmengine.config import Config
 
 from .config import nested_dicts
+from .config_content import plain_content
 
 MANY_CLASSES = 100  # laying out the names and colours of 2000 in three data sets took 8 s
 
@@ -24,7 +24,7 @@ def write_config(cfg: Config, path: Union[str, Path], expanded: Sequence[str] = 
         path (str | Path): The file.
         expanded (Sequence[str]): Values that MMEngine is to expand all the same. Defaults to none.
     """
-    content = copy.deepcopy(cfg.to_dict())
+    content = plain_content(cfg)
     many = _take_many_classes(content)
     text = Config(content).pretty_text
     for name, metainfo in many.items():

@@ -30,7 +30,10 @@ def test_peak_by_hand(capfd):
     net, image = Net(), torch.zeros(4096)
     found = [measure_peak_memory(net, lambda: net(image)) for _ in range(2)]
     assert found == [BYTES * (3 * 4096 + 1000 + 50)] * 2  # the same each time
-    assert capfd.readouterr() == ('', '') and 'KINETO_LOG_LEVEL' not in os.environ
+    printed, complaints = capfd.readouterr()
+    # PyTorch 1.13's profiler has no level that silences these
+    complaints = [line for line in complaints.splitlines() if not line.startswith('STAGE:')]
+    assert printed == '' and complaints == [] and 'KINETO_LOG_LEVEL' not in os.environ
 
 
 @torch.no_grad()

@@ -4,9 +4,10 @@ import torch
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.structures import InstanceData
+from older_stacks import config_or_skip
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmgcp.utils.config import build_detector, load_config
+from mmgcp.utils.config import build_detector
 
 MMYOLO = {
     'yolov6-v3-m': 'yolov6/yolov6_v3_m_syncbn_fast_8xb32-300e_coco.py',
@@ -27,8 +28,8 @@ def config_of(kind, width=0.125, **options):
         return gfl(round(64 * width), **options)
     widths = {f'model.{part}.widen_factor': width
               for part in ('backbone', 'neck', 'bbox_head.head_module')}
-    return load_config(f'mmyolo::{MMYOLO[kind]}',
-                       {**widths, 'model.backbone.init_cfg': None, **options})
+    return config_or_skip(f'mmyolo::{MMYOLO[kind]}',
+                          {**widths, 'model.backbone.init_cfg': None, **options})
 
 
 def gfl(channels, reg_max=5, **head):

@@ -8,6 +8,7 @@ import torch
 import torch.nn as nn
 from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
+from older_stacks import needs_cpu_autocast
 from small_heads import batch_for, config_of, disturb_head, trained_detector
 from small_models import build
 from test_response import giou_by_hand, responses
@@ -265,6 +266,7 @@ def test_adapters_of_parts_without_weight_still_have_gradients(cross_config):
     assert all((adapter.weight.grad == 0).all() for adapter in distiller.distill_adapters)
 
 
+@needs_cpu_autocast
 def test_single_precision_under_autocast(cross_config):
     distiller = build(cross_config)
     with torch.autocast('cpu', dtype=torch.bfloat16):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import MessageHub
+from older_stacks import needs_cpu_autocast
 from small_heads import (
     WITH_EDGES,
     batch_for,
@@ -198,6 +199,7 @@ def test_gradients_reach_the_student_only(teacher, tmp_path):
     assert list(distiller.state_dict()) == list(model.state_dict())
 
 
+@needs_cpu_autocast
 def test_single_precision_under_autocast(teacher, tmp_path):
     config, model = teacher
     distiller = distiller_of(config, config, model, tmp_path)

@@ -11,6 +11,7 @@ from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.runner.checkpoint import load_state_dict
+from older_stacks import needs_cpu_autocast
 from small_models import GROUPS, build
 from torch.nn.modules.batchnorm import _BatchNorm
 from yolov4_samples import batch, yolov4
@@ -95,6 +96,7 @@ def test_gradients_reach_the_student_only(distiller):
     assert all(param.grad is None for param in distiller.teacher.parameters())
 
 
+@needs_cpu_autocast
 def test_autocast(distiller):
     with torch.autocast('cpu', dtype=torch.bfloat16):
         losses = losses_of(distiller)

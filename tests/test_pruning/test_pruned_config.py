@@ -116,7 +116,7 @@ def test_init_detector(pruned_folder):
 
 def test_det_inferencer_with_the_scope_of_mmyolo(pruned_folder, tmp_path):
     inferencer = DetInferencer(str(pruned_folder / 'pruned.py'), str(pruned_folder / 'pruned.pth'),
-                               device='cpu', scope='mmyolo', show_progress=False)
+                               device='cpu', scope='mmyolo')
     image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     (found, ) = inferencer(image, no_save_vis=True, out_dir=str(tmp_path))['predictions']
     assert {'labels', 'scores', 'bboxes'} <= set(found)

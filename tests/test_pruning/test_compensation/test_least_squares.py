@@ -66,7 +66,8 @@ def test_several_offsets_and_none(ridge):
         expected, offset = expected_matrix(z[:, group], shifted[:, group], indicators,
                                            prior[group], ridge)
         assert np.allclose(matrix[group], expected, atol=1e-9)
-        assert np.allclose([offsets['first'][group], offsets['second'][group]], offset, atol=1e-9)
+        assert np.allclose(torch.stack([offsets['first'][group], offsets['second'][group]]), offset,
+                           atol=1e-9)
 
 
 def test_only_sums_are_kept():
