@@ -113,7 +113,8 @@ def test_raw_outputs(detector, images):
     assert raw_difference(Answers(answers), detector, images) == 0
     answers['4'][0, 0, 0, 0] += 0.25
     largest = max(1., float(outputs[4].abs().max()))
-    assert 0.25 / largest - 1e-6 <= raw_difference(Answers(answers), detector, images) <= 0.25 + 1e-6
+    difference = raw_difference(Answers(answers), detector, images)
+    assert 0.25 / largest - 1e-6 <= difference <= 0.25 + 1e-6
     answers['4'][0, 0, 0, 0] = math.nan
     assert raw_difference(Answers(answers), detector, images) == math.inf
     answers['4'] = answers['4'][:, 1:]
