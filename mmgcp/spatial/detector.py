@@ -43,7 +43,7 @@ def SpatialPruner(detector_type: str, spatial_cfg: Optional[dict] = None,  # noq
         model = dict(
             type='mmgcp.SpatialPruner',
             detector_type=_base_.model.type,
-            spatial_cfg=dict(levels=[4, 8], tau=0.3))
+            spatial_cfg=dict(levels=[4, 8], tau=0.4))
 
     This is a function that the registry calls like a class. The result has the class of the
     plain detector and all its modules under their own names, and beside them

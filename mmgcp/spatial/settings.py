@@ -46,7 +46,7 @@ class SpatialSettings:
         dense_above: Share of tiles above which a level is computed as a whole instead.
     """
     levels: Optional[Sequence[int]] = None
-    tau: float = 0.3
+    tau: float = 0.4
     tile: int = 16
     window: int = 7
     box_cells: float = 8.
