@@ -15,7 +15,7 @@ def parse_args(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """Parse the command line, or the given arguments."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file, or a config of a package as mmyolo::...')
-    parser.add_argument('checkpoint')
+    parser.add_argument('checkpoint', help='checkpoint of the detector, pruned or not')
     parser.add_argument('out', help='file to write, such as detector.onnx')
     add_arguments(parser, ExportOptions)
     parser.add_argument('--input-size', type=int, nargs=2, metavar=('WIDTH', 'HEIGHT'),

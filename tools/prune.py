@@ -47,8 +47,9 @@ def parse_args(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
                         help='make up for nothing: the pruned detector is exactly the original '
                         'without the removed channels')
     parser.add_argument('--keep-hooks', action='store_true',
-                        help='leave the config its DynamicSparsityHook, which would go on pressing '
-                        'when the pruned detector is trained; default: drop it')
+                        help='leave the config its DynamicSparsityHook, which would go on making '
+                        'scale factors smaller when the pruned detector is trained; default: drop '
+                        'it')
     add_arguments(parser, PruneOptions)
     data = parser.add_argument_group('data')
     data.add_argument('--calib-batches', type=int, default=16, metavar='N',

@@ -67,8 +67,8 @@ class PruneOptions:
         "budget; 'auto' makes them by kind of module and stride")
     ratio: Optional[float] = option(
         None, in_config=True, recorded=True, check=RATIO, cli=dict(group=AMOUNT, type=float),
-        help='share of the channels of every layer group that is below its threshold, instead '
-        "of the groups' own ratios and thresholds")
+        help='share of the channels of every layer group that is to go, those with the lowest '
+        "scores, instead of the groups' own ratios and thresholds")
     target_params: Optional[float] = option(
         None, in_config=True, recorded=True, check=KEEP_SHARE,
         cli=dict(group=AMOUNT, type=float), help='share of the parameters to keep')
@@ -88,7 +88,7 @@ class PruneOptions:
     latency_table: Union[str, Path, None] = option(
         None, in_config=True, check=PATH, cli=dict(group=AMOUNT, metavar='FILE'),
         help='JSON file with times of layers for target_latency, which is written or completed '
-        'where it lacks some; without one they are measured and forgotten')
+        'where it lacks some; without one they are measured anew each time')
     steps: int = option(
         1, in_config=True, recorded=True,
         check=number_in(1, 1000, integer=True),
@@ -99,7 +99,7 @@ class PruneOptions:
         None, in_config=True, recorded=True,
         check=number_in(1, math.inf, 'must be a positive integer', integer=True),
         cli=dict(group=AMOUNT, type=int, metavar='N'),
-        default_help=f'{BLOCK} for tools/prune.py and target_latency, else 1',
+        default_help=f"the config's, else {BLOCK} for tools/prune.py and target_latency, else 1",
         help='keep multiples of so many channels, without exceeding the budget')
     remove_blocks: Union[Sequence[str], int, str, None] = option(
         None, in_config=True, recorded=True,
@@ -112,8 +112,8 @@ class PruneOptions:
     plain_blocks: bool = option(
         False, in_config=True, recorded=True, check=BOOLEAN,
         cli=dict(group=AMOUNT, action='store_true'),
-        help="whether a number or 'auto' in remove_blocks may also choose blocks without a "
-        'shortcut, instead of which the next one reads what they have read')
+        help="let a number or 'auto' in remove_blocks choose blocks without a shortcut, too: the "
+        'next block then reads what they have read')
     block_criterion: str = option(
         COMPENSATED, in_config=True, recorded=True, check=one_of(*BLOCK_CRITERIA),
         cli=dict(group=AMOUNT, choices=BLOCK_CRITERIA),
@@ -141,7 +141,9 @@ class PruneOptions:
     merge: str = option(
         'or', in_config=True, recorded=True, check=one_of(*sorted(MERGES)),
         cli=dict(group=CHANNELS, choices=tuple(MERGES)),
-        help='how the layers of a unit decide together')
+        help='how layers whose channels can only go together decide on one: it stays if any of '
+        'them (or), or more than half (majority), would keep it; mean and sum are of their scores'
+        )
     plan: Union[PruningPlan, str, Path, None] = option(
         None, check=either(PATH, instance_of(PruningPlan, text=''), text='must be a plan, or its '
                            'file'), cli=dict(group=CHANNELS, metavar='FILE'),

@@ -31,6 +31,11 @@ def summarize(result: PruningResult) -> str:
     for label, (before, after), unit, factor in totals:
         lines.append(f'{label:<24}{before / factor:>10.3f} -> {after / factor:.3f} {unit} '
                      f'({after / before - 1:+.1%})')
+    criterion = result.plan.options.get('criterion')
+    if criterion:
+        allocation = result.plan.options.get('allocation')
+        lines.append(f'{"channels chosen by":<24}{criterion["type"].split(".")[-1]}'
+                     + (f', {allocation}' if allocation else ''))
     if result.latency:
         lines.append(_latency(result.latency))
     lines += blocks_lines(result)

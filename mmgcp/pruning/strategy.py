@@ -187,7 +187,8 @@ def plan_by_scores(task: PruningTask, criterion: Criterion, units: Sequence[Chan
         thresholds, removed = choose(task.budget)
     options.progress('choosing channels', 1, 1)
     plan = make_plan(task.units, removed, scored)
-    record = dict(options.record(), sensitivity=sensitivity and asdict(sensitivity))
+    record = dict(options.record(), allocation=allocation,
+                  sensitivity=sensitivity and asdict(sensitivity))
     if latency:
         record['latency'] = latency
     plan = replace(plan, thresholds=dict(thresholds), skipped=task.skipped, options=record)

@@ -71,7 +71,7 @@ def run_tool(main: Callable[[], Any]) -> None:
     end_workers_with_this()
     try:
         with ending_in_order():
-            main()
+            _undisguised(main)
     except (UserError, OSError) as error:
         if os.environ.get(TRACEBACK_VARIABLE, '0') not in ('', '0'):
             _print_traceback(error)
@@ -85,6 +85,22 @@ def run_tool(main: Callable[[], Any]) -> None:
     except SystemExit as exit_:
         if wants_help and not exit_.code:
             print(TRACEBACK_HELP)
+        raise
+
+
+def _undisguised(main: Callable[[], Any]) -> None:
+    """Run a tool; an interrupt or a signal ends it also where an error has taken its place.
+
+    MMEngine turns whatever is raised while it formats a config into a SyntaxError.
+    """
+    try:
+        main()
+    except Exception as error:
+        link: Optional[BaseException] = error
+        while link is not None:
+            if isinstance(link, (KeyboardInterrupt, Terminated)):
+                raise link from None
+            link = link.__cause__ or link.__context__
         raise
 
 

@@ -5,6 +5,7 @@ What Python functions, configs, command lines and documentation say of an option
 its field, so that each option is described once.
 """
 import argparse
+import textwrap
 from dataclasses import MISSING, Field, field, fields
 from typing import Any, Dict, Iterable, List, Optional, Type
 
@@ -81,7 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
         if callable(settings.get('choices')):  # known only by now, and too many for the usage
             settings['choices'] = settings['choices']()
             text += f': {", ".join(settings["choices"])}'
-        text += _default_text(item)
+        text = _with_default(text, item)
+        parser.formatter_class = WholeOptions
         groups.get(title, parser).add_argument(
             f'--{item.name.replace("_", "-")}', default=None,
             help=text.replace('%', '%%'), **settings)
@@ -115,11 +117,18 @@ def _on_command_line(cls: type) -> List[Field]:
     return [item for item in fields(cls) if item.metadata['cli'] is not None]
 
 
-def _default_text(item: Field) -> str:
+def _with_default(text: str, item: Field) -> str:
     shown = item.metadata.get('default_help')
     if shown is None and item.default not in (None, MISSING, False):
         shown = str(item.default)
-    return '' if shown is None else f'; default: {shown}'
+    return text if shown is None else f'{text.rstrip(".")}; default: {shown}'
+
+
+class WholeOptions(argparse.HelpFormatter):
+    """Help that is not wrapped behind hyphens, so that options in it can be copied."""
+
+    def _split_lines(self, text: str, width: int) -> List[str]:
+        return textwrap.wrap(' '.join(text.split()), width, break_on_hyphens=False)
 
 
 def _default_of(item: Field) -> str:

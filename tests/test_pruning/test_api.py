@@ -120,7 +120,7 @@ def test_options_are_part_of_the_plan(model):
                    round_to=2, input_shape=SHAPE)
     assert 0.69 < result.macs[1] / result.macs[0] <= 0.7
     assert result.plan.options == dict(
-        criterion=dict(type='mmgcp.BNScale'), allocation=None, merge='majority',
+        criterion=dict(type='mmgcp.BNScale'), allocation='global', merge='majority',
         min_keep_ratio=0.1, round_to=2, compensate=True, ratio=None, target_params=None, steps=1,
         target_flops=0.7, target_latency=None, runtime='onnxruntime', input_shape=[3, 64, 96],
         remove_blocks=None, plain_blocks=False, block_criterion='compensated-loss',

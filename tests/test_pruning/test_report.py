@@ -76,8 +76,9 @@ def test_summary_of_what_is_left_alone(result):
     result.plan.skipped.update({f'{reason}{number}': reason for reason, times in reasons.items()
                                 for number in range(times)})
     lines = summarize(result).splitlines()
-    assert lines[6:9] == ['3 layers left alone: why', '2 layers left alone: because',
-                          '1 layers left alone: therefore']
+    assert lines[6:10] == ['channels chosen by      BNScale, global',
+                           '3 layers left alone: why', '2 layers left alone: because',
+                           '1 layers left alone: therefore']
     result.plan.skipped.update(x='so')
     assert 'layers left alone for 1 other reasons are in the report' in summarize(result)
 

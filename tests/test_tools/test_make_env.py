@@ -79,7 +79,8 @@ def test_says_each_step_and_how_far_the_compiler_is(make_env, tmp_path):
     log = tmp_path / 'venv' / 'make_env.log'
     assert f'what pip and the compiler say goes to {log}' in said
     assert '[4/77] c++' in log.read_text() and 'c++' not in said
-    assert said.splitlines()[-1] == f'[env] {tmp_path / "venv"} is ready'
+    assert said.splitlines()[-1] == (
+        f'[env] {tmp_path / "venv"} is ready: source {tmp_path / "venv"}/bin/activate')
     assert calls.count('-m pip install --no-deps -e .') == 1
 
 

@@ -32,6 +32,9 @@ def test_tutorial(tmp_path):
         if 'make_demo_dataset' in line:
             command += ['--num-train', '8', '--num-val', '4', '--num-test', '4']
         elif 'train.py' in line:  # the last iteration would otherwise be of the whole schedule
+            if '--cfg-options' not in command:
+                command += ['--cfg-options', 'train_cfg.max_epochs=1',
+                            'default_hooks.param_scheduler.max_epochs=1']
             command += ['default_hooks.checkpoint.interval=1', 'train_cfg.val_interval=1']
         done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

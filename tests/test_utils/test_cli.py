@@ -1,11 +1,13 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import argparse
+import signal
 import sys
 
 import pytest
 
 from mmgcp.errors import UserError
 from mmgcp.utils.cli import CfgOptions, replacing, run_tool
+from mmgcp.utils.processes import Terminated
 
 
 def raising(error):
@@ -47,6 +49,26 @@ def test_interrupt(capsys):
     assert caught.value.code == 130
     output = capsys.readouterr()
     assert output.err.strip() == 'interrupted' and not output.out
+
+
+@pytest.mark.parametrize('end, code, said', [
+    (KeyboardInterrupt(), 130, 'interrupted'),
+    (Terminated(signal.SIGTERM), 143, 'ended by SIGTERM')])
+def test_interrupt_in_disguise(end, code, said, capsys):
+    """As MMEngine makes a SyntaxError of all that is raised while it formats a config."""
+    def main():
+        try:
+            try:
+                raise end
+            except BaseException:
+                raise SyntaxError('Failed to format the config file') from None
+        except SyntaxError as error:
+            raise UserError('the config cannot be written') from error
+
+    with pytest.raises(SystemExit) as caught:
+        run_tool(main)
+    assert caught.value.code == code
+    assert capsys.readouterr().err.strip() == said
 
 
 @pytest.mark.parametrize('kind', [RuntimeError, ValueError, KeyError, AssertionError])

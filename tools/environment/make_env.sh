@@ -79,6 +79,8 @@ find_or_build_mmcv() {
             "$VENV/bin/python" -m pip wheel -v --no-build-isolation --no-deps \
             -w "$sources/out" "$sources/mmcv-$MMCV_VERSION"
         mv "$sources"/out/mmcv-*.whl "$dir/"
+    else
+        say "4/6 mmcv $MMCV_VERSION has been built before: $dir"
     fi
     WHEEL=$(compgen -G "$dir/mmcv-$MMCV_VERSION-*.whl" | head -n 1)
 }
@@ -128,4 +130,4 @@ pip "$LAST installing mmgcp" --no-deps -e .
 step "$LAST trying it" "$VENV/bin/python" -c "$CHECK; import mmgcp, torch_pruning"
 rm -f "$VENV"/.mmgcp-*
 touch "$STAMP"
-say "$VENV is ready"
+say "$VENV is ready: source $VENV/bin/activate"
