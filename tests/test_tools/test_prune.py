@@ -1,6 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import itertools
 import json
+import os
 
 import cv2
 import numpy as np
@@ -282,6 +283,8 @@ def test_config_of_a_package(package_files, tmp_path):
                          '--input-size', 128, 128, *options)
     assert code == 0, printed
     assert 'warning: the calibration images cannot be loaded' in printed
+    assert ('FileNotFoundError' in printed) == (
+        f'(paths in configs start at the working directory, {os.getcwd()})' in printed)
     report = json.loads((tmp_path / 'out/report.json').read_text())
     assert report['macs']['after'] == pytest.approx(0.7 * report['macs']['before'], rel=0.01)
     moved = tmp_path / 'another machine'
