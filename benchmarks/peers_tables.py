@@ -144,9 +144,9 @@ def plot(runs: PeerRuns, rows: Sequence[Row], path: Path) -> None:
     """
     results = Results(runs, rows)
     epochs = [0, *(epoch for epoch in results.epochs[-1:] if results.found['trained'])]
-    figure = Figure(figsize=(2 + 6 * len(epochs), 7), layout='constrained')
+    figure = Figure(figsize=(1 + 5 * len(epochs), 5.5), layout='constrained')
     styles = _styles(rows)
-    for axes, epoch in zip(figure.subplots(1, len(epochs), squeeze=False)[0], epochs):
+    for axes, epoch in zip(figure.subplots(1, len(epochs), squeeze=False, sharey=True)[0], epochs):
         for row in rows:
             points = _points(results, row, epoch)
             if not points or row == DENSE:
@@ -167,7 +167,7 @@ def plot(runs: PeerRuns, rows: Sequence[Row], path: Path) -> None:
         axes.grid(color='#d8dde3', linewidth=0.6)
     handles = {label: handle for axes in figure.axes
                for handle, label in zip(*axes.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles, fontsize=7, loc='outside right upper')
+    figure.legend(handles.values(), handles, fontsize=8, ncols=2, loc='outside lower center')
     FigureCanvasAgg(figure).print_figure(str(path), dpi=130)
 
 

@@ -24,7 +24,8 @@ from mmgcp.nn.layers import WEIGHT_TYPES, channel_counts
 from .tracing import Observer, from_front, traceable
 
 # The most steps and channels to follow for one channel unit. The detectors tested need up to
-# 120 steps and, for a Faster R-CNN, 600 000 channels.
+# 120 steps and, for a Faster R-CNN, 600 000 channels; maps that are concatenated with themselves
+# several times need thousands of steps.
 MAX_STEPS = 20_000
 MAX_CHANNELS = 1_000_000
 
