@@ -10,14 +10,14 @@ pruning with the accuracies after that. A model that has been trained is not tra
 import argparse
 import json
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Sequence
 
+import numpy as np
 import torch
 from peers_data import LOADING
 from peers_training import LR, OPTIM_WRAPPER, train
 from prune_speed import _markdown, describe_machine
 from runs import Runs
-from scipy.stats import spearmanr
 
 from mmgcp.datasets.calibration import evaluate
 from mmgcp.errors import UserError
@@ -79,8 +79,15 @@ def report(rows: List[dict], accuracies: Dict[str, float], epochs: int) -> str:
     table = [['model', 'MACs', 'right away', f'after {epochs} epochs']]
     table += [[row['model'], f'{row["macs"] / 1e9:.3f} G', f'{row["score"]:.3f}',
                f'{accuracies[row["model"]]:.3f}'] for row in rows]
-    rank = spearmanr([row['score'] for row in rows], [accuracies[row['model']] for row in rows])
-    return '\n'.join([*_markdown(table), '', f'Spearman: {rank[0]:.3f}'])
+    scores, found = zip(*((row['score'], accuracies[row['model']]) for row in rows))
+    return '\n'.join([*_markdown(table), '', f'Spearman: {rank_correlation(scores, found):.3f}'])
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Spearman's: the correlation of the ranks, of which equal values share the mean."""
+    ranks = [[np.less(values, value).sum() + np.equal(values, value).sum() / 2
+              for value in values] for values in (first, second)]
+    return float(np.corrcoef(ranks)[0, 1])
 
 
 def main() -> None:

@@ -21,7 +21,8 @@ RECIPES = [path for path in PATHS if '/_base_/' not in path]
 AFTER_PRUNING = [path for path in RECIPES if path.endswith(('_finetune.py', '_distill.py'))]
 TRAINED = {'yolov4_fast_1xb8-60e_voc-320', 'yolov4_n_fast_1xb8-60e_voc-320',
            'yolov4_n_fast_1xb8-48e_demo-160',
-           'yolov5_n-v61_fast_1xb16-60e_voc-320', 'ssd300_r18-half_1xb8-80e_voc'}
+           'yolov5_n-v61_fast_1xb16-60e_voc-320',
+           'yolov5_n-v61-p2-spatial_fast_1xb16-60e_voc-320', 'ssd300_r18-half_1xb8-80e_voc'}
 
 
 @pytest.fixture

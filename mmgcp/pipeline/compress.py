@@ -14,7 +14,7 @@ from mmgcp.errors import UserError
 from mmgcp.utils.checkpoint import load_strictly, read_checkpoint
 from mmgcp.utils.checks import COUNT, check_value
 from mmgcp.utils.cli import replacing
-from mmgcp.utils.config import build_detector, load_config, section
+from mmgcp.utils.config import build_detector, load_config
 from mmgcp.utils.config_content import plain_content
 from mmgcp.utils.devices import find_device
 from mmgcp.utils.folders import work_dir
@@ -127,11 +127,8 @@ class _Pipeline:
         if all(amount is None for amount in amounts) and 'prune_cfg' not in self.cfg:
             raise UserError(f'the config {self.options.config} has no prune_cfg: say how much to '
                             'prune with --target-params or --target-flops')
-        configured = section(self.cfg, 'prune_cfg')
         if parsed.val_images is None and not (parsed.sensitivity or parsed.metric):
             arguments += ['--val-images', '0']  # each stage is tested
-        if not (parsed.criterion or parsed.plan or configured.get('criterion')):
-            arguments += ['--criterion', 'BNScale']  # which sparse training is made for
         return arguments
 
     def _given_checkpoint(self) -> Optional[str]:

@@ -20,6 +20,12 @@ def test_correlation_by_hand(benchmark):
     assert [line.split()[1] for line in text.splitlines()[2:6]] == list('abcd')
 
 
+def test_equal_values_share_their_rank(benchmark):
+    """Ranks 1.5, 1.5, 3 and 1, 2, 3: a covariance of 1.5 of variances 1.5 and 2."""
+    correlation = benchmark.module.rank_correlation([0.2, 0.2, 0.7], [0.1, 0.3, 0.4])
+    assert correlation == pytest.approx(1.5 / (1.5 * 2)**0.5)
+
+
 @pytest.mark.usefixtures('blank_pictures')
 def test_models_are_trained_once(benchmark, tmp_path, write_config, capsys, monkeypatch):
     files = write_pruning_files(write_config(tmp_path / 'tiny.py'),
