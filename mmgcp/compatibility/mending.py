@@ -36,7 +36,8 @@ def mend_openmmlab() -> None:
         done.append("MMDetection's CocoMetric rates a detector that finds nothing")
     if done:
         MMLogger.get_current_instance().info(
-            f'mmgcp has mended other packages in this process: {"; ".join(done)}.')
+            'mmgcp has mended other packages in this process, and nothing is left to do: '
+            f'{"; ".join(done)}.')
 
 
 def let_ssd_predict() -> bool:
