@@ -14,7 +14,6 @@ from mmgcp.pipeline.voc_data import innermost_dataset, replace_dataset
 from mmgcp.utils.config import drop_collate_scope, image_size, nested_dicts, replace_scale
 from mmgcp.utils.config_content import plain_content
 
-LOADING = dict(num_workers=0, persistent_workers=False)
 # Of loaders with workers, or such as a loader of batches of one size does not take
 WORKER_KEYS = ('prefetch_factor', 'multiprocessing_context', 'timeout', 'worker_init_fn')
 
@@ -68,13 +67,13 @@ def with_training_data(cfg: Config, sources: Optional[Sequence[Images]], size: i
             are resized as for a test, and flipped at random.
     """
     cfg = copy.deepcopy(cfg)
-    loader = _loader(cfg, 'train_dataloader')
+    loader = loader_without_workers(cfg, 'train_dataloader')
     dataset = loader['dataset'] if augmented else _plain(cfg, loader['dataset'])
     dataset = replace_scale(dataset, image_size(cfg), (size, size))
     if sources:
         parts = [replace_dataset(dataset, _dataset(cfg, dataset, item)) for item in sources]
         dataset = parts[0] if len(parts) == 1 else dict(type='ConcatDataset', datasets=parts)
-    cfg.train_dataloader = dict(loader, dataset=dataset, batch_size=batch_size, **LOADING)
+    cfg.train_dataloader = dict(loader, dataset=dataset, batch_size=batch_size)
     return cfg
 
 
@@ -88,7 +87,7 @@ def with_test_data(cfg: Config, source: Optional[Images], size: int, batch_size:
         batch_size (int): Images in a batch.
     """
     cfg = copy.deepcopy(cfg)
-    loader = _loader(cfg, 'val_dataloader')
+    loader = loader_without_workers(cfg, 'val_dataloader')
     dataset = replace_scale(loader['dataset'], image_size(cfg), (size, size))
     if source:
         inner = innermost_dataset(dataset)
@@ -97,13 +96,13 @@ def with_test_data(cfg: Config, source: Optional[Images], size: int, batch_size:
                                  metric='bbox', proposal_nums=(100, 1, 10))
     elif 'batch_shapes_cfg' in dataset:
         dataset['batch_shapes_cfg'] = None
-    cfg.val_dataloader = dict(loader, dataset=dataset, batch_size=batch_size, **LOADING)
+    cfg.val_dataloader = dict(loader, dataset=dataset, batch_size=batch_size)
     return cfg
 
 
 def _plain(cfg: Config, dataset: dict) -> dict:
     """The config of a data set without wrappers, whose images are resized and flipped."""
-    steps = innermost_dataset(_loader(cfg, 'val_dataloader')['dataset'])['pipeline']
+    steps = innermost_dataset(loader_without_workers(cfg, 'val_dataloader')['dataset'])['pipeline']
     annotations = next((part for part in nested_dicts(dataset) if _is(part, 'LoadAnnotations')),
                        dict(type='LoadAnnotations', with_bbox=True))
     resizing = [step for step in steps[1:]
@@ -123,13 +122,14 @@ def describe(sources: Optional[Sequence[Images]]) -> List[str]:
     return [':'.join(item) for item in sources or []]
 
 
-def _loader(cfg: Config, name: str) -> dict:
-    """The settings of a loader, without those of workers."""
+def loader_without_workers(cfg: Config, name: str) -> dict:
+    """The settings of a loader, which loads in this process."""
     if not cfg.get(name):
         raise UserError(f'the config has no {name}')
     loader = plain_content(cfg[name])
     drop_collate_scope(loader)
-    return {key: value for key, value in loader.items() if key not in WORKER_KEYS}
+    loader = {key: value for key, value in loader.items() if key not in WORKER_KEYS}
+    return dict(loader, num_workers=0, persistent_workers=False)
 
 
 def _dataset(cfg: Config, dataset: dict, source: Images) -> dict:

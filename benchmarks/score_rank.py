@@ -14,13 +14,14 @@ from typing import Dict, List, Sequence
 
 import numpy as np
 import torch
-from peers_data import LOADING
+from peers_data import loader_without_workers
 from peers_training import LR, OPTIM_WRAPPER, train
 from prune_speed import _markdown, describe_machine
 from runs import Runs
 
 from mmgcp.datasets.calibration import evaluate
 from mmgcp.errors import UserError
+from mmgcp.pipeline.pareto import ORIGINAL
 from mmgcp.utils.cli import run_tool
 from mmgcp.utils.config import with_fixed_size
 from mmgcp.utils.detectors import load_detector
@@ -48,7 +49,7 @@ def read_rows(folder: Path) -> List[dict]:
         rows = json.loads((folder / 'pareto.json').read_text())['models']
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f'{folder} has no pareto.json that can be read: {error}') from error
-    rows = [row for row in rows if row['name'] == row['model'] != 'original']
+    rows = [row for row in rows if row['name'] == row['model'] != ORIGINAL]
     if len(rows) < 3:
         raise UserError(f'{folder} has {len(rows)} pruned models, too few for a correlation')
     if any('metric' not in row for row in rows):
@@ -65,8 +66,7 @@ def finetune(runs: Runs, row: dict, args: argparse.Namespace) -> float:
         folder = args.folder / row['model']
         entry = load_detector(str(folder / 'pruned.py'), str(folder / 'pruned.pth'))
         entry.cfg.optim_wrapper = OPTIM_WRAPPER
-        for loader in ('train_dataloader', 'val_dataloader'):
-            entry.cfg[loader].update(LOADING)
+        entry.cfg.train_dataloader = loader_without_workers(entry.cfg, 'train_dataloader')
         seconds = train(entry.model, entry.cfg, args.epochs, args.lr, args.seed)
         found = evaluate(entry.model, with_fixed_size(entry.cfg), args.metric or row['metric'],
                          row['val_images'])

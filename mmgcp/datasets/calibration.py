@@ -1,6 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Training batches for a detector and its accuracy, from the data of its config."""
 import copy
+import os
 from contextlib import contextmanager
 from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
@@ -275,7 +276,10 @@ def _one_sentence(what: str) -> Iterator[None]:
     except UserError as error:
         raise UserError(f'the {what} cannot be loaded: {error}') from error
     except Exception as error:  # data sets and transforms may raise anything
-        raise UserError(f'the {what} cannot be loaded: {told(error)}') from error
+        hint = ''
+        if isinstance(error, FileNotFoundError):
+            hint = f' (paths in configs start at the working directory, {os.getcwd()})'
+        raise UserError(f'the {what} cannot be loaded: {told(error)}{hint}') from error
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """What pruning needs besides the detector, from its config: images, and trainings on the way."""
-import os
 import sys
 from typing import Callable, Optional
 
@@ -31,14 +30,12 @@ def find_images(batches: Optional[CalibrationBatches], needed: bool) -> Optional
     """
     if batches is None:
         return None
-    found, error, reason = False, None, ''
+    found, error = False, None
     try:
         found = next(iter(batches), None) is not None
     except UserError as caught:
-        error, reason = caught, str(caught)
-        if isinstance(caught.__cause__, FileNotFoundError):
-            reason += f' (paths in configs start at the working directory, {os.getcwd()})'
-    found, reasons = zip(*gather_over_ranks((found, reason)))
+        error = caught
+    found, reasons = zip(*gather_over_ranks((found, str(error or ''))))
     reason = max(reasons) or ('' if any(found) else 'there are no training images')
     if not reason:
         return ImagesOf(batches)

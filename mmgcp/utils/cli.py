@@ -96,12 +96,18 @@ def _undisguised(main: Callable[[], Any]) -> None:
     try:
         main()
     except Exception as error:
-        link: Optional[BaseException] = error
-        while link is not None:
+        for link in _chain(error):
             if isinstance(link, (KeyboardInterrupt, Terminated)):
                 raise link from None
-            link = link.__cause__ or link.__context__
         raise
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those that led to it, also contexts hidden by ``raise ... from None``."""
+    link: Optional[BaseException] = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
 
 
 def _read_traceback_option() -> None:
@@ -113,10 +119,8 @@ def _read_traceback_option() -> None:
 
 def _print_traceback(error: BaseException) -> None:
     """Print a traceback that includes contexts hidden by ``raise ... from None``."""
-    link: Optional[BaseException] = error
-    while link is not None:
+    for link in _chain(error):
         link.__suppress_context__ = False
-        link = link.__cause__ or link.__context__
     traceback.print_exception(type(error), error, error.__traceback__)
 
 

@@ -72,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
         parser (argparse.ArgumentParser): Gets the arguments, in groups.
         cls (type): The dataclass.
     """
+    parser.formatter_class = WholeOptions
     groups: Dict[str, Any] = {}
     for item in _on_command_line(cls):
         settings = dict(item.metadata['cli'])
@@ -83,7 +84,6 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
             settings['choices'] = settings['choices']()
             text += f': {", ".join(settings["choices"])}'
         text = _with_default(text, item)
-        parser.formatter_class = WholeOptions
         groups.get(title, parser).add_argument(
             f'--{item.name.replace("_", "-")}', default=None,
             help=text.replace('%', '%%'), **settings)
