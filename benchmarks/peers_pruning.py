@@ -24,7 +24,10 @@ from mmgcp.nn.training_loss import Batch, detection_loss, loss_mode
 from mmgcp.pruning import prune
 from mmgcp.pruning.dependencies import ChannelGraph
 from mmgcp.pruning.detector import make_pruned_config, registered_name
-from mmgcp.utils.config import build_detector
+from mmgcp.utils.checkpoint import load_strictly
+from mmgcp.utils.cli import replacing
+from mmgcp.utils.config import build_detector, load_config
+from mmgcp.utils.devices import find_device
 
 STEPS = 12  # of bisection: the pruning ratio is exact to a 4096th
 # How many channels MMRazor's Group Fisher prunes, one by one, between two counts of the MACs
@@ -79,6 +82,22 @@ def prune_with_mmgcp(task: Task) -> Pruned:
                        finetune=task.finetune, **options)
     cfg = make_pruned_config(plain_config(task.cfg), detector, result.changed_channels)
     return Pruned(result.model, cfg)
+
+
+def save_pruned(pruned: Pruned, path: Path) -> None:
+    """Write what this project has pruned to PATH.pth, and its config to PATH.py."""
+    path.parent.mkdir(exist_ok=True)
+    pruned.cfg.dump(path.with_suffix('.py'))
+    with replacing(path) as (file, ):
+        torch.save(dict(state_dict=pruned.model.state_dict()), file)
+
+
+def load_pruned(path: Path) -> Pruned:
+    """Load what :func:`save_pruned` has written, to where MMEngine trains."""
+    cfg = load_config(str(path.with_suffix('.py')))
+    model = build_detector(cfg)
+    load_strictly(model, str(path))
+    return Pruned(model.to(find_device()).eval(), cfg)
 
 
 def prune_with_torch_pruning(task: Task) -> Pruned:

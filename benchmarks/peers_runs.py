@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 from mmengine.config import Config
 from peers_data import describe, with_test_data, with_training_data
-from peers_pruning import PRUNERS, Pruned, Task, make_distiller
+from peers_pruning import PRUNERS, Pruned, Task, load_pruned, make_distiller, save_pruned
 from peers_rows import DENSE, Row, epochs_before
 from peers_training import LR, OPTIM_WRAPPER, average, train
 from runs import Runs, base
@@ -103,9 +103,12 @@ class PeerRuns(Runs):
         return f'{row.name}-{share:g}-{seed}', inputs
 
     def make(self, row: Row, share: float, seed: int) -> Tuple[Pruned, float]:
-        """Prune, unless that is what has been pruned last; also returns the time it takes."""
+        """Prune, unless that has been done before; also returns the time it takes."""
         name, inputs = self.describe_pruning(row, share, seed)
-        if self._pruned[0] != name:
+        kept = self.folder / name / 'pruned.pth'
+        if self._pruned[0] != name and kept.exists() and self.is_done(name, inputs):
+            self._pruned = name, (load_pruned(kept), self.result(name)['seconds'])
+        elif self._pruned[0] != name:
             model, cfg = self.train_first(row, seed) if row.first else self.load()
             task = Task(model, cfg, share, self.shape, self.batches, row.options,
                         inputs['seed'] if row.has_chance else None)
@@ -115,6 +118,8 @@ class PeerRuns(Runs):
             start = time.perf_counter()
             pruned = PRUNERS[row.pruner](task)
             self._pruned = name, (pruned, time.perf_counter() - start)
+            if row.pruner == 'mmgcp':
+                save_pruned(pruned, kept)
         return self._pruned[1]
 
     def finetune(self, row: Row, share: float, seed: int, epochs: int) -> None:

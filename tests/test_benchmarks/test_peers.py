@@ -107,6 +107,23 @@ def test_comparison(benchmark, detector, annotated, tmp_path, capsys, monkeypatc
     assert table(capsys.readouterr().out) == rows
 
 
+def test_pruned_once(benchmark, detector, annotated, tmp_path, monkeypatch, module):
+    """A later start with more epochs trains what an earlier one has pruned."""
+    arguments = (*detector, '--work-dir', tmp_path / 'work', '--calibration', annotated, '--size',
+                 64, '--calib-batches', 1, '--rows', 'default', '--remove', 0.3, '--seeds', 0,
+                 '--prune-options', 'criterion.type=mmgcp.L1Norm', '--epochs')
+    trained = []
+    monkeypatch.setattr(module('runs'), 'train',
+                        lambda model, *_: trained.append(copy.deepcopy(model)) or [1.])
+    monkeypatch.setattr(module('runs'), 'evaluate', lambda model, cfg: ('coco/mAP', 0.2))
+    benchmark(*arguments, 1)
+    monkeypatch.setitem(module('runs').PRUNERS, 'mmgcp', None)
+    benchmark(*arguments, 1, 2)
+    first, second = (model.state_dict() for model in trained)
+    assert list(first) == list(second)
+    assert all(torch.equal(second[name], value) for name, value in first.items())
+
+
 def test_epochs_before_pruning_count(benchmark, detector, annotated, tmp_path, capsys, monkeypatch,
                                      module):
     """Of the three stages, whose pruned network a teacher trains; both runs of a seed agree."""
