@@ -127,6 +127,9 @@ class _Pipeline:
         if all(amount is None for amount in amounts) and 'prune_cfg' not in self.cfg:
             raise UserError(f'the config {self.options.config} has no prune_cfg: say how much to '
                             'prune with --target-params or --target-flops')
+        if (parsed.criterion is None and parsed.plan is None and parsed.calib_batches
+                and not self.cfg.get('prune_cfg', {}).get('criterion')):
+            arguments += ['--criterion', 'BestOf']  # whether sparse training was long enough
         if parsed.val_images is None and not (parsed.sensitivity or parsed.metric):
             arguments += ['--val-images', '0']  # each stage is tested
         return arguments

@@ -31,11 +31,10 @@ def summarize(result: PruningResult) -> str:
     for label, (before, after), unit, factor in totals:
         lines.append(f'{label:<24}{before / factor:>10.3f} -> {after / factor:.3f} {unit} '
                      f'({after / before - 1:+.1%})')
-    criterion = result.plan.options.get('criterion')
-    if criterion:
+    if result.plan.options.get('criterion'):
         allocation = result.plan.options.get('allocation')
-        lines.append(f'{"channels chosen by":<24}{criterion["type"].split(".")[-1]}'
-                     + (f', {allocation}' if allocation else ''))
+        lines.append(f'{"channels chosen by":<24}{_criterion(result.plan.options)}'
+                     + (f', {allocation}' if allocation else '') + _tried(result.plan.options))
     if result.latency:
         lines.append(_latency(result.latency))
     lines += blocks_lines(result)
@@ -59,6 +58,18 @@ def summarize(result: PruningResult) -> str:
     return '\n'.join(lines)
 
 
+def _criterion(options: Dict[str, Any]) -> str:
+    """Return the name of the criterion of the options of a plan."""
+    return options['criterion']['type'].split('.')[-1]
+
+
+def _tried(options: Dict[str, Any]) -> str:
+    """Return the losses that several criteria led to, if more than one was tried."""
+    tried = options.get('tried', ())
+    losses = ', '.join(f'{_criterion(item)} {item["loss"]:.3f}' for item in tried)
+    return f' (loss without training: {losses})' if len(tried) > 1 else ''
+
+
 def _latency(latency: Dict[str, Any]) -> str:
     """Return a line of the table about what an image takes."""
     after, target = latency['after'], latency['target']
@@ -74,10 +85,10 @@ def write_report(result: PruningResult, folder: Path) -> None:
     _draw(plot_channels, [row.layer for row in rows], [row.before for row in rows],
           [row.after for row in rows], [row.group for row in rows], folder / 'channels.png')
     if result.scores:
-        criterion = result.plan.options['criterion']['type'].split('.')[-1]
         _draw(plot_score_histograms,
               {name: values.tolist() for name, values in result.scores.items()},
-              result.plan.thresholds, f'score ({criterion})', folder / 'scores.png')
+              result.plan.thresholds, f'score ({_criterion(result.plan.options)})',
+              folder / 'scores.png')
     (folder / 'report.json').write_text(json.dumps(result.report, indent=2) + '\n')
     (folder / 'report.md').write_text(_markdown(result, rows))
 

@@ -17,7 +17,7 @@ from .scored import group_scores
 from .scores.base import Progress
 from .select import Selection
 from .surgery import channels_off
-from .units import LayerGroup
+from .units import ChannelUnit, LayerGroup
 
 # A metric is measured without these shares of the sum of a group's squared scores. Shares of
 # its channels would not do: after sparse training most carry nothing, and are not missed.
@@ -48,6 +48,7 @@ def measure_sensitivity(model: nn.Module, selection: Selection, groups: Sequence
     With a metric below ``least`` drops would tell nothing, and there is a warning and no result.
     """
     shares = (POSITION, ) if by_position else SHARES
+    units = [item.unit for item in selection.scored]
     steps = 1 + len(groups) * len(shares)
     progress('sensitivity', 0, steps)
     baseline = _finite(evaluate(model), 'the unpruned detector')
@@ -66,7 +67,7 @@ def measure_sensitivity(model: nn.Module, selection: Selection, groups: Sequence
             progress('sensitivity', 1 + len(shares) * len(costs) + len(metrics[group.name]), steps)
             threshold = share if by_position else _threshold(selection, group, share)
             removed = selection.removed({group.name: threshold})
-            metric = _metric_without(model, selection, removed, evaluate, compensate)
+            metric = metric_without(model, units, removed, evaluate, compensate)
             metrics[group.name][share] = metric
             drops += max(baseline - metric, LEAST_DROPS[by_position] * abs(baseline))
             amount += sum(
@@ -101,13 +102,14 @@ def _finite(metric: Any, what: str) -> float:
     return float(metric)
 
 
-def _metric_without(model: nn.Module, selection: Selection, removed: Dict[str, Tensor],
-                    evaluate: Callable, compensate: Callable) -> float:
-    """Evaluate the model without some channels."""
+def metric_without(model: nn.Module, units: Sequence[ChannelUnit], removed: Dict[str, Tensor],
+                   evaluate: Callable[[nn.Module], float],
+                   compensate: Callable[[Dict[str, Tensor]], Any]) -> float:
+    """Evaluate a model without channels (K, ) by name of the unit, compensated, and put it back."""
     snapshot = Snapshot(model, weights=True)  # reconstruction changes them in place
     try:
         compensate(removed)
-        with channels_off(model, [item.unit for item in selection.scored], removed):
+        with channels_off(model, units, removed):
             return _finite(evaluate(model), 'a pruned detector')
     finally:
         snapshot.restore()

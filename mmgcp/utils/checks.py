@@ -112,6 +112,7 @@ CONFIG = Check(lambda value: isinstance(value, dict) and TYPE.passes(value.get('
                'must be a config with a type')
 CONFIG_OR_NONE = Check(lambda value: value is None or CONFIG.passes(value),
                        'must be a config with a type, or None')
+CONFIGS = list_of(CONFIG, 'must be a list of configs with a type')
 FUNCTION = Check(callable, 'must be a function')
 ITERABLE = Check(lambda value: isinstance(value, AnyIterable)
                  and not isinstance(value, (str, bytes, dict)), 'must be an iterable of batches')

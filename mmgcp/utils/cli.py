@@ -3,6 +3,7 @@
 import argparse
 import glob
 import os
+import signal
 import sys
 import traceback
 from contextlib import contextmanager
@@ -59,7 +60,8 @@ def run_tool(main: Callable[[], Any]) -> None:
     ``--traceback``, which is removed from ``sys.argv`` before the tool parses it, or the
     environment variable ``MMGCP_TRACEBACK=1`` prints the whole traceback before the sentence,
     including the errors that led to it. Tools that this one starts do so as well. ``--help`` of
-    every tool describes it.
+    every tool describes it. Where nobody reads the output any more, as behind ``| head``, the
+    next that is printed ends the tool without a word.
 
     Args:
         main (Callable): The tool's main function.
@@ -72,7 +74,9 @@ def run_tool(main: Callable[[], Any]) -> None:
     try:
         with ending_in_order():
             _undisguised(main)
+        sys.stdout.flush()
     except (UserError, OSError) as error:
+        _end_if_nobody_reads(error)
         if os.environ.get(TRACEBACK_VARIABLE, '0') not in ('', '0'):
             _print_traceback(error)
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')
@@ -84,8 +88,28 @@ def run_tool(main: Callable[[], Any]) -> None:
         raise
     except SystemExit as exit_:
         if wants_help and not exit_.code:
-            print(TRACEBACK_HELP)
+            _print_help()
         raise
+
+
+def _print_help() -> None:
+    """Print what help says of all tools."""
+    try:
+        print(TRACEBACK_HELP, flush=True)
+    except OSError as error:
+        _end_if_nobody_reads(error)
+        raise
+
+
+def _end_if_nobody_reads(error: Exception) -> None:
+    """End this process, with the status that shells give for SIGPIPE, if its output is closed."""
+    if not isinstance(error, BrokenPipeError):
+        return
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def _undisguised(main: Callable[[], Any]) -> None:

@@ -196,13 +196,28 @@ def test_prune_options(start):
     assert FakeTools.arguments['prune.py prune'][2:4] == ('--ratio', '0.5')
 
 
+V8 = 'mmyolo::yolov8/yolov8_n_syncbn_fast_8xb16-500e_coco.py'
+
+
+@pytest.mark.parametrize('options, criterion', [
+    (dict(), 'BestOf'), (dict(prune_options='--criterion LCP'), 'LCP'),
+    (dict(prune_options='--calib-batches 0'), None), (dict(prune_options='--plan a.json'), None),
+    (dict(cfg_options={'prune_cfg': dict(criterion=dict(type='mmgcp.Taylor'))}), None)])
+def test_criterion(start, options, criterion):
+    """The loss tells whether scale factors are the better ones, unless the user says what is."""
+    start(config=V8, **options)
+    arguments = FakeTools.arguments['prune.py prune']
+    found = [after for name, after in zip(arguments, arguments[1:]) if name == '--criterion']
+    assert found == ([criterion] if criterion else [])
+
+
 @pytest.mark.parametrize('options, message', [
     (dict(prune_options='--rounded 8'), 'prune.py does not take .*--rounded 8.*unrecognized'),
     (dict(prune_options='--round-to x'), 'prune.py does not take .*invalid int'),
     (dict(prune_options='--dry-run'), 'must not have --dry-run'),
     (dict(prune_options='--launcher pytorch'), 'must not have --dry-run, --work-dir or --launcher'),
     (dict(prune_options='--device nowhere'), "'nowhere' is not the name of a device"),
-    (dict(config='mmyolo::yolov8/yolov8_n_syncbn_fast_8xb16-500e_coco.py', target_params=None),
+    (dict(config=V8, target_params=None),
      'has no prune_cfg: say how much to prune'),
     (dict(checkpoint='none.pth'), 'there is no checkpoint none.pth'),
     (dict(cfg_options={'train_cfg': dict(_delete_=True, type='IterBasedTrainLoop',

@@ -1,6 +1,8 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 import argparse
+import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -175,3 +177,29 @@ def test_forgotten_file(tmp_path):
         with replacing(tmp_path / 'a.txt', tmp_path / 'b.txt') as temporaries:
             temporaries[1].write_text('new')
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+@pytest.mark.parametrize('script, options', [
+    ('print("a line")', []), ('argparse.ArgumentParser().parse_args()', ['--help'])])
+def test_nobody_reads_the_output(script, options, unbuffered):
+    """It ends like other programs behind a pipe, without a traceback."""
+    read, write = os.pipe()
+    os.close(read)
+    command = (f'import argparse, sys\nfrom mmgcp.utils.cli import run_tool\n'
+               f'def main():\n    {script}\nrun_tool(main)')
+    done = subprocess.run([sys.executable, '-c', command, *options], stdout=write,
+                          stderr=subprocess.PIPE, text=True,
+                          env=dict(os.environ, PYTHONUNBUFFERED=unbuffered))
+    os.close(write)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert done.stderr == ''
+
+
+def test_another_broken_pipe(capsys):
+    """It is an error like others."""
+    def main():
+        raise BrokenPipeError('to the worker')
+
+    with pytest.raises(SystemExit, match='to the worker'):
+        run_tool(main)
