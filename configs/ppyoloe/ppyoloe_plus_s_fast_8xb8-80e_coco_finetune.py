@@ -2,7 +2,7 @@
 # Fine-tuning of the pruned PPYOLOE+-s, which this command writes:
 #   python tools/prune.py mmyolo::ppyoloe/ppyoloe_plus_s_fast_8xb8-80e_coco.py \
 #       work_dirs/ppyoloe_plus_s_fast_8xb8-80e_coco_sparse/epoch_20.pth --target-params 0.5 \
-#       --criterion BNScale
+#       --criterion BestOf
 _base_ = '../_base_/finetune/ppyoloe_plus_s_coco.py'
 
 pruned = 'work_dirs/ppyoloe_plus_s_fast_8xb8-80e_coco-pruned'

@@ -2,7 +2,7 @@
 # Fine-tuning of the pruned RTMDet-s, which this command writes:
 #   python tools/prune.py mmyolo::rtmdet/rtmdet_s_syncbn_fast_8xb32-300e_coco.py \
 #       work_dirs/rtmdet_s_syncbn_fast_8xb32-300e_coco_sparse/epoch_50.pth --target-params 0.5 \
-#       --criterion BNScale
+#       --criterion BestOf
 _base_ = '../_base_/finetune/rtmdet_s_coco.py'
 
 pruned = 'work_dirs/rtmdet_s_syncbn_fast_8xb32-300e_coco-pruned'

@@ -21,6 +21,6 @@ model = dict(
     detector_type=_base_.model.type,
     attention=dict(modules=attention_modules, num_groups=8))
 # The layer groups and the target are the base's
-prune_cfg = dict(criterion=dict(_delete_=True, type='mmgcp.CPSCA', fold_scales=True))
+prune_cfg = dict(criterion=dict(type='mmgcp.CPSCA', fold_scales=True))
 train_cfg = dict(max_epochs=max_epochs, val_interval=5)
 default_hooks = dict(param_scheduler=dict(max_epochs=max_epochs))

@@ -61,8 +61,8 @@ model = dict(
 train_dataloader = dict(batch_size=train_batch_size_per_gpu)
 optim_wrapper = dict(
     optimizer=dict(lr=base_lr, batch_size_per_gpu=train_batch_size_per_gpu))
-# The layer groups of the base are for YOLOv4, and its BNScale is for longer sparse trainings
-prune_cfg = dict(criterion=dict(type='mmgcp.OBS'), groups=[
+# The layer groups of the base are for YOLOv4
+prune_cfg = dict(groups=[
     dict(name='stride-8', modules=['backbone.stem', 'backbone.stage[12]']),
     dict(name='stride-16', modules=['backbone.stage3']),
     dict(name='stride-32', modules=['backbone.stage4', 'neck.reduce_layers']),

@@ -2,7 +2,7 @@
 # Fine-tuning of the pruned YOLOv5-s, which this command writes:
 #   python tools/prune.py mmyolo::yolov5/yolov5_s-v61_syncbn_fast_8xb16-300e_coco.py \
 #       work_dirs/yolov5_s-v61_syncbn_fast_8xb16-300e_coco_sparse/epoch_50.pth --target-params 0.5 \
-#       --criterion BNScale
+#       --criterion BestOf
 _base_ = '../_base_/finetune/yolov5_s_coco.py'
 
 pruned = 'work_dirs/yolov5_s-v61_syncbn_fast_8xb16-300e_coco-pruned'

@@ -2,7 +2,7 @@
 # Fine-tuning of the pruned YOLOv6-s, which this command writes:
 #   python tools/prune.py mmyolo::yolov6/yolov6_s_syncbn_fast_8xb32-400e_coco.py \
 #       work_dirs/yolov6_s_syncbn_fast_8xb32-400e_coco_sparse/epoch_50.pth --target-params 0.5 \
-#       --criterion BNScale
+#       --criterion BestOf
 _base_ = '../_base_/finetune/yolov6_s_coco.py'
 
 pruned = 'work_dirs/yolov6_s_syncbn_fast_8xb32-400e_coco-pruned'

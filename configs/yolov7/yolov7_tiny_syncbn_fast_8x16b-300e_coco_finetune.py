@@ -2,7 +2,7 @@
 # Fine-tuning of the pruned YOLOv7-tiny, which this command writes:
 #   python tools/prune.py mmyolo::yolov7/yolov7_tiny_syncbn_fast_8x16b-300e_coco.py \
 #       work_dirs/yolov7_tiny_syncbn_fast_8x16b-300e_coco_sparse/epoch_50.pth --target-params 0.5 \
-#       --criterion BNScale
+#       --criterion BestOf
 _base_ = '../_base_/finetune/yolov7_tiny_coco.py'
 
 pruned = 'work_dirs/yolov7_tiny_syncbn_fast_8x16b-300e_coco-pruned'

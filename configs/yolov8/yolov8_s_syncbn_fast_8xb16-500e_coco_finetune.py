@@ -2,7 +2,7 @@
 # Fine-tuning of the pruned YOLOv8-s, which this command writes:
 #   python tools/prune.py mmyolo::yolov8/yolov8_s_syncbn_fast_8xb16-500e_coco.py \
 #       work_dirs/yolov8_s_syncbn_fast_8xb16-500e_coco_sparse/epoch_50.pth --target-params 0.5 \
-#       --criterion BNScale
+#       --criterion BestOf
 _base_ = '../_base_/finetune/yolov8_s_coco.py'
 
 pruned = 'work_dirs/yolov8_s_syncbn_fast_8xb16-500e_coco-pruned'

@@ -2,7 +2,7 @@
 # Fine-tuning of the pruned YOLOX-s, which this command writes:
 #   python tools/prune.py mmyolo::yolox/yolox_s_fast_8xb8-300e_coco.py \
 #       work_dirs/yolox_s_fast_8xb8-300e_coco_sparse/epoch_50.pth --target-params 0.5 \
-#       --criterion BNScale
+#       --criterion BestOf
 _base_ = '../_base_/finetune/yolox_s_coco.py'
 
 pruned = 'work_dirs/yolox_s_fast_8xb8-300e_coco-pruned'

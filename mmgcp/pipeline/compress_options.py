@@ -69,7 +69,8 @@ class CompressOptions:
         default_help="the config's prune_cfg", help='share of the MACs to keep')
     prune_options: str = option(
         '', cli=dict(group=PRUNING, metavar="'OPTIONS'"), default_help='none',
-        help="more options of prune.py, as in --prune-options='--round-to 8 --sensitivity'")
+        help="more options of prune.py, as in --prune-options='--round-to 8 --sensitivity'; where "
+        'neither they nor the config have a criterion, it is BestOf')
     cfg_options: Dict[str, object] = option(
         factory=dict, cli=dict(nargs='+', action=CfgOptions), default_help='none',
         help='settings of the config to override, as key=value')

@@ -19,7 +19,8 @@ from mmgcp.pruning import prune
 from mmgcp.pruning.layerwise.auxiliary.attached import average_statistics
 
 SHARED = dict(Taylor={}, GroupFisher=dict(normalize='flops'), APoZ={}, CPSCA={}, BNScale={},
-              ThiNet=dict(positions=20))
+              ThiNet=dict(positions=20),
+              BestOf=dict(criteria=[dict(type='mmgcp.L1Norm'), dict(type='mmgcp.Taylor')]))
 # Scores alone, or also training; the networks have their initial weights
 TRAINING = dict(aux_epochs=0, joint_lr=0, rounds=2, round_epochs=1, epochs=2, lr=1e-2)
 JOBS = {

@@ -14,7 +14,6 @@ prune_cfg = dict(
     ],
     # Share of the parameters to keep; or give each group a ratio or a threshold
     target_params=0.353,
-    criterion=dict(type='mmgcp.BNScale'),
     merge='or',
     min_keep_ratio=0.01,
     compensate=True)
