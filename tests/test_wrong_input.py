@@ -67,6 +67,8 @@ SETTINGS = [
     ('mmgcp.feedback', dict(target=0.5, min_factor=0), ('min_factor', 'is 0')),
     ('mmgcp.feedback', dict(target=0.5, max_factor=INF), ('max_factor', 'inf')),
     ('mmgcp.feedback', dict(target=0.5, strength='50'), ('strength', "'50'")),
+    ('mmgcp.BestOf', dict(criteria='OBS'), ('criteria', "'OBS'")),
+    ('mmgcp.BestOf', dict(criteria=[]), ('criteria', 'is []')),
     ('mmgcp.BNScale', dict(without_norm='drop'), ('without_norm', "'drop'")),
     ('mmgcp.BNScale', dict(without=1), ("'without'", "'without_norm'")),
     ('mmgcp.L1Norm', dict(normalize=['mean']), ('normalize', "['mean']")),

@@ -302,7 +302,8 @@ def test_sensitivity_and_calibration_on_data(write_config, tmp_path):
     save(config, tmp_path / 'tiny.pth')
     code, printed = tool(
         config, tmp_path / 'tiny.pth', '--target-params', 0.5, '--sensitivity', '--val-images', 1,
-        '--metric', 'pascal_voc/AP50', '--calib-batches', 1, '--work-dir', tmp_path / 'out')
+        '--metric', 'pascal_voc/AP50', '--calib-batches', 1, '--criterion', 'BNScale',
+        '--work-dir', tmp_path / 'out')
     assert code == 0, printed
     assert 'warning' not in printed
     report = json.loads((tmp_path / 'out/report.json').read_text())
