@@ -47,9 +47,13 @@ class Remembered(BaseTransform):
         self._found: Dict[str, dict] = {}
 
     def transform(self, results: dict) -> dict:
-        """Transform what a data set says of an image."""
+        """Transform what a data set says of an image, without the data set itself.
+
+        MMYOLO adds that for mosaics; copies of it would have copies of all that is kept here.
+        """
         path = results['img_path']
         if path not in self._found:
+            results = {name: value for name, value in results.items() if name != 'dataset'}
             self._found[path] = self._transforms(results)
         return copy.deepcopy(self._found[path])
 

@@ -248,6 +248,15 @@ def test_data(module, detector, annotated):
         data.with_training_data(Config(dict(model={})), [source], 32, 5, False)
 
 
+def test_images_are_kept_without_their_data_set(module):
+    """Copies of what is kept would have copies of all that is kept, and take ever longer."""
+    transform = module('data').Remembered([])
+    first = transform.transform(dict(img_path='a.jpg', dataset=transform, size=[1, 2]))
+    assert first == dict(img_path='a.jpg', size=[1, 2])
+    first['size'].append(3)
+    assert transform.transform(dict(img_path='a.jpg', dataset=transform))['size'] == [1, 2]
+
+
 def test_recalibrated_statistics(module):
     """They are those of the images: means over the batches, each of its own size."""
     model = Toy(lambda net, x: net.norm(x), norm=nn.BatchNorm2d(3, momentum=0.03)).eval()
