@@ -87,8 +87,8 @@ def prune_with_mmgcp(task: Task) -> Pruned:
 def save_pruned(pruned: Pruned, path: Path) -> None:
     """Write what this project has pruned to PATH.pth, and its config to PATH.py."""
     path.parent.mkdir(exist_ok=True)
-    pruned.cfg.dump(path.with_suffix('.py'))
-    with replacing(path) as (file, ):
+    with replacing(path.with_suffix('.py'), path) as (config, file):
+        pruned.cfg.dump(config)
         torch.save(dict(state_dict=pruned.model.state_dict()), file)
 
 

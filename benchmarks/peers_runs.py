@@ -119,6 +119,7 @@ class PeerRuns(Runs):
             pruned = PRUNERS[row.pruner](task)
             self._pruned = name, (pruned, time.perf_counter() - start)
             if row.pruner == 'mmgcp':
+                (self.folder / name / 'result.json').unlink(missing_ok=True)  # of another one
                 save_pruned(pruned, kept)
         return self._pruned[1]
 

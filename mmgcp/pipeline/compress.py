@@ -1,5 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """All stages: train, sparsify, prune, distil; each is tested, and all are compared."""
+import argparse
 import copy
 import shlex
 import tempfile
@@ -11,6 +12,7 @@ from mmengine.config import Config
 
 from mmgcp.datasets import VOCInfo, check_voc, choose_splits
 from mmgcp.errors import UserError
+from mmgcp.pruning.options import BUDGETS
 from mmgcp.utils.checkpoint import load_strictly, read_checkpoint
 from mmgcp.utils.checks import COUNT, check_value
 from mmgcp.utils.cli import replacing
@@ -127,12 +129,20 @@ class _Pipeline:
         if all(amount is None for amount in amounts) and 'prune_cfg' not in self.cfg:
             raise UserError(f'the config {self.options.config} has no prune_cfg: say how much to '
                             'prune with --target-params or --target-flops')
-        if (parsed.criterion is None and parsed.plan is None and parsed.calib_batches
-                and not self.cfg.get('prune_cfg', {}).get('criterion')):
+        if parsed.calib_batches and self._leaves_criterion(parsed):
             arguments += ['--criterion', 'BestOf']  # whether sparse training was long enough
         if parsed.val_images is None and not (parsed.sensitivity or parsed.metric):
             arguments += ['--val-images', '0']  # each stage is tested
         return arguments
+
+    def _leaves_criterion(self, parsed: argparse.Namespace) -> bool:
+        """Whether nothing says how channels are chosen, and a budget says how much goes."""
+        cfg = self.cfg.get('prune_cfg')
+        cfg = cfg if isinstance(cfg, dict) else {}
+        if parsed.plan or parsed.criterion or cfg.get('criterion') or parsed.ratio is not None:
+            return False
+        return any(getattr(parsed, name) is not None or cfg.get(name) is not None
+                   for name in BUDGETS if name != 'ratio')
 
     def _given_checkpoint(self) -> Optional[str]:
         checkpoint = self.options.checkpoint

@@ -1,5 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The best of several criteria: the one without whose channels a detector has the least loss."""
+import warnings
 from dataclasses import replace
 from functools import partial
 from typing import Dict, Iterable, List, Optional, Sequence
@@ -7,7 +8,7 @@ from typing import Dict, Iterable, List, Optional, Sequence
 import torch.nn as nn
 from torch import Tensor
 
-from mmgcp.errors import PruningError
+from mmgcp.errors import PruningError, UnreachableError
 from mmgcp.nn.distributed import first_items, from_first_rank
 from mmgcp.nn.training_loss import Batch
 from mmgcp.registry import TASK_UTILS, build_task_util
@@ -18,7 +19,7 @@ from .remaining import remaining_channels
 from .scores import Criterion
 from .scores.base import Progress
 from .sensitivity import metric_without
-from .strategy import MEASURED_BATCHES, Decision, PruningTask, decide
+from .strategy import MEASURED_BATCHES, Decision, PruningTask, check_finetune, decide
 from .units import ChannelUnit
 
 
@@ -26,10 +27,10 @@ from .units import ChannelUnit
 class BestOf(Criterion):
     """Several criteria, of which the one counts that leaves the least training loss.
 
-    Each decides as it would alone. Then the channels that it has chosen are switched off, what
-    reads them makes up for that, and the loss is measured; all with a few of the batches. That
-    candidates are told apart by what is left of them before any training, once what is made up
-    for in their BatchNorms has been, is from `EagleEye (arXiv 2007.02491)
+    Each decides as it would alone on what a budget leaves. Then the channels that it has chosen
+    are switched off, what reads them makes up for that, and the loss is measured; all with a few
+    of the batches. That candidates are told apart by what is left of them before any training,
+    once their BatchNorms are adapted, is from `EagleEye (arXiv 2007.02491)
     <https://arxiv.org/abs/2007.02491>`_.
 
     Args:
@@ -40,6 +41,7 @@ class BestOf(Criterion):
         PruningError: There are none, or one of them goes layer by layer or is a ``BestOf``.
     """
     needs = 'losses'
+    needs_budget = True
 
     @checked(PruningError, criteria=CONFIGS)
     def __init__(self, criteria: Sequence[dict] = (dict(type='mmgcp.OBS'),
@@ -79,25 +81,30 @@ class BestOf(Criterion):
 def _decide(criterion: BestOf, task: PruningTask) -> Decision:
     """Let each criterion decide; return the decision that leaves the least loss.
 
-    A criterion with which the request cannot be met is left out, unless it cannot be with any.
+    A criterion that cannot decide is left out with a warning, unless none can.
     """
     task.check_data(criterion)
+    check_finetune(task.options)
     decisions: List[Decision] = []
     tried: List[Dict[str, object]] = []
-    problem = None
+    problems: List[PruningError] = []
     for config, candidate in zip(criterion.criteria, criterion.built()):
+        options = replace(task.options, criterion=config)
         try:
-            decision = decide(candidate, replace(
-                task, options=replace(task.options, criterion=config),
-                skipped=dict(task.skipped)))
+            decision = decide(candidate, replace(task, options=options,
+                                                 skipped=dict(task.skipped)))
+            removed = decision.plan.removed()
+            loss = _loss_without(task, removed)
         except PruningError as error:
-            problem = problem or error
+            problems.append(error)
             continue
         decisions.append(decision)
-        tried.append(dict(criterion=dict(config),
-                          loss=_loss_without(task, decision.plan.removed())))
-    if not decisions:
-        raise problem
+        tried.append(dict(criterion=options.record()['criterion'], loss=loss,
+                          shares=list(task.spent.shares(removed))))
+    if not decisions:  # other multiples of channels may do where a budget is what fails
+        raise next((item for item in problems if isinstance(item, UnreachableError)), problems[0])
+    for problem in problems:
+        warnings.warn(f'BestOf leaves out a criterion: {problem}', stacklevel=2)
     best = from_first_rank(min(range(len(tried)), key=lambda number: tried[number]['loss']))
     decisions[best].plan.options['tried'] = tried
     return decisions[best]

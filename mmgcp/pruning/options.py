@@ -234,7 +234,17 @@ class PruneOptions:
         """Return the options that a plan records."""
         found = {item.name: getattr(self, item.name) for item in fields(self)
                  if item.metadata.get('recorded')}
-        return dict(found, criterion=dict(self.criterion), input_shape=list(self.input_shape))
+        return dict(found, criterion=_with_names(self.criterion),
+                    input_shape=list(self.input_shape))
+
+
+def _with_names(config: Any) -> Any:
+    """Copy a config, with the names of classes in their places."""
+    if isinstance(config, dict):
+        return {key: _with_names(value) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return list(map(_with_names, config))
+    return f'mmgcp.{config.__name__}' if isinstance(config, type) else config
 
 
 def _settings_of(training: Optional[Callable]) -> Any:

@@ -31,9 +31,10 @@ def summarize(result: PruningResult) -> str:
     for label, (before, after), unit, factor in totals:
         lines.append(f'{label:<24}{before / factor:>10.3f} -> {after / factor:.3f} {unit} '
                      f'({after / before - 1:+.1%})')
-    if result.plan.options.get('criterion'):
+    criterion = _criterion(result.plan.options)
+    if criterion:
         allocation = result.plan.options.get('allocation')
-        lines.append(f'{"channels chosen by":<24}{_criterion(result.plan.options)}'
+        lines.append(f'{"channels chosen by":<24}{criterion}'
                      + (f', {allocation}' if allocation else '') + _tried(result.plan.options))
     if result.latency:
         lines.append(_latency(result.latency))
@@ -59,15 +60,19 @@ def summarize(result: PruningResult) -> str:
 
 
 def _criterion(options: Dict[str, Any]) -> str:
-    """Return the name of the criterion of the options of a plan."""
-    return options['criterion']['type'].split('.')[-1]
+    """Return the name of the criterion of a plan's options, '' if they, as edited, have none."""
+    criterion = options.get('criterion')
+    name = criterion.get('type') if isinstance(criterion, dict) else None
+    return name.split('.')[-1] if isinstance(name, str) else ''
 
 
 def _tried(options: Dict[str, Any]) -> str:
     """Return the losses that several criteria led to, if more than one was tried."""
-    tried = options.get('tried', ())
-    losses = ', '.join(f'{_criterion(item)} {item["loss"]:.3f}' for item in tried)
-    return f' (loss without training: {losses})' if len(tried) > 1 else ''
+    tried = options.get('tried')
+    tried = tried if isinstance(tried, list) else []
+    losses = [f'{_criterion(item)} {item["loss"]:.3f}' for item in tried
+              if isinstance(item, dict) and isinstance(item.get('loss'), float)]
+    return f' (loss without training: {", ".join(losses)})' if len(losses) > 1 else ''
 
 
 def _latency(latency: Dict[str, Any]) -> str:

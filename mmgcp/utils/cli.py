@@ -2,6 +2,7 @@
 """What the command-line tools share."""
 import argparse
 import glob
+import logging
 import os
 import signal
 import sys
@@ -72,7 +73,7 @@ def run_tool(main: Callable[[], Any]) -> None:
         end_with_parent()
     end_workers_with_this()
     try:
-        with ending_in_order():
+        with ending_in_order(), _logging_that_nobody_reads():
             _undisguised(main)
         sys.stdout.flush()
     except (UserError, OSError) as error:
@@ -99,6 +100,23 @@ def _print_help() -> None:
     except OSError as error:
         _end_if_nobody_reads(error)
         raise
+
+
+@contextmanager
+def _logging_that_nobody_reads() -> Iterator[None]:
+    """Let loggers raise that their output is closed, instead of printing a traceback a line."""
+    before = logging.Handler.handleError
+
+    def handle(handler: logging.Handler, record: logging.LogRecord) -> None:
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            raise  # which logging is handling
+        before(handler, record)
+
+    logging.Handler.handleError = handle
+    try:
+        yield
+    finally:
+        logging.Handler.handleError = before
 
 
 def _end_if_nobody_reads(error: Exception) -> None:

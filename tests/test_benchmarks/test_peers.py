@@ -122,6 +122,17 @@ def test_pruned_once(benchmark, detector, annotated, tmp_path, monkeypatch, modu
     first, second = (model.state_dict() for model in trained)
     assert list(first) == list(second)
     assert all(torch.equal(second[name], value) for name, value in first.items())
+    monkeypatch.setitem(module('runs').PRUNERS, 'mmgcp', module('pruning').prune_with_mmgcp)
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # another one is pruned, and that is interrupted
+        patch.setattr(module('runs'), 'evaluate', fail)
+        with pytest.raises(SystemExit):
+            benchmark(*arguments, 1, '--cfg-options', 'a=1')
+    benchmark(*arguments, 3)
+    assert len(trained) == 3
 
 
 def test_epochs_before_pruning_count(benchmark, detector, annotated, tmp_path, capsys, monkeypatch,

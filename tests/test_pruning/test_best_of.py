@@ -1,15 +1,17 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """The best of several criteria, with each of them alone as the oracle."""
 import copy
+import json
 
 import pytest
 from block_toys import SHAPE, block_net, make_batches
 from loss_toys import assert_as_before, snapshot
 
-from mmgcp.errors import PruningError
+from mmgcp.errors import PruningError, UnreachableError
 from mmgcp.pruning import BestOf, prune
 from mmgcp.pruning.blocks.scores import mean_loss
 from mmgcp.pruning.report import summarize
+from mmgcp.registry import TASK_UTILS
 
 CRITERIA = [dict(type='mmgcp.L1Norm'), dict(type='mmgcp.Random', seed=1), dict(type='mmgcp.OBS')]
 BEST = dict(type='mmgcp.BestOf', criteria=CRITERIA)
@@ -72,7 +74,8 @@ def test_a_criterion_that_cannot_meet_the_request(monkeypatch):
         raise PruningError(f'not by {type(self).__name__}')
 
     monkeypatch.setattr('mmgcp.pruning.scores.L1Norm.prepare', fail)
-    tried = prune(block_net(), criterion=BEST, **settings()).plan.options['tried']
+    with pytest.warns(UserWarning, match='BestOf leaves out a criterion: not by L1Norm'):
+        tried = prune(block_net(), criterion=BEST, **settings()).plan.options['tried']
     assert [item['criterion'] for item in tried] == CRITERIA[1:]
     for name in ('Random', 'OBS'):
         monkeypatch.setattr(f'mmgcp.pruning.scores.{name}.prepare', fail, raising=False)
@@ -81,6 +84,66 @@ def test_a_criterion_that_cannot_meet_the_request(monkeypatch):
     with pytest.raises(PruningError, match='not by L1Norm'):
         prune(model, criterion=BEST, **settings())
     assert_as_before(model, before)
+
+
+def test_a_loss_that_is_not_finite(monkeypatch):
+    """Of one criterion, which is left out."""
+    losses = []
+
+    def measured(model, batches, progress):
+        losses.append(mean_loss(model, batches, progress))
+        if len(losses) == 1:
+            raise PruningError('the loss is nan')
+        return losses[-1]
+
+    monkeypatch.setattr('mmgcp.pruning.best_of.mean_loss', measured)
+    with pytest.warns(UserWarning, match='the loss is nan'):
+        plan = prune(block_net(), criterion=BEST, **settings()).plan
+    assert [item['criterion'] for item in plan.options['tried']] == CRITERIA[1:]
+
+
+def test_other_multiples_if_a_budget_fails(monkeypatch):
+    """Where all fail, the error is the one that callers try other multiples for."""
+    def fail(self, *_):
+        raise UnreachableError('too much') if type(self).__name__ == 'OBS' else PruningError('no')
+
+    for name in ('L1Norm', 'Random', 'OBS'):
+        monkeypatch.setattr(f'mmgcp.pruning.scores.{name}.prepare', fail)
+    with pytest.raises(UnreachableError):
+        prune(block_net(), criterion=BEST, **settings())
+
+
+@pytest.mark.parametrize('options', [dict(ratio=0.5), dict(groups=[
+    dict(name='all', modules=['*'], threshold=0.2)])])
+def test_no_budget(options):
+    """What ratios and thresholds take depends on the criterion."""
+    with pytest.raises(PruningError, match='BestOf needs a budget: target_params, target_flops'):
+        prune(block_net(), criterion=BEST, **settings(target_flops=None, **options))
+
+
+def test_shares_and_names():
+    """A plan has what each would leave, and can be saved where configs have classes."""
+    criteria = [dict(item, type=type(TASK_UTILS.build(item))) for item in CRITERIA]
+    model = block_net()
+    result = prune(model, criterion=dict(type=BestOf, criteria=criteria), **settings())
+    tried = json.loads(json.dumps(result.plan.options))['tried']
+    assert [item['criterion'] for item in tried] == CRITERIA
+    best = min(tried, key=lambda item: item['loss'])
+    assert best['shares'] == pytest.approx([result.params[1] / result.params[0],
+                                            result.macs[1] / result.macs[0]])
+
+
+@pytest.mark.parametrize('tried', [None, 3, [{}], [dict(loss=None), dict(loss='a')]])
+def test_edited_plan(tried):
+    plan = prune(block_net(), criterion=BEST, **settings()).plan
+    plan.options.update(tried=tried, criterion='OBS')
+    printed = summarize(prune(block_net(), plan=plan, input_shape=SHAPE))
+    assert 'chosen' not in printed and 'without training' not in printed
+
+
+def test_training_in_between():
+    with pytest.raises(PruningError, match='but mmgcp.BestOf is none, or for several steps'):
+        prune(block_net(), criterion=BEST, finetune=silent, **settings())
 
 
 def test_default_allocations(monkeypatch):

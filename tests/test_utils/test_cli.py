@@ -179,9 +179,15 @@ def test_forgotten_file(tmp_path):
     assert names(tmp_path) == []
 
 
+LOGGING = ('import logging; logger = logging.getLogger(); '
+           'logger.addHandler(logging.StreamHandler(sys.stdout)); '
+           'logger.error("a line"); logger.error("another")')
+
+
 @pytest.mark.parametrize('unbuffered', ['', '1'])
 @pytest.mark.parametrize('script, options', [
-    ('print("a line")', []), ('argparse.ArgumentParser().parse_args()', ['--help'])])
+    ('print("a line")', []), (LOGGING, []),
+    ('argparse.ArgumentParser().parse_args()', ['--help'])])
 def test_nobody_reads_the_output(script, options, unbuffered):
     """It ends like other programs behind a pipe, without a traceback."""
     read, write = os.pipe()

@@ -28,6 +28,8 @@ class Criterion:
         trains (bool): Whether weights are trained before the channels are removed.
         default_allocation (str): How many channels each unit loses unless the user says so:
             'global' or 'uniform', see :func:`mmgcp.pruning.prune`.
+        needs_budget (bool): Whether shares of parameters or MACs, or a time, must say how much
+            goes, because ratios and thresholds would mean other amounts for what is compared.
         not_in_steps (str, optional): Why it cannot be used in several steps, on a model that
             has been pruned and trained since; None if it can.
         not_without_blocks (str, optional): Why it cannot be used where blocks have been removed
@@ -36,6 +38,7 @@ class Criterion:
     needs: Optional[str] = None
     trains = False
     default_allocation = 'global'
+    needs_budget = False
     not_in_steps: Optional[str] = None
     not_without_blocks: Optional[str] = None
 
