@@ -40,6 +40,7 @@ class APoZ(Criterion):
         PruningError: ``zero`` is unknown, or ``zero_thr`` negative.
     """
     needs = 'images'
+    default_allocation = 'uniform'
 
     @checked(PruningError, zero=one_of(*ZEROS), zero_thr=NOT_NEGATIVE)
     def __init__(self, zero: str = 'nonpositive', zero_thr: float = 0.):

@@ -45,6 +45,7 @@ class Taylor(Criterion):
     enough images.
     """
     needs = 'losses'
+    default_allocation = 'uniform'
 
     @checked(PruningError)
     def __init__(self):
