@@ -43,7 +43,7 @@ def test_interrupted_and_resumed(files, tmp_path, numbers, monkeypatch):
     assert numbers == [1, 2] and 'resuming' not in printed
     names = {path.name for path in whole.iterdir()}
     assert names == {'pruned.py', 'pruned.pth', 'plan.json', 'report.json', 'report.md',
-                     'channels.png', 'scores.png', 'network.png', 'network.html'}
+                     'channels.png', 'network.png', 'network.html'}
 
     train = IntermediateFinetuning.__call__
 
