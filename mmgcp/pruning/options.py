@@ -132,7 +132,7 @@ class PruneOptions:
     allocation: Optional[str] = option(
         None, in_config=True, recorded=True, check=one_of(None, *ALLOCATIONS),
         cli=dict(group=CHANNELS, choices=ALLOCATIONS),
-        default_help='as in the paper of the criterion',
+        default_help="the criterion's, see docs/criteria.md",
         help="how many channels a unit loses: as many as are below the one threshold of their "
         "group ('global'), or the same share of each unit, those with the lowest scores "
         "('uniform': ratios and thresholds of groups are this share); or a share of each unit "
