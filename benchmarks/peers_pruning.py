@@ -24,9 +24,9 @@ from mmgcp.nn.training_loss import Batch, detection_loss, loss_mode
 from mmgcp.pruning import prune
 from mmgcp.pruning.dependencies import ChannelGraph
 from mmgcp.pruning.detector import make_pruned_config, registered_name
-from mmgcp.utils.checkpoint import load_strictly
 from mmgcp.utils.cli import replacing
-from mmgcp.utils.config import build_detector, load_config
+from mmgcp.utils.config import build_detector
+from mmgcp.utils.detectors import load_detector
 from mmgcp.utils.devices import find_device
 
 STEPS = 12  # of bisection: the pruning ratio is exact to a 4096th
@@ -94,10 +94,8 @@ def save_pruned(pruned: Pruned, path: Path) -> None:
 
 def load_pruned(path: Path) -> Pruned:
     """Load what :func:`save_pruned` has written, to where MMEngine trains."""
-    cfg = load_config(str(path.with_suffix('.py')))
-    model = build_detector(cfg)
-    load_strictly(model, str(path))
-    return Pruned(model.to(find_device()).eval(), cfg)
+    loaded = load_detector(str(path.with_suffix('.py')), str(path))
+    return Pruned(loaded.model.to(find_device()), loaded.cfg)
 
 
 def prune_with_torch_pruning(task: Task) -> Pruned:

@@ -105,10 +105,12 @@ class PeerRuns(Runs):
     def make(self, row: Row, share: float, seed: int) -> Tuple[Pruned, float]:
         """Prune, unless that has been done before; also returns the time it takes."""
         name, inputs = self.describe_pruning(row, share, seed)
+        if self._pruned[0] == name:
+            return self._pruned[1]
         kept = self.folder / name / 'pruned.pth'
-        if self._pruned[0] != name and kept.exists() and self.is_done(name, inputs):
+        if kept.exists() and self.is_done(name, inputs):
             self._pruned = name, (load_pruned(kept), self.result(name)['seconds'])
-        elif self._pruned[0] != name:
+        else:
             model, cfg = self.train_first(row, seed) if row.first else self.load()
             task = Task(model, cfg, share, self.shape, self.batches, row.options,
                         inputs['seed'] if row.has_chance else None)

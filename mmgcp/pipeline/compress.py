@@ -12,7 +12,7 @@ from mmengine.config import Config
 
 from mmgcp.datasets import VOCInfo, check_voc, choose_splits
 from mmgcp.errors import UserError
-from mmgcp.pruning.options import BUDGETS
+from mmgcp.pruning.options import TARGETS
 from mmgcp.utils.checkpoint import load_strictly, read_checkpoint
 from mmgcp.utils.checks import COUNT, check_value
 from mmgcp.utils.cli import replacing
@@ -142,7 +142,7 @@ class _Pipeline:
         if parsed.plan or parsed.criterion or cfg.get('criterion') or parsed.ratio is not None:
             return False
         return any(getattr(parsed, name) is not None or cfg.get(name) is not None
-                   for name in BUDGETS if name != 'ratio')
+                   for name in TARGETS)
 
     def _given_checkpoint(self) -> Optional[str]:
         checkpoint = self.options.checkpoint

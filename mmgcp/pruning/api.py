@@ -26,7 +26,7 @@ from .depth import (
 from .iterative import decide_in_steps
 from .latency_target import check_latency_request
 from .layer_groups import Groups
-from .options import BUDGETS, PruneOptions
+from .options import TARGETS, PruneOptions
 from .plan import PruningPlan, validate_plan
 from .result import PruningResult
 from .scores import BNScale, Criterion
@@ -128,8 +128,12 @@ def check_request(**options: Any) -> PruneOptions:
         if options.remove_blocks is not None and criterion.not_without_blocks is not None:
             raise PruningError(f'{type(criterion).__name__} cannot prune what removed blocks '
                                f'leave: {criterion.not_without_blocks}')
+        if options.finetune is not None and options.steps == 1 and not (
+                criterion.trains or options.only_blocks):
+            raise PruningError('finetune is for layer-wise criteria, but '
+                               f'{options.criterion["type"]} is none, or for several steps')
         if criterion.needs_budget and not options.only_blocks and all(
-                getattr(options, name) is None for name in BUDGETS if name != 'ratio'):
+                getattr(options, name) is None for name in TARGETS):
             raise PruningError(f'{type(criterion).__name__} needs a budget: target_params, '
                                'target_flops or target_latency')
         if options.target_latency is not None:

@@ -19,7 +19,7 @@ from .remaining import remaining_channels
 from .scores import Criterion
 from .scores.base import Progress
 from .sensitivity import metric_without
-from .strategy import MEASURED_BATCHES, Decision, PruningTask, check_finetune, decide
+from .strategy import MEASURED_BATCHES, Decision, PruningTask, decide
 from .units import ChannelUnit
 
 
@@ -84,7 +84,6 @@ def _decide(criterion: BestOf, task: PruningTask) -> Decision:
     A criterion that cannot decide is left out with a warning, unless none can.
     """
     task.check_data(criterion)
-    check_finetune(task.options)
     decisions: List[Decision] = []
     tried: List[Dict[str, object]] = []
     problems: List[PruningError] = []

@@ -49,7 +49,8 @@ AMOUNT, CHANNELS, OTHER = 'how much', 'which channels', 'other'
 KEEP_SHARE = number_in(0, 1, 'is the share to keep, in (0, 1]', open_low=True)
 ALLOCATIONS = ('global', 'uniform', 'measured')
 AUTO = 'auto'
-BUDGETS = ('ratio', 'target_params', 'target_flops', 'target_latency')
+TARGETS = ('target_params', 'target_flops', 'target_latency')
+BUDGETS = ('ratio', *TARGETS)
 # What --round-to is where speed matters: with AVX-512, programs compute channels in blocks of 16.
 # docs/deployment.md has what that, 8 and 1 lead to
 BLOCK = 16
@@ -195,7 +196,7 @@ class PruneOptions:
         self.remove_blocks = _one_or_names(self.remove_blocks)
         check_options(self, PruningError)
         read_groups(self.groups)
-        for first, others in (('ratio', BUDGETS[1:]), ('target_flops', ['target_latency'])):
+        for first, others in (('ratio', TARGETS), ('target_flops', ['target_latency'])):
             for name in others:
                 if getattr(self, first) is not None and getattr(self, name) is not None:
                     raise PruningError(

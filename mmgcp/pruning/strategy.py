@@ -143,19 +143,11 @@ def decide(criterion: Criterion, task: PruningTask) -> Decision:
     ``@decide.register(Kind)`` registers another strategy for criteria of a kind.
     """
     options = task.options
-    check_finetune(options)
     allocation = options.allocation or criterion.default_allocation
     plan, scores = plan_by_scores(task, criterion, task.units, allocation)
     if options.steps > 1:
         plan.options.update(finetune=options.finetune_settings)
     return Decision(plan, scores)
-
-
-def check_finetune(options: PruneOptions) -> None:
-    """Raise a PruningError if there is a training in between, but nothing to train between."""
-    if options.finetune is not None and options.steps == 1:
-        raise PruningError('finetune is for layer-wise criteria, but '
-                           f'{options.criterion["type"]} is none, or for several steps')
 
 
 def plan_by_scores(task: PruningTask, criterion: Criterion, units: Sequence[ChannelUnit],

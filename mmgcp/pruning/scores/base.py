@@ -27,7 +27,7 @@ class Criterion:
             batches of training images, 'losses' for batches with ground truth, or None.
         trains (bool): Whether weights are trained before the channels are removed.
         default_allocation (str): How many channels each unit loses unless the user says so:
-            'global' or 'uniform', see :func:`mmgcp.pruning.prune`.
+            'global', 'uniform' or 'measured', see :func:`mmgcp.pruning.prune`.
         needs_budget (bool): Whether shares of parameters or MACs, or a time, must say how much
             goes, because ratios and thresholds would mean other amounts for what is compared.
         not_in_steps (str, optional): Why it cannot be used in several steps, on a model that
