@@ -1,7 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 r"""What is left of a trained detector after pruning: this project against its peers.
 
-Each row is a way to prune the same detector to the same MACs. The pruned detector is tested
+Each row is a way to prune the same detector to the same MACs, or parameters. The pruned detector is tested
 right away and after some epochs of training, in one plain loop that is the same for all rows:
 the same data, seeds, optimizer and learning rate. Each number of epochs is a training of its
 own. Where something is trained before pruning, such as a sparse training, there are as many
@@ -21,6 +21,7 @@ import argparse
 from pathlib import Path
 
 from peers_data import images
+from peers_pruning import AMOUNTS
 from peers_rows import all_rows, read_options, read_variant, select
 from peers_runs import CALIBRATION_BATCH, PeerRuns, compare
 from peers_tables import plot, print_tables
@@ -50,6 +51,8 @@ def parse_args():
                       help='options of prune() for all rows of this project')
     rows.add_argument('--remove', type=float, nargs='*', default=[0.3, 0.5],
                       help='shares of the MACs to remove; default: 0.3 0.5')
+    rows.add_argument('--of', choices=sorted(AMOUNTS), default='MACs',
+                      help='what these are shares of; default: %(default)s')
     rows.add_argument('--also-remove', type=float, nargs='*', default=[],
                       help='more of them, without training afterwards')
     training = parser.add_argument_group('training')
@@ -95,7 +98,7 @@ def add_data_arguments(group) -> None:
 def main():
     args = parse_args()
     if any(not 0 < share < 1 for share in (*args.remove, *args.also_remove)):
-        raise UserError('shares of the MACs to remove must be in (0, 1)')
+        raise UserError('shares to remove must be in (0, 1)')
     args.epochs = sorted(set(args.epochs))
     rows = select(all_rows(args.prune_options, dict(args.variant)), args.rows)
     folder = args.work_dir or Path('work_dirs') / 'peers' / Path(args.config).stem

@@ -12,7 +12,7 @@ from mmengine.registry import TRANSFORMS
 from mmgcp.errors import UserError
 from mmgcp.pipeline.voc_data import innermost_dataset, replace_dataset
 from mmgcp.utils.config import drop_collate_scope, image_size, nested_dicts, replace_scale
-from mmgcp.utils.config_content import plain_content
+from mmgcp.utils.config_content import plain_content, type_name
 
 # Of loaders with workers, or such as a loader of batches of one size does not take
 WORKER_KEYS = ('prefetch_factor', 'multiprocessing_context', 'timeout', 'worker_init_fn')
@@ -118,7 +118,7 @@ def _plain(cfg: Config, dataset: dict) -> dict:
 
 
 def _is(step: dict, kind: str) -> bool:
-    return str(step.get('type')).split('.')[-1] == kind
+    return type_name(step.get('type')) == kind
 
 
 def describe(sources: Optional[Sequence[Images]]) -> List[str]:

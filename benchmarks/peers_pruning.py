@@ -1,5 +1,5 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Pruning a detector to a budget of MACs, by this project and by its peers."""
+"""Pruning a detector to a budget of MACs or parameters, by this project and by its peers."""
 import copy
 import importlib
 import math
@@ -32,6 +32,8 @@ from mmgcp.utils.devices import find_device
 STEPS = 12  # of bisection: the pruning ratio is exact to a 4096th
 # How many channels MMRazor's Group Fisher prunes, one by one, between two counts of the MACs
 CHANNELS_BETWEEN_COUNTS = 4
+# Shares of what can be removed: the option of prune(), and the place in what is counted
+AMOUNTS = dict(parameters=('target_params', 0), MACs=('target_flops', 1))
 
 
 @dataclass
@@ -41,12 +43,13 @@ class Task:
     Attributes:
         model (nn.Module): The detector, which may be changed.
         cfg (Config): Its config.
-        share (float): The share of the MACs to remove.
+        share (float): The share of them to remove.
         shape (Sequence[int]): Shape (C, H, W) of the image that MACs are counted for, in pixels.
         batches (Sequence[Batch]): Training data to calibrate with.
         options (dict): Of the pruner.
         seed (int, optional): Of a criterion with chance in it.
         finetune (Callable, optional): Trains the detector between steps.
+        of (str): What the share is of; a key of :data:`AMOUNTS`.
     """
     model: nn.Module
     cfg: Config
@@ -56,6 +59,15 @@ class Task:
     options: Dict[str, Any]
     seed: Optional[int] = None
     finetune: Optional[Callable[[nn.Module, int], Any]] = None
+    of: str = 'MACs'
+
+    def amount(self, model: nn.Module) -> int:
+        """How many MACs, or parameters, a detector has."""
+        return count_complexity(model, self.shape)[AMOUNTS[self.of][1]]
+
+    def budget(self) -> float:
+        """How many of them may be left."""
+        return (1 - self.share) * self.amount(self.model)
 
 
 @dataclass
@@ -77,9 +89,9 @@ def prune_with_mmgcp(task: Task) -> Pruned:
     if task.seed is not None:
         options['criterion'] = dict(options['criterion'], seed=task.seed)
     with attention_aside(task.model):
-        result = prune(task.model, target_flops=1 - task.share, input_shape=task.shape,
-                       batches=task.batches, calibration=ImagesOf(task.batches),
-                       finetune=task.finetune, **options)
+        result = prune(task.model, input_shape=task.shape, batches=task.batches,
+                       calibration=ImagesOf(task.batches), finetune=task.finetune,
+                       **{AMOUNTS[task.of][0]: 1 - task.share}, **options)
     cfg = make_pruned_config(plain_config(task.cfg), detector, result.changed_channels)
     return Pruned(result.model, cfg)
 
@@ -163,7 +175,7 @@ def meet_budget(prune_at: Callable[[float], nn.Module], task: Task) -> nn.Module
     """Prune at the ratio with which the MACs come closest to the budget, on either side.
 
     Where each layer loses the same ratio, many of them lose their next channel at once, and the
-    MACs jump.
+    MACs jump, as do the parameters.
 
     Args:
         prune_at (Callable): Returns a detector pruned at a ratio, and leaves the original alone.
@@ -172,17 +184,17 @@ def meet_budget(prune_at: Callable[[float], nn.Module], task: Task) -> nn.Module
     Raises:
         UserError: There is no such ratio.
     """
-    budget = (1 - task.share) * count_complexity(task.model, task.shape)[1]
+    budget = task.budget()
     low, high, found, least = 0., 1., None, math.inf
     for _ in range(STEPS):
         ratio = (low + high) / 2
         model = prune_at(ratio)
-        excess = count_complexity(model, task.shape)[1] - budget
+        excess = task.amount(model) - budget
         if abs(excess) < least:
             found, least = model, abs(excess)
         low, high = (ratio, high) if excess > 0 else (low, ratio)
     if high == 1:
-        raise UserError(f'no pruning ratio removes {task.share:.0%} of the MACs')
+        raise UserError(f'no pruning ratio removes {task.share:.0%} of the {task.of}')
     return found
 
 
@@ -243,7 +255,7 @@ def prune_with_mmrazor_group_fisher(task: Task) -> Pruned:
     """
     import_mmrazor()
     fisher = importlib.import_module('mmrazor.implementations.pruning.group_fisher')
-    model, budget = task.model, (1 - task.share) * count_complexity(task.model, task.shape)[1]
+    model, budget = task.model, task.budget()
     mutator = make_mutator(
         model, fisher.GroupFisherChannelMutator, 'GroupFisherChannelUnit', task.shape)
     silent = mock.patch('mmrazor.implementations.pruning.group_fisher.mutator.print_log')
@@ -252,9 +264,9 @@ def prune_with_mmrazor_group_fisher(task: Task) -> Pruned:
             _prune_channel(model, mutator, task.batches[number % len(task.batches)])
             if number % CHANNELS_BETWEEN_COUNTS == 0:
                 pruned = export(model)
-                if count_complexity(pruned, task.shape)[1] <= budget:
+                if task.amount(pruned) <= budget:
                     return Pruned(pruned.eval())
-    raise UserError(f'MMRazor cannot remove {task.share:.0%} of the MACs')
+    raise UserError(f'MMRazor cannot remove {task.share:.0%} of the {task.of}')
 
 
 def _prune_channel(model: nn.Module, mutator: Any, batch: Batch) -> None:

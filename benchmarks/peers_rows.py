@@ -85,8 +85,9 @@ def all_rows(options: Dict[str, Any], variants: Dict[str, Dict[str, Any]]) -> Li
     rows += [
         Row('distilled', 'mmgcp, taught by the original', 'mmgcp', options, after='distil'),
         Row('recovered', 'mmgcp, recovered', 'mmgcp', options, after='recover'),
-        Row('recovered-2-steps', 'mmgcp, in two steps, recovered after each', 'mmgcp',
-            dict(options, steps=2), after='recover', between=5),
+        *(Row(f'recovered-{steps}-steps', f'mmgcp, in {steps} steps, recovered after each',
+              'mmgcp', dict(options, steps=steps), after='recover', between=between)
+          for steps, between in ((2, 5), (3, 3), (5, 2))),
         Row('stages', 'mmgcp, three stages', 'mmgcp', options, 'two_phase', 'distil'),
         Row('slimming', 'network slimming', 'mmgcp', SLIMMING, 'constant'),
         Row('slimming-dense', 'network slimming without sparse training', 'mmgcp', SLIMMING)]

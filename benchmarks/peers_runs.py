@@ -63,7 +63,8 @@ class PeerRuns(Runs):
             train_size=train_size, calibration=describe(args.calibration),
             train=describe(args.train), val=describe(args.val and [args.val]),
             batch_size=args.batch_size, augment=args.augment,
-            calib_batches=args.calib_batches, cfg_options=repr(args.cfg_options))
+            calib_batches=args.calib_batches, cfg_options=repr(args.cfg_options),
+            **(dict(of=args.of) if args.of != 'MACs' else {}))
         self._pruned: Tuple[Any, Any] = (None, None)  # name of what was pruned last, and that
         self._batches: Optional[list] = None
 
@@ -113,7 +114,7 @@ class PeerRuns(Runs):
         else:
             model, cfg = self.train_first(row, seed) if row.first else self.load()
             task = Task(model, cfg, share, self.shape, self.batches, row.options,
-                        inputs['seed'] if row.has_chance else None)
+                        inputs['seed'] if row.has_chance else None, of=self.args.of)
             if row.between:
                 task.finetune = lambda model, _: self.recover(model, row.between)
             print(f'{name}: pruning', file=sys.stderr, flush=True)

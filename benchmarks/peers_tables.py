@@ -46,7 +46,7 @@ class Results:
 
     @property
     def shares(self) -> List[float]:
-        """All shares of the MACs that have been removed."""
+        """All shares that have been removed."""
         return sorted({item['inputs']['share'] for items in self.found.values() for item in items
                        if item['inputs']['share']})
 
@@ -67,12 +67,12 @@ class Results:
 
 
 def print_tables(runs: PeerRuns, rows: Sequence[Row]) -> None:
-    """Print a table for each share of the MACs, and what the figures are."""
+    """Print a table for each share of the MACs or parameters, and what the figures are."""
     results, notes = Results(runs, rows), []
     for share in results.shares:
         lines = [cells for row in rows for cells in _rows(results, row, share, notes)]
         if lines:
-            header = [f'-{share:.0%} of the MACs', 'MACs', 'parameters', *_columns(results.epochs)]
+            header = [f'-{share:.0%} of the {runs.args.of}', 'MACs', 'parameters', *_columns(results.epochs)]
             dense = _rows(results, DENSE, 0., notes)
             others = [cells for cells in lines if cells[0] != DENSE.title]
             print('\n'.join([*_markdown([header, *dense, *others]), '']))

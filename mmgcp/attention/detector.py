@@ -21,7 +21,7 @@ from mmgcp.utils.checks import (
     checked,
     either,
 )
-from mmgcp.utils.config_content import plain_content
+from mmgcp.utils.config_content import plain_content, type_name
 
 from .blocks import PRUNABLE, find_blocks
 from .inserted import InsertedAttention
@@ -101,7 +101,7 @@ def plain_config(cfg: Config) -> Config:
         Config: A new one whose ``model`` is the plain detector; the given one if it is that of a
         detector without attention.
     """
-    if cfg.model['type'].split('.')[-1] != 'SCADetector':
+    if type_name(cfg.model['type']) != 'SCADetector':
         return cfg
     content = plain_content(cfg)
     model = {key: value for key, value in content['model'].items()

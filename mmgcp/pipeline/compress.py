@@ -12,7 +12,7 @@ from mmengine.config import Config
 
 from mmgcp.datasets import VOCInfo, check_voc, choose_splits
 from mmgcp.errors import UserError
-from mmgcp.pruning.options import TARGETS
+from mmgcp.pruning.options import BUDGETS, TARGETS
 from mmgcp.utils.checkpoint import load_strictly, read_checkpoint
 from mmgcp.utils.checks import COUNT, check_value
 from mmgcp.utils.cli import replacing
@@ -125,8 +125,8 @@ class _Pipeline:
         if parsed.dry_run or parsed.work_dir or parsed.launcher != 'none':
             raise UserError('--prune-options must not have --dry-run, --work-dir or --launcher')
         find_device(parsed.device)
-        amounts = (parsed.target_params, parsed.target_flops, parsed.ratio, parsed.plan)
-        if all(amount is None for amount in amounts) and 'prune_cfg' not in self.cfg:
+        if 'prune_cfg' not in self.cfg and parsed.plan is None and all(
+                getattr(parsed, name) is None for name in BUDGETS):
             raise UserError(f'the config {self.options.config} has no prune_cfg: say how much to '
                             'prune with --target-params or --target-flops')
         if parsed.calib_batches and self._leaves_criterion(parsed):

@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmgcp.errors import UserError
 from mmgcp.utils.checks import COUNT, POSITIVE, check_value
 from mmgcp.utils.config import section
+from mmgcp.utils.config_content import type_name
 
 Settings = Dict[str, object]
 
@@ -141,7 +142,7 @@ def _validation(cfg: Config, timeline: _Timeline) -> Settings:
 def _scheduler_hook(cfg: Config, timeline: _Timeline, factor: float, warm_up: int) -> Settings:
     """Fit MMYOLO's hooks that take the place of schedulers."""
     hook = (cfg.get('default_hooks') or {}).get('param_scheduler') or {}
-    hook = {**HOOK_DEFAULTS.get(hook.get('type', '').split('.')[-1], {}), **hook}
+    hook = {**HOOK_DEFAULTS.get(type_name(hook.get('type')), {}), **hook}
     changes = {}
     for name in ('max_epochs', 'total_epochs'):  # PPYOLOE's cosine ends after the training
         if name in hook:

@@ -6,6 +6,7 @@ from typing import List, Optional
 from mmengine.config import Config
 
 from mmgcp.datasets import VOCInfo, choose_splits
+from mmgcp.utils.config_content import type_name
 
 # Heads whose classification loss MMYOLO weights by the number of classes
 HEADS_WEIGHTED_BY_CLASSES = ('YOLOv5Head', 'YOLOv7Head')
@@ -81,7 +82,7 @@ def _set_num_classes(cfg: Config, num_classes: int) -> None:
     before = head.get('head_module', head).num_classes
     keys = _find(cfg.model, 'num_classes', before)
     cfg.merge_from_dict({f'model.{key}': num_classes for key in keys})
-    if head.type.split('.')[-1] in HEADS_WEIGHTED_BY_CLASSES:
+    if type_name(head.type) in HEADS_WEIGHTED_BY_CLASSES:
         weight = head.loss_cls.loss_weight / before * num_classes
         cfg.merge_from_dict({'model.bbox_head.loss_cls.loss_weight': weight})
 

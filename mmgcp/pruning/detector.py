@@ -20,7 +20,7 @@ from mmgcp.utils.config import (
     load_config,
     nested_dicts,
 )
-from mmgcp.utils.config_content import plain_content
+from mmgcp.utils.config_content import plain_content, type_name
 
 from .blocks.removal import AbsentBlocks, remove_blocks
 from .channel_table import ChannelTable, apply_channel_table, merged_tables, without_blocks
@@ -146,8 +146,7 @@ def drop_hooks(cfg: Config) -> List[str]:
 
 def _hook_type(hook: Any) -> str:
     """Return the name of a hook's class, without its scope."""
-    kind = hook.get('type') if isinstance(hook, dict) else type(hook)
-    return str(getattr(kind, '__name__', kind)).split('.')[-1]
+    return type_name(hook.get('type') if isinstance(hook, dict) else type(hook))
 
 
 def make_pruned_config(cfg: Config, detector: str, changed_channels: ChannelTable,
@@ -161,7 +160,7 @@ def make_pruned_config(cfg: Config, detector: str, changed_channels: ChannelTabl
     """
     content = plain_content(cfg)
     model = content.pop('model')
-    if model['type'].split('.')[-1] == PRUNED_DETECTOR.split('.')[-1]:
+    if type_name(model['type']) == type_name(PRUNED_DETECTOR):
         absent_blocks = {**read_absent_blocks(model['channels'], model.get('absent_blocks')),
                          **(absent_blocks or {})}
         changed_channels = merged_tables(read_channel_table(model['channels']), changed_channels)

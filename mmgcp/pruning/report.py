@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List
 
 from mmgcp.analysis.plots import plot_channels, plot_score_histograms
+from mmgcp.utils.config_content import type_name
 
 from .findings import accuracy_line, blocks_lines, warnings_about
 from .graph import PREDICTIONS
@@ -63,7 +64,7 @@ def _criterion(options: Dict[str, Any]) -> str:
     """Return the name of the criterion of a plan's options, '' if they, as edited, have none."""
     criterion = options.get('criterion')
     name = criterion.get('type') if isinstance(criterion, dict) else None
-    return name.split('.')[-1] if isinstance(name, str) else ''
+    return type_name(name) if isinstance(name, str) else ''
 
 
 def _tried(options: Dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from mmgcp.compatibility.packages import PREFIX, find_own_config
 from mmgcp.errors import UserError, told
 
 from .checks import MAPPING, check_value
-from .config_content import plain_content
+from .config_content import plain_content, type_name
 from .process_state import alone
 
 
@@ -248,9 +248,7 @@ def drop_pretrained(content: dict) -> None:
 
 def _is_pretrained(init_cfg: dict) -> bool:
     """Whether weights are initialised from a checkpoint; the type may be a class or its path."""
-    kind = init_cfg.get('type')
-    name = kind.__name__ if isinstance(kind, type) else str(kind).split('.')[-1]
-    return name in ('Pretrained', 'PretrainedInit')
+    return type_name(init_cfg.get('type')) in ('Pretrained', 'PretrainedInit')
 
 
 def nested_dicts(content: Any) -> Iterator[dict]:

@@ -14,6 +14,11 @@ def plain_content(cfg: Union[Config, ConfigDict]) -> dict:
     return _plain(cfg.to_dict())
 
 
+def type_name(kind: Any) -> str:
+    """Return the name of a class, which may be given as the class, its path or a scoped name."""
+    return str(getattr(kind, '__name__', kind)).split('.')[-1]
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}

@@ -183,7 +183,7 @@ def test_epochs_between_steps_count(benchmark, detector, annotated, tmp_path, ca
     assert recovered == [5, 2]
     rows = table(capsys.readouterr().out)
     assert rows[0][3:] == ['right away', 'after 4 epochs', 'after 7 epochs']
-    assert rows[-1][0] == 'mmgcp, in two steps, recovered after each (pruned after 5 epochs)'
+    assert rows[-1][0] == 'mmgcp, in 2 steps, recovered after each (pruned after 5 epochs)'
     assert rows[-1][3:] == ['-', '-', '0.200']
 
 
@@ -292,6 +292,26 @@ def test_budget_is_met_as_closely_as_possible(module, monkeypatch):
     assert pruning.meet_budget(lambda ratio: 720 if ratio < 0.4 else 650, task) == 720
     with pytest.raises(UserError, match='no pruning ratio removes 30% of the MACs'):
         pruning.meet_budget(lambda ratio: 900, task)
+
+
+def test_parameters_instead_of_macs(benchmark, detector, annotated, tmp_path, capsys, monkeypatch,
+                                    module):
+    """This project and a peer meet a budget of parameters; results of the two are kept apart."""
+    monkeypatch.setattr(module('pruning'), 'STEPS', 7)
+    monkeypatch.setattr(module('runs'), 'evaluate', lambda model, cfg: ('coco/mAP', 0.2))
+    arguments = (*detector, '--work-dir', tmp_path / 'work', '--calibration', annotated, '--size',
+                 64, '--calib-batches', 1, '--rows', 'default', 'tp-magnitude-local', '--remove',
+                 0.4, '--seeds', 0, '--prune-options',
+                 'criterion.type=mmgcp.L1Norm compensate=False', '--epochs', '--of')
+    for of in ('parameters', 'MACs'):
+        benchmark(*arguments, of)
+        rows = table(capsys.readouterr().out)
+        assert rows[0][0] == f'-40% of the {of}'
+        before = float(rows[2][2].split()[0])
+        for row in rows[3:]:
+            parameters = float(row[2].split()[0]) / before - 1
+            left = parameters if of == 'parameters' else float(row[1].strip('%')) / 100
+            assert left == pytest.approx(-0.4, abs=0.03), row
 
 
 def test_gradients_of_the_loss(module, monkeypatch):

@@ -203,6 +203,7 @@ V8 = 'mmyolo::yolov8/yolov8_n_syncbn_fast_8xb16-500e_coco.py'
     (dict(), 'BestOf'), (dict(prune_options='--criterion LCP'), 'LCP'),
     (dict(prune_options='--calib-batches 0'), None), (dict(prune_options='--plan a.json'), None),
     (dict(target_params=None, prune_options='--ratio 0.5'), None),
+    (dict(target_params=None, prune_options='--target-latency 5'), 'BestOf'),
     (dict(cfg_options=dict(prune_cfg=None)), 'BestOf'),
     (dict(target_params=None, cfg_options=dict(prune_cfg=dict(target_flops=0.5))), 'BestOf'),
     (dict(cfg_options={'prune_cfg': dict(criterion=dict(type='mmgcp.Taylor'))}), None)])

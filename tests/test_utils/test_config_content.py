@@ -1,7 +1,7 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 from mmengine.config import Config, ConfigDict
 
-from mmgcp.utils.config_content import plain_content
+from mmgcp.utils.config_content import plain_content, type_name
 
 
 def _kinds(value):
@@ -21,3 +21,9 @@ def test_all_is_plain_with_any_mmengine(monkeypatch):
     assert found == content and set(_kinds(found)) == {dict, list, tuple}
     found['model'].update(table=dict(a=[1]))
     assert found['model']['table'] == dict(a=[1]) and set(cfg.model.table) == {'a', 'b'}
+
+
+def test_name_of_a_type():
+    """As configs have it: a scoped name, a path, or a class."""
+    names = 'Config', 'mmengine.Config', 'mmengine.config.Config', Config
+    assert [type_name(name) for name in names] == ['Config'] * 4

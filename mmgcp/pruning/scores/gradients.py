@@ -80,8 +80,9 @@ class GroupFisher(Taylor):
         normalize (str, optional): What a channel costs for an image: ``'memory'`` for the
             elements of the outputs of the unit's convolutions and linear layers, as in the
             paper; ``'flops'`` for the MACs of all layers that produce or read it; None for
-            nothing. A budget weighs the costs of the layer groups in any case. Defaults to
-            'memory'.
+            nothing. A budget weighs the costs of the layer groups in any case. Where every unit
+            loses the same share, as with the allocation that is this criterion's default, only
+            the order within a unit counts, and that hardly depends on it. Defaults to 'memory'.
 
     Raises:
         PruningError: ``normalize`` is unknown.
