@@ -1,10 +1,10 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 r"""What is left of a trained detector after pruning: this project against its peers.
 
-Each row is a way to prune the same detector to the same MACs, or parameters. The pruned detector is tested
-right away and after some epochs of training, in one plain loop that is the same for all rows:
-the same data, seeds, optimizer and learning rate. Each number of epochs is a training of its
-own. Where something is trained before pruning, such as a sparse training, there are as many
+Each row is a way to prune the same detector to the same MACs or parameters. The pruned detector
+is tested right away and after some epochs of training, in one plain loop that is the same for
+all rows: the same data, seeds, optimizer and learning rate. Each number of epochs is a training
+of its own. Where something is trained before pruning, such as a sparse training, there are as many
 fewer epochs afterwards.
 
 Calibration, which is what criteria, compensation and the gradients of peers see before any

@@ -72,7 +72,8 @@ def print_tables(runs: PeerRuns, rows: Sequence[Row]) -> None:
     for share in results.shares:
         lines = [cells for row in rows for cells in _rows(results, row, share, notes)]
         if lines:
-            header = [f'-{share:.0%} of the {runs.args.of}', 'MACs', 'parameters', *_columns(results.epochs)]
+            header = [f'-{share:.0%} of the {runs.args.of}', 'MACs', 'parameters',
+                      *_columns(results.epochs)]
             dense = _rows(results, DENSE, 0., notes)
             others = [cells for cells in lines if cells[0] != DENSE.title]
             print('\n'.join([*_markdown([header, *dense, *others]), '']))
