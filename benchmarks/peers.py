@@ -50,11 +50,11 @@ def parse_args():
     rows.add_argument('--prune-options', default={}, type=read_options, metavar="'KEY=VALUE ...'",
                       help='options of prune() for all rows of this project')
     rows.add_argument('--remove', type=float, nargs='*', default=[0.3, 0.5],
-                      help='shares of the MACs to remove; default: 0.3 0.5')
-    rows.add_argument('--of', choices=sorted(AMOUNTS), default='MACs',
-                      help='what these are shares of; default: %(default)s')
+                      help='shares to remove; default: 0.3 0.5')
     rows.add_argument('--also-remove', type=float, nargs='*', default=[],
                       help='more of them, without training afterwards')
+    rows.add_argument('--of', choices=sorted(AMOUNTS), default='MACs',
+                      help='what these two are shares of; default: %(default)s')
     training = parser.add_argument_group('training')
     training.add_argument('--epochs', type=int, nargs='*', default=[3, 10],
                           help='lengths of trainings; default: 3 10; none: no training')

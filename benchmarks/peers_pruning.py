@@ -43,7 +43,7 @@ class Task:
     Attributes:
         model (nn.Module): The detector, which may be changed.
         cfg (Config): Its config.
-        share (float): The share of them to remove.
+        share (float): The share to remove, of what ``of`` says.
         shape (Sequence[int]): Shape (C, H, W) of the image that MACs are counted for, in pixels.
         batches (Sequence[Batch]): Training data to calibrate with.
         options (dict): Of the pruner.

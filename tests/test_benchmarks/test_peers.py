@@ -296,7 +296,7 @@ def test_budget_is_met_as_closely_as_possible(module, monkeypatch):
 
 def test_parameters_instead_of_macs(benchmark, detector, annotated, tmp_path, capsys, monkeypatch,
                                     module):
-    """This project and a peer meet a budget of parameters; results of the two are kept apart."""
+    """This project and a peer meet a budget of parameters; results of the two are told apart."""
     monkeypatch.setattr(module('pruning'), 'STEPS', 7)
     monkeypatch.setattr(module('runs'), 'evaluate', lambda model, cfg: ('coco/mAP', 0.2))
     arguments = (*detector, '--work-dir', tmp_path / 'work', '--calibration', annotated, '--size',
