@@ -21,10 +21,11 @@ import argparse
 from pathlib import Path
 
 from peers_data import images
+from peers_plot import Points, plot
 from peers_pruning import AMOUNTS
 from peers_rows import all_rows, read_options, read_variant, select
 from peers_runs import CALIBRATION_BATCH, PeerRuns, compare
-from peers_tables import plot, print_tables
+from peers_tables import print_tables
 from peers_training import LR
 
 from mmgcp.errors import UserError
@@ -70,6 +71,9 @@ def parse_args():
     output = parser.add_argument_group('output')
     output.add_argument('--report', action='store_true', help='only print what is there')
     output.add_argument('--plot', type=Path, metavar='FILE.png', help='accuracy against MACs')
+    output.add_argument('--points', type=Path, metavar='FILE.json',
+                        help='what has been plotted so far, such as on other machines: that is '
+                        'plotted, too, and what is measured here is written into it')
     return parser.parse_args()
 
 
@@ -106,8 +110,10 @@ def main():
     if not args.report:
         compare(runs, rows)
     print_tables(runs, rows)
+    if args.plot or args.points:
+        points = Points(runs, rows, args.points)
     if args.plot:
-        plot(runs, rows, args.plot)
+        plot(points, max(args.epochs, default=0), args.plot)
 
 
 if __name__ == '__main__':

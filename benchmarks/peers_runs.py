@@ -65,6 +65,8 @@ class PeerRuns(Runs):
             batch_size=args.batch_size, augment=args.augment,
             calib_batches=args.calib_batches, cfg_options=repr(args.cfg_options),
             **(dict(of=args.of) if args.of != 'MACs' else {}))
+        # In names: results for MACs and for parameters are side by side
+        self._of = '' if args.of == 'MACs' else f'-of-{args.of}'
         self._pruned: Tuple[Any, Any] = (None, None)  # name of what was pruned last, and that
         self._batches: Optional[list] = None
 
@@ -95,13 +97,17 @@ class PeerRuns(Runs):
                   file=sys.stderr, flush=True)
         return name
 
+    def name_of(self, row: Row, share: float, seed: int) -> str:
+        """The folder of a pruning."""
+        return f'{row.name}-{share:g}{self._of}-{seed}'
+
     def describe_pruning(self, row: Row, share: float, seed: int) -> Tuple[str, dict]:
         """The name of a pruning, and what its result depends on."""
         seed = seed if row.first or row.has_chance else 0
         inputs = dict(kind='pruned', row=row.record, share=share, seed=seed)
         if row.first:
             inputs['first'] = self.describe_first(row, seed)[1]
-        return f'{row.name}-{share:g}-{seed}', inputs
+        return self.name_of(row, share, seed), inputs
 
     def make(self, row: Row, share: float, seed: int) -> Tuple[Pruned, float]:
         """Prune, unless that has been done before; also returns the time it takes."""
@@ -167,7 +173,7 @@ class PeerRuns(Runs):
         if row.after == 'recover':  # in which there is no chance
             seed = pruning['seed']
         inputs = dict(pruning, kind='trained', seed=seed, epochs=epochs, **self.rates)
-        return f'{row.name}-{share:g}-{seed}-{epochs}epochs', inputs
+        return f'{self.name_of(row, share, seed)}-{epochs}epochs', inputs
 
     def train_first(self, row: Row, seed: int) -> Tuple[nn.Module, Config]:
         """The detector after what it is trained with before pruning; its config."""
@@ -194,7 +200,7 @@ class PeerRuns(Runs):
                       **self.rates)
         if row.first != 'attention':
             inputs['rate'] = self.args.sparsity_rate
-        return f'first-{row.first}-{seed}', inputs
+        return f'first-{row.first}{self._of}-{seed}', inputs
 
     def load(self, attention: bool = False) -> Tuple[nn.Module, Config]:
         """The trained detector, if asked for with attention that has not been trained.
@@ -222,7 +228,7 @@ class PeerRuns(Runs):
     @contextmanager
     def failure_noted(self, row: Row, share: float, seed: int) -> Iterator[None]:
         """Remember why a row cannot be measured, and go on; a later start tries it again."""
-        name = f'{row.name}-{share:g}-{seed}-failed'
+        name = f'{self.name_of(row, share, seed)}-failed'
         try:
             yield
         except Exception as error:  # peers raise anything

@@ -1,24 +1,16 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
-"""Tables in Markdown and a plot of what peers are left with."""
+"""Tables in Markdown of what peers are left with."""
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence
 
 import torch
-from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from peers_rows import DENSE, Row, epochs_before
 from peers_runs import PeerRuns
 from prune_speed import _markdown, describe_machine
 
 from mmgcp.errors import UserError
-
-MARKERS = 'os^vD<>pP*Xh'
-# Names of rows begin with these; the others are variants of this project
-FAMILIES = {'dense': 'Greys', 'slimming': 'YlOrBr', 'tp-': 'Blues', 'mmrazor': 'Greens',
-            'criterion-': 'Purples', '': 'Reds'}
 
 
 class Results:
@@ -133,61 +125,3 @@ def _print_settings(runs: PeerRuns, results: Results) -> None:
     machine = describe_machine(torch.get_num_threads())
     lines.append(', '.join(f'{key} {value}' for key, value in machine.items()))
     print('\n'.join(['', *lines]))
-
-
-def plot(runs: PeerRuns, rows: Sequence[Row], path: Path) -> None:
-    """Plot accuracy against MACs: right away, and after the longest training, if there is one.
-
-    Args:
-        runs (PeerRuns): The runs.
-        rows (Sequence[Row]): Those to plot.
-        path (Path): A PNG file.
-    """
-    results = Results(runs, rows)
-    epochs = [0, *(epoch for epoch in results.epochs[-1:] if results.found['trained'])]
-    figure = Figure(figsize=(1 + 5 * len(epochs), 5.5), layout='constrained')
-    styles = _styles(rows)
-    for axes, epoch in zip(figure.subplots(1, len(epochs), squeeze=False, sharey=True)[0], epochs):
-        for row in rows:
-            points = _points(results, row, epoch)
-            if not points or row == DENSE:
-                continue
-            x, y = zip(*points)
-            color, marker = styles[row.name]
-            axes.plot(x, y, color=color, marker=marker, markersize=5, linewidth=1.2,
-                      linestyle=':' if row.options.get('recalibrate') else '-', label=row.title)
-        ceiling = results.accuracies(DENSE, 0.).get(epoch)
-        if ceiling:
-            axes.axhline(mean(ceiling), color='black', linestyle='--', linewidth=1,
-                         label=DENSE.title)
-        axes.set_xlabel('MACs removed (%)')
-        axes.set_ylabel(results.dense['metric'])
-        axes.set_title(f'after {epoch} epochs' if epoch else 'right after pruning')
-        axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
-        axes.grid(color='#d8dde3', linewidth=0.6)
-    handles = {label: handle for axes in figure.axes
-               for handle, label in zip(*axes.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles, fontsize=8, ncols=2, loc='outside lower center')
-    FigureCanvasAgg(figure).print_figure(str(path), dpi=130)
-
-
-def _points(results: Results, row: Row, epoch: int) -> List[Tuple[float, float]]:
-    """Percentage of the MACs removed, and mean accuracy, for each share."""
-    points = []
-    for share in results.shares:
-        accuracies = results.accuracies(row, share).get(epoch)
-        if accuracies:
-            macs = mean(item['macs'] for item in results.of('pruned', row, share))
-            points.append((100 * (1 - macs / results.dense['macs']), mean(accuracies)))
-    return points
-
-
-def _styles(rows: Sequence[Row]) -> Dict[str, tuple]:
-    """A color and a marker for each row: rows of a family have shades of one color."""
-    members = defaultdict(list)
-    for row in rows:
-        members[next(prefix for prefix in FAMILIES if row.name.startswith(prefix))].append(row.name)
-    return {name: (colormaps[FAMILIES[family]](0.45 + 0.5 * number / len(names)),
-                   MARKERS[number % len(MARKERS)])
-            for family, names in members.items() for number, name in enumerate(names)}

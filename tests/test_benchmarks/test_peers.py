@@ -312,6 +312,47 @@ def test_parameters_instead_of_macs(benchmark, detector, annotated, tmp_path, ca
             parameters = float(row[2].split()[0]) / before - 1
             left = parameters if of == 'parameters' else float(row[1].strip('%')) / 100
             assert left == pytest.approx(-0.4, abs=0.03), row
+    monkeypatch.setitem(module('runs').PRUNERS, 'mmgcp', None)
+    for of in ('parameters', 'MACs'):  # each has results of its own, and prunes no more
+        benchmark(*arguments, of)
+
+
+def test_points_of_other_machines(benchmark, detector, annotated, tmp_path, monkeypatch, module):
+    """They stay in the file, unless they have been measured anew, and are plotted."""
+    monkeypatch.setattr(module('runs'), 'train', lambda *_: [1.])
+    monkeypatch.setattr(module('runs'), 'evaluate', lambda model, cfg: ('coco/mAP', 0.25))
+    path, drawn = tmp_path / 'points.json', []
+    arguments = (*detector, '--work-dir', tmp_path / 'work', '--calibration', annotated, '--size',
+                 64, '--calib-batches', 1, '--rows', 'default', 'slimming-dense', '--remove', 0.3,
+                 '--seeds', 0, '--epochs', 2, '--points', path, '--prune-options',
+                 'criterion.type=mmgcp.L1Norm compensate=False')
+    benchmark(*arguments)
+    found = json.loads(path.read_text())
+    points = {tuple(point[:3]): point[3:] for point in found['points']}
+    assert set(points) == {('dense', 0, 0), *(
+        (row, 0.3, epochs) for row in ('default', 'slimming-dense') for epochs in (0, 2))}
+    for (_, share, _), (removed, accuracy) in points.items():
+        assert removed == pytest.approx(100 * share, abs=3) and accuracy == 0.25
+    found['points'] = [['default', 0.3, 2, 31, 0.1], ['default', 0.5, 2, 50, 0.2],
+                       ['dense', 0, 2, 0, 0.7], ['recovered', 0.3, 2, 30, 0.6]]
+    path.write_text(json.dumps(found))
+    monkeypatch.setattr(module('plot').FigureCanvasAgg, 'print_figure',
+                        lambda canvas, name, **_: drawn.append(canvas.figure))
+    benchmark(*arguments, '--plot', tmp_path / 'plot.png')
+    after = drawn[0].axes[1]
+    assert after.get_title() == 'after 2 epochs'
+    lines = {line.get_label(): line.get_xydata().tolist() for line in after.lines}
+    assert lines['mmgcp'] == [points['default', 0.3, 2], [50, 0.2]]
+    assert [y for _, y in lines['not pruned']] == [0.7, 0.7]
+    assert 'mmgcp, recovered' not in lines  # --rows does not ask for it
+    merged = {tuple(point[:3]): point[3:] for point in json.loads(path.read_text())['points']}
+    assert merged == {**points, ('default', 0.5, 2): [50, 0.2], ('dense', 0, 2): [0, 0.7],
+                      ('recovered', 0.3, 2): [30, 0.6]}
+    with pytest.raises(SystemExit, match='points.json has points with size=64, but these runs are '
+                                         'with size=96'):
+        benchmark(*arguments, '--size', 96)
+    assert json.loads(path.read_text())['points'] == sorted(map(list, [
+        (*key, *value) for key, value in merged.items()]))
 
 
 def test_gradients_of_the_loss(module, monkeypatch):
