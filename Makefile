@@ -1,6 +1,7 @@
 # make demo       trains, sparsifies, prunes and distils a small YOLOv4 and compares the stages
 # make test       runs the tests that are not marked as slow: about 10 minutes on 2 cores
-# make test-all   runs all tests
+# make test-ci    runs the slow ones, too, but for those that show the same once more: up to half an hour
+# make test-all   runs all tests: about an hour
 # make lint       runs ruff
 # make docs       builds the documentation, docs/_build/index.html
 # Each makes .venv first, if it is missing (make env).
@@ -25,7 +26,7 @@ export OMP_NUM_THREADS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n > 
 # More arguments of tools/compress.py, as ARGS='--target-params 0.5'
 ARGS ?=
 
-.PHONY: env demo test test-all lint docs
+.PHONY: env demo test test-ci test-all lint docs
 
 env:
 	@tools/environment/make_env.sh .venv
@@ -42,6 +43,9 @@ PYTEST := OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n 2 --dist worksteal
 
 test: env
 	@$(PYTEST) -m "not slow" tests
+
+test-ci: env
+	@$(PYTEST) -m "not exhaustive" tests
 
 test-all: env
 	@$(PYTEST) tests

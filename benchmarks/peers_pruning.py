@@ -204,9 +204,9 @@ def import_mmrazor() -> None:
 
     Its quantization uses functions that newer versions of torch lack, and is left out for torch
     before 1.13: with a newer one that lacks them, MMRazor is told that it is an old one. MMRazor
-    also needs joblib, ordered-set, pydacefit, scikit-learn, scipy and timm. As its metadata ask
-    for numpy<1.24, install all of them with ``pip install --no-deps --target FOLDER``, and put the
-    folder on the PYTHONPATH.
+    also needs cloudpickle, joblib, ordered-set, pydacefit, scikit-learn, scipy and timm. As its
+    metadata ask for numpy<1.24, install all of them with ``pip install --no-deps --target FOLDER``,
+    and put the folder on the PYTHONPATH.
     """
     mappings = importlib.import_module('torch.ao.quantization.fuser_method_mappings')
     version = torch.__version__ if hasattr(mappings, 'reverse2') else '1.12.0'

@@ -1,7 +1,9 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """What tests of several folders share; see yolov4_samples.py and scripts.py for functions."""
 import copy
+import gc
 import warnings
+from multiprocessing.pool import ThreadPool
 
 import pytest
 import torch
@@ -15,16 +17,23 @@ from scripts import run_here
 from yolov4_samples import build, config_text, config_text_with_data, yolov4
 
 from mmgcp.datasets.demo import CLASSES, DemoOptions, make_demo_dataset
+from mmgcp.pipeline.network_drawing import FILES as NETWORK_FILES
 from mmgcp.pruning.graph import find_units
 from mmgcp.utils.config import build_detector
 
 
 @pytest.fixture(autouse=True, scope='session')
 def modules():
-    """All classes of MMDetection and MMYOLO, and a default scope for fixtures of modules."""
+    """All classes of MMDetection and MMYOLO, and a default scope for fixtures of modules.
+
+    What is there by then stays: collections of garbage, as by each of MMEngine's data sets, need
+    not look at it.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         register_all_modules()
+    gc.collect()
+    gc.freeze()
     MMLogger.get_current_instance()  # or it would write to what the first test captures, later on
 
 
@@ -46,11 +55,28 @@ def configs_without_layout(request, monkeypatch):
                             lambda text, **settings: (text, True))
 
 
-@pytest.fixture
-def blank_pictures(monkeypatch):
-    """Reports of pruning with blank pictures in this process, because drawing takes long."""
+@pytest.fixture(autouse=True)
+def blank_pictures(request, monkeypatch):
+    """Pruned detectors come with blank pictures, because drawing takes longer than pruning.
+
+    Unless the test is marked with pictures. Processes and fixtures of modules draw them.
+    """
+    if request.node.get_closest_marker('pictures'):
+        return
     for name in ('plot_channels', 'plot_score_histograms'):
         monkeypatch.setattr(f'mmgcp.pruning.report.{name}', lambda *args: args[-1].write_bytes(b''))
+
+    def draw_blank(folder):
+        for name in NETWORK_FILES:
+            (folder / name).write_bytes(b'')
+
+    monkeypatch.setattr('mmgcp.pipeline.pruned_files.draw_network', draw_blank)
+
+
+@pytest.fixture(autouse=True)
+def threads_for_mean_precision(monkeypatch):
+    """MMDetection's mAP starts four processes for each IoU threshold, of which each takes long."""
+    monkeypatch.setattr('mmdet.evaluation.functional.mean_ap.Pool', ThreadPool)
 
 
 @pytest.fixture(scope='session')

@@ -432,7 +432,7 @@ def test_training_starts_from_a_plain_detector(tmp_path):
     assert difference(run(plain_of(training.model)), run(plain)) == 0
 
 
-def test_tool(write_config, blank_pictures, tmp_path):
+def test_tool(write_config, tmp_path):
     """From config and checkpoint with attention to those of a plain detector."""
     config = write_config(tmp_path / 'sca.py')
     config.write_text(config.read_text() + ATTENTION_TEXT)

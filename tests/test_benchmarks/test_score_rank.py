@@ -26,7 +26,6 @@ def test_equal_values_share_their_rank(benchmark):
     assert correlation == pytest.approx(1.5 / (1.5 * 2)**0.5)
 
 
-@pytest.mark.usefixtures('blank_pictures')
 def test_models_are_trained_once(benchmark, tmp_path, write_config, capsys, monkeypatch):
     files = write_pruning_files(write_config(tmp_path / 'tiny.py'),
                                 "\nprune_cfg = dict(allocation='uniform', round_to=1)\n")

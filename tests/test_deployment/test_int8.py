@@ -36,7 +36,7 @@ def test_batches_for_calibration():
         _Reader([], 1, (8, 8))
 
 
-@pytest.mark.parametrize('nms', slow_except([False], [False, True]))
+@pytest.mark.parametrize('nms', slow_except([False], [False, True], pytest.mark.slow))
 def test_file_with_integers(write_config, tmp_path, nms):
     """It is smaller, near the other one, and measured beside it."""
     cfg = Config.fromfile(str(write_config(tmp_path / 'tiny.py')))

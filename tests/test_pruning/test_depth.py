@@ -309,7 +309,7 @@ def test_rehearsing():
     assert list(model.modules()) == modules
 
 
-def test_reports(blank_pictures, tmp_path):
+def test_reports(tmp_path):
     result = prune(block_net(), remove_blocks=['row.1', 'single'], input_shape=SHAPE)
     assert '2 blocks removed: row.1, single' in summarize(result).splitlines()
     write_report(result, tmp_path)

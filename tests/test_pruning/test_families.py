@@ -94,7 +94,7 @@ def l2_norm_in_double(monkeypatch):
         x.pow(2).sum(1, keepdim=True).sqrt() + norm.eps))
 
 
-@pytest.mark.parametrize('name', slow_except(REPRESENTATIVES, FAMILIES))
+@pytest.mark.parametrize('name', slow_except(REPRESENTATIVES, FAMILIES, pytest.mark.slow))
 def test_family(name, tmp_path, l2_norm_in_double):
     size = 320 if name == 'ssd300' else 128
     cfg = family_config(name)

@@ -148,7 +148,7 @@ def test_copied_folder(pruned_folder, tmp_path):
         read(copy)
 
 
-def test_pruned_again(pruned_folder, blank_pictures, tmp_path):
+def test_pruned_again(pruned_folder, tmp_path):
     out = tmp_path / 'again'
     # the checkpoint is the config's load_from
     result = run_here('prune.py', pruned_folder / 'pruned.py', '--work-dir', out,

@@ -83,6 +83,7 @@ def test_summary_of_what_is_left_alone(result):
     assert 'layers left alone for 1 other reasons are in the report' in summarize(result)
 
 
+@pytest.mark.pictures
 def test_report_files(result, tmp_path):
     write_report(result, tmp_path)
     report = json.loads((tmp_path / 'report.json').read_text())
@@ -140,6 +141,7 @@ def test_report_of_a_group_that_keeps_all(tmp_path):
     assert result.params[0] == result.params[1]
 
 
+@pytest.mark.pictures
 def test_report_of_a_group_without_scores(tmp_path):
     model = randomise(Toy(lambda net, x: net.pred(net.a(x)), a=Block(3, 4),
                           pred=nn.Conv2d(4, 2, 1)))

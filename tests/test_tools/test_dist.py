@@ -104,7 +104,7 @@ def test_two_processes(write_config, distributed_env, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason='torch without distributed')
-def test_pruning_by_two_processes(write_config, distributed_env, blank_pictures, tmp_path):
+def test_pruning_by_two_processes(write_config, distributed_env, tmp_path):
     """The files of one process, of which the second process writes and prints nothing."""
     config, checkpoint = write_pruning_files(write_config(tmp_path / 'tiny.py'))
     options = ['--target-params', 0.5, '--criterion', 'Taylor', '--calib-batches', 2, '--device',

@@ -38,7 +38,7 @@ def test_commands_are_found():
                                       for command in COMMANDS)
 
 
-@pytest.mark.parametrize('command', slow_except(COMMANDS[:2], COMMANDS))
+@pytest.mark.parametrize('command', slow_except(COMMANDS[:2], COMMANDS, pytest.mark.slow))
 def test_commands_of_the_documentation(command, folder):
     arguments = shlex.split(command)
     out = next(item for item in arguments if item.split('.')[-1] in ('onnx', 'xml', 'param'))

@@ -8,7 +8,6 @@ from scripts import complaint_of, output_of, write_pruning_files
 
 from mmgcp.utils.config import build_detector, load_config
 
-pytestmark = pytest.mark.usefixtures('blank_pictures')
 TOOL = 'analysis_tools/pareto.py'
 SMALL = ('--calib-batches', 1, '--shares', 0.6, '--depths', 0, 1)
 
@@ -21,22 +20,29 @@ def files(tmp_path_factory, write_config):
                                "\nprune_cfg = dict(allocation='uniform', round_to=1)\n")
 
 
-def test_models_and_pictures(files, tmp_path):
-    arguments = (*files, *SMALL, '--val-images', 2, '--work-dir', tmp_path / 'out')
-    printed = output_of(TOOL, *arguments)
-    found = json.loads((tmp_path / 'out/pareto.json').read_text())
+@pytest.fixture(scope='module')
+def tried(files, tmp_path_factory):
+    """A finished run: its arguments, folder and output."""
+    folder = tmp_path_factory.mktemp('tried') / 'out'
+    arguments = (*files, *SMALL, '--val-images', 2, '--work-dir', folder)
+    return arguments, folder, output_of(TOOL, *arguments)
+
+
+def test_models_and_pictures(tried):
+    _, folder, printed = tried
+    found = json.loads((folder / 'pareto.json').read_text())
     rows = {row['name']: row for row in found['models']}
     assert list(rows) == ['original', '0-blocks-0.6', '1-blocks', '1-blocks-0.6']
     for name, row in rows.items():
         assert row['metric'] == 'pascal_voc/mAP' and row['val_images'] == 2
         if name != 'original':
-            model = build_detector(load_config(str(tmp_path / 'out' / name / 'pruned.py')))
+            model = build_detector(load_config(str(folder / name / 'pruned.py')))
             assert row['parameters'] == sum(param.numel() for param in model.parameters())
     assert rows['1-blocks-0.6']['blocks'] == rows['1-blocks']['blocks'] != []
     assert rows['1-blocks-0.6']['macs'] == pytest.approx(0.6 * rows['original']['macs'], rel=0.011)
     assert any(row['front'] for row in found['models'])
-    assert (tmp_path / 'out/pareto.md').read_text().split('\n\n![')[0] in printed
-    assert cv2.imread(str(tmp_path / 'out/pareto.png')).std() > 10
+    assert (folder / 'pareto.md').read_text().split('\n\n![')[0] in printed
+    assert cv2.imread(str(folder / 'pareto.png')).std() > 10
 
 
 def test_images_of_other_sizes(files, tmp_path, monkeypatch):
@@ -58,14 +64,11 @@ def test_images_of_other_sizes(files, tmp_path, monkeypatch):
         assert smaller['parameters'] == rows[model]['parameters']
 
 
-def test_it_goes_on_where_it_ended(files, tmp_path, monkeypatch):
-    arguments = (*files, *SMALL, '--val-images', 0, '--work-dir', tmp_path / 'out')
-    first = output_of(TOOL, *arguments)
-    assert ' loss ' in first.splitlines()[0]
-
+def test_it_goes_on_where_it_ended(tried, monkeypatch):
     def fail(*_, **__):
         raise AssertionError('this has been done before')
 
+    arguments, _, first = tried
     monkeypatch.setattr('mmgcp.pipeline.pareto.prune', fail)
     assert output_of(TOOL, *arguments) == first
 
@@ -76,7 +79,8 @@ def test_times(files, tmp_path):
                         '--val-images', 0, '--runtime', 'onnxruntime', '--work-dir',
                         tmp_path / 'out')
     found = json.loads((tmp_path / 'out/pareto.json').read_text())
-    assert all(row['latency_ms'] > 0 for row in found['models']) and ' ms ' in printed
+    assert all(row['latency_ms'] > 0 for row in found['models'])
+    assert ' ms ' in printed and ' loss ' in printed.splitlines()[0]
     assert (tmp_path / 'out/latency_table.json').exists()
 
 

@@ -19,7 +19,6 @@ from mmgcp.pruning import PruningPlan
 from mmgcp.pruning.scores import criterion_names
 from mmgcp.utils.config import build_detector, load_config
 
-pytestmark = pytest.mark.usefixtures('blank_pictures')
 OUTPUTS = {'pruned.py', 'pruned.pth', 'plan.json', 'report.json', 'report.md', 'channels.png',
            'scores.png', 'network.png', 'network.html'}
 
@@ -263,7 +262,8 @@ def test_pruned_again(planned, tmp_path):
     assert all(count % 4 == 0 or count == before[name] for name, count in norms(model).items())
 
 
-@pytest.fixture(scope='module', params=slow_except(['mmyolo'], ['mmyolo', 'mmdet']))
+@pytest.fixture(
+    scope='module', params=slow_except(['mmyolo'], ['mmyolo', 'mmdet'], pytest.mark.slow))
 def package_files(request, tmp_path_factory):
     """A config of a package by its name, options, and a checkpoint for it."""
     config, options = dict(

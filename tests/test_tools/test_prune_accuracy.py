@@ -5,7 +5,6 @@ import json
 import pytest
 from scripts import output_of, write_pruning_files
 
-pytestmark = pytest.mark.usefixtures('blank_pictures')
 OPTIONS = ('--target-params', 0.5, '--criterion', 'L1Norm', '--no-compensate')
 
 

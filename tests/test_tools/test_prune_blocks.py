@@ -11,7 +11,6 @@ from scripts import complaint_of, output_of, pruned_weights, write_pruning_files
 from mmgcp.pruning import PruningPlan
 from mmgcp.utils.config import build_detector, load_config
 
-pytestmark = pytest.mark.usefixtures('blank_pictures')
 FIRST, SECOND = 'backbone.stage3.1.blocks.0', 'backbone.stage4.1.blocks.1'
 
 

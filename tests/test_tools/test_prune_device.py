@@ -11,8 +11,6 @@ from second_device import DEVICE, SecondDevice
 from mmgcp.pruning import PruningPlan
 from mmgcp.utils.config import build_detector
 
-pytestmark = pytest.mark.usefixtures('blank_pictures')
-
 
 @pytest.fixture(scope='module')
 def files(write_config, tmp_path_factory):

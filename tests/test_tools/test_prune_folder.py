@@ -12,7 +12,6 @@ from scripts import complaint_of, output_of, pruned_weights, run_here
 
 from mmgcp.utils.folders import work_dir
 
-pytestmark = pytest.mark.usefixtures('blank_pictures')
 OPTIONS = ('--target-params', 0.5, '--input-size', 64, 64, '--calib-batches', 0)
 
 
@@ -107,6 +106,7 @@ def test_picture_that_cannot_be_drawn(config_files, tmp_path, monkeypatch):
         'report.json', 'report.md']
 
 
+@pytest.mark.pictures
 def test_network_that_cannot_be_drawn(config_files, tmp_path, monkeypatch):
     def fail(*_):
         raise ValueError('no font')

@@ -10,7 +10,6 @@ from yolov4_samples import config_text
 
 from mmgcp.utils.config import build_detector, load_config
 
-pytestmark = pytest.mark.usefixtures('blank_pictures')
 REGISTRIES = {
     'mmyolo': 'from mmyolo.registry import MODELS',
     'mmengine': 'from mmengine.registry import MODELS',

@@ -11,7 +11,6 @@ from mmgcp.nn.training_loss import Batch
 from mmgcp.pipeline import recovery
 from mmgcp.utils.config import build_detector
 
-pytestmark = pytest.mark.usefixtures('blank_pictures')
 SETTINGS = """
 prune_cfg = dict(_delete_=True, target_params=0.5, criterion=dict(type='mmgcp.L1Norm'),
                  compensate=False, recover=dict(steps=4, lr=1e-3))

@@ -11,7 +11,6 @@ from mmgcp.pipeline.finetuning import IntermediateFinetuning
 from mmgcp.pruning import PruningPlan, prune
 from mmgcp.utils.config import build_detector, load_config
 
-pytestmark = pytest.mark.usefixtures('blank_pictures')
 SETTINGS = """
 prune_cfg = dict(
     _delete_=True, target_params=0.5, steps=3, criterion=dict(type='mmgcp.Taylor'),

@@ -43,6 +43,9 @@ class Block:
     scale: Optional[str] = None
 
 
+Places = Sequence[Tuple[str, nn.Module]]  # all modules of a detector with all their names
+
+
 class Blocks(NamedTuple):
     """The blocks of a detector."""
     found: List[Block]  # in the order of the modules
@@ -68,7 +71,8 @@ def find_blocks(model: nn.Module, shape: Sequence[int]) -> Blocks:
         Blocks: Those that can be removed, and those that look like them.
     """
     runs = _record_runs(model, shape)
-    reasons = {name: _fault(model, name, runs[name]) for name in runs}
+    places = list(model.named_modules(remove_duplicate=False))
+    reasons = {name: _fault(places, name, runs[name]) for name in runs}
     found: Dict[str, Block] = {}
     deepest_first = sorted(runs, key=lambda name: -name.count('.'))
     for find in (_residual_block, _plain_block):
@@ -128,7 +132,7 @@ def _record_runs(model: nn.Module, shape: Sequence[int]) -> Dict[str, _Runs]:
     return runs
 
 
-def _fault(model: nn.Module, name: str, run: _Runs) -> Optional[str]:
+def _fault(places: Places, name: str, run: _Runs) -> Optional[str]:
     """Say why a module can be no block, whatever it computes; None if it may be one."""
     if run.number != 1:
         return f'it runs {run.number} times for an image'
@@ -139,7 +143,7 @@ def _fault(model: nn.Module, name: str, run: _Runs) -> Optional[str]:
     if run.inputs is None:
         return (f'it turns {_as_text(run.read)} into {_as_text(run.emitted)} (channels, height, '
                 'width)')
-    other = _owner_outside(model, name)
+    other = _owner_outside(places, name)
     return other and f'it shares layers with {other}'
 
 
@@ -147,14 +151,15 @@ def _as_text(shape: Tuple[int, ...]) -> str:
     return 'x'.join(map(str, shape))
 
 
-def _owner_outside(model: nn.Module, name: str) -> Optional[str]:
+def _owner_outside(places: Places, name: str) -> Optional[str]:
     """Return a name outside of a module by which one of its layers or parameters is known."""
-    inside = set(model.get_submodule(name).modules())
-    for other, module in model.named_modules(remove_duplicate=False):
+    inside = {module for other, module in places if f'{other}.'.startswith(f'{name}.')}
+    for other, module in places:
         if module in inside and not f'{other}.'.startswith(f'{name}.'):
             return other
-    params = {param for module in inside for param in module.parameters()}
-    return next((other for other, module in model.named_modules() if module not in inside
+    params = {param for module in inside for param in module._parameters.values()
+              if param is not None}
+    return next((other for other, module in places if module not in inside
                  and any(param in params for param in module._parameters.values()
                          if param is not None)), None)
 

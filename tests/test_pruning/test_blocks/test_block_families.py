@@ -72,7 +72,7 @@ def largest_difference(expected, found):
     return max(float((x - y).abs().max() / (1 + x.abs().max())) for x, y in zip(expected, found))
 
 
-@pytest.mark.parametrize('name', slow_except(FAST, NAMES))
+@pytest.mark.parametrize('name', slow_except(FAST, NAMES, pytest.mark.slow))
 def test_blocks_of_family(name, tmp_path):
     original = sample(name)
     blocks = find_blocks(original, (3, SIZE, SIZE))
