@@ -47,6 +47,7 @@ def test_compress_alone(tmp_path, number):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize('kind, points', [('prune', 2), ('train', 1), ('compress', 1),
                                           ('compress-alone', 1)])
 def test_points(kind, points):

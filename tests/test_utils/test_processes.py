@@ -86,9 +86,17 @@ def test_stop(monkeypatch, code, status):
     child.stdout.close()
 
 
+@pytest.fixture
+def hangup():
+    """What SIGHUP does by default, although nohup may have turned it off."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @posix
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
-def test_signals_end_in_order(number):
+def test_signals_end_in_order(number, hangup):
     cleaned, before = [], signal.getsignal(number)
     with pytest.raises(Terminated) as caught:
         with ending_in_order():
@@ -177,7 +185,7 @@ with ending_in_order():
 
 
 @posix
-def test_signal_while_a_worker_is_forked():
+def test_signal_while_a_worker_is_forked(hangup):
     """It is not lost, so that a pool which ends does not wait for ever; nor is a later one."""
     result = subprocess.run([sys.executable, '-c', SLOW_FORK], stderr=subprocess.PIPE, text=True,
                             timeout=50, env=dict(os.environ, PYTHONPATH=str(FILE.parents[2])))
