@@ -1,6 +1,6 @@
 # make demo       trains, sparsifies, prunes and distils a small YOLOv4 and compares the stages
-# make test       runs the tests that are not marked as slow: about 10 minutes on 2 cores
-# make test-ci    runs the slow ones, too, but for those that show the same once more: up to half an hour
+# make test       runs the tests that are not marked as slow: 10 to 20 minutes on 2 cores
+# make test-ci    runs the slow ones, too, but for those that show the same once more: up to 40 minutes
 # make test-all   runs all tests: about an hour
 # make lint       runs ruff
 # make docs       builds the documentation, docs/_build/index.html

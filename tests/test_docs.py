@@ -1,5 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """What the documentation says that can be compared with the code."""
+import json
 import re
 import subprocess
 import sys
@@ -100,3 +101,12 @@ def test_site_is_built_without_a_warning(tmp_path):
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout
     assert 'target_flops' in (tmp_path / 'site' / 'api' / 'pruning.html').read_text()
+
+
+def test_points_of_the_plot_are_in_the_tables():
+    """What docs/_static/peers.png is drawn from is what the page says."""
+    found = json.loads((ROOT / 'benchmarks/results/peers_yolov5n_320.json').read_text())
+    text = (ROOT / 'docs/results.md').read_text()
+    section = text[text.index('### After a training'):text.index('## On a GPU')]
+    missing = [point for point in found['points'] if f'{point[-1]:.3f}' not in section]
+    assert len(found['points']) > 20 and not missing
