@@ -15,6 +15,7 @@ from peers_tables import Results
 
 from mmgcp.errors import UserError
 from mmgcp.utils.cli import replacing
+from mmgcp.utils.json_files import parse_json, read_text
 
 MARKERS = 'os^vD<>pP*Xh'
 # Names of rows begin with these; the others are variants of this project
@@ -89,7 +90,7 @@ def _measured(results: Results, row: Row) -> List[Point]:
 
 def _read(path: Path, settings: dict) -> List[Point]:
     """Read the points of a file, which have to have been measured with these settings."""
-    found = json.loads(path.read_text())
+    found = parse_json(read_text(path, 'the points'), f'the points {path}')
     for name in sorted({*found['settings'], *settings}):
         theirs, ours = (values.get(name) for values in (found['settings'], settings))
         if theirs != ours:
