@@ -14,7 +14,7 @@ from mmgcp.datasets import VOCInfo, check_voc, choose_splits
 from mmgcp.errors import UserError
 from mmgcp.pruning.options import BUDGETS, TARGETS
 from mmgcp.utils.checkpoint import load_strictly, read_checkpoint
-from mmgcp.utils.checks import COUNT, check_value
+from mmgcp.utils.checks import COUNT, COUNT_OR_NONE, check_value
 from mmgcp.utils.cli import replacing
 from mmgcp.utils.config import build_detector, load_config
 from mmgcp.utils.config_content import plain_content
@@ -71,12 +71,12 @@ class _Pipeline:
     def __init__(self, options: CompressOptions):
         self.options = options
         self.cfg = load_config(options.config, copy.deepcopy(options.cfg_options))
+        self.epochs = options.epochs or base_epochs(self.cfg)
         self.folder = options.work_dir.resolve()
         self.tools = ToolRunner(options.tools_dir, self.folder)
         self.prune_arguments = self._prune_arguments()
         self.voc: Optional[VOCInfo] = check_voc(options.data) if options.data else None
         self.checkpoint = self._given_checkpoint()
-        self.epochs = options.epochs or base_epochs(self.cfg)
         self.pruned = self.folder / 'pruned' / 'pruned.py'
         self._rehearse()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -88,14 +88,16 @@ class _Pipeline:
         rows = [self._test('baseline', self.baseline, trained)]
         if too_weak(rows[0]):
             print(f'warning: {too_weak(rows[0])}', flush=True)
-        sparse = self._train_sparse(trained)
-        rows.append(self._test('sparse', self.baseline, sparse))
-        self._prune(sparse)
+        unpruned = [trained]
+        if self._epochs('sparse'):
+            unpruned.append(self._train_sparse(trained))
+            rows.append(self._test('sparse', self.baseline, unpruned[-1]))
+        self._prune(unpruned[-1])
         rows.append(self._test('pruned', self.pruned, str(self.pruned.with_suffix('.pth')),
                                self.pruned.read_text()))  # which may also be pruned by hand
         distilled = self._distill(trained)
         rows.append(self._test('distilled', self.pruned, distilled))
-        sizes = self._measure([trained, sparse, str(self.pruned.with_suffix('.pth')), distilled])
+        sizes = self._measure(unpruned, [str(self.pruned.with_suffix('.pth')), distilled])
         rows = [{**row, **size} for row, size in zip(rows, sizes)]
         write_summary(rows, self.folder)
         self._draw('detections', partial(draw_detections, [
@@ -129,7 +131,7 @@ class _Pipeline:
                 getattr(parsed, name) is None for name in BUDGETS):
             raise UserError(f'the config {self.options.config} has no prune_cfg: say how much to '
                             'prune with --target-params or --target-flops')
-        if parsed.calib_batches and self._leaves_criterion(parsed):
+        if self._epochs('sparse') and parsed.calib_batches and self._leaves_criterion(parsed):
             arguments += ['--criterion', 'BestOf']  # whether sparse training was long enough
         if parsed.val_images is None and not (parsed.sensitivity or parsed.metric):
             arguments += ['--val-images', '0']  # each stage is tested
@@ -159,7 +161,8 @@ class _Pipeline:
             if self.checkpoint:
                 self._check_checkpoint()
             rehearse_stages(self.tools, self.baseline, self.checkpoint, self.prune_arguments,
-                            self._sparse_config, self._distill_config)
+                            self._sparse_config if self._epochs('sparse') else None,
+                            self._distill_config)
 
     def _check_checkpoint(self) -> None:
         model = build_detector(load_config(str(self.baseline)))
@@ -219,11 +222,11 @@ class _Pipeline:
         return sparse_config(cfg, trained, self._epochs('sparse'), hook, options.sparse_lr,
                              num_training_images(self.voc))
 
-    def _prune(self, sparse: str) -> None:
+    def _prune(self, unpruned: str) -> None:
 
         def work() -> dict:
-            self.tools.run('prune', 'prune.py', str(self.baseline), sparse, *self.prune_arguments,
-                           '--work-dir', str(self.pruned.parent))
+            self.tools.run('prune', 'prune.py', str(self.baseline), unpruned,
+                           *self.prune_arguments, '--work-dir', str(self.pruned.parent))
             return {}
 
         self.state.run('prune', (self.prune_arguments, self.cfg.get('prune_cfg')), work,
@@ -244,9 +247,10 @@ class _Pipeline:
         """Return the number of epochs of a later stage."""
         name = f'{stage}_epochs'
         if self.cfg.get(name) is not None:
-            check_value(f'{name} of the config', self.cfg[name], COUNT)
-        return (getattr(self.options, name) or self.cfg.get(name)
-                or default_epochs(self.epochs))
+            check_value(f'{name} of the config', self.cfg[name],
+                        COUNT_OR_NONE if stage == 'sparse' else COUNT)
+        given = (getattr(self.options, name), self.cfg.get(name), default_epochs(self.epochs))
+        return next(epochs for epochs in given if epochs is not None)
 
     def _train(self, stage: str, epochs: int) -> str:
         """Train with the config of a stage; return the last checkpoint."""
@@ -267,11 +271,11 @@ class _Pipeline:
             f'test {stage}', (checkpoint, *inputs), lambda: dict(
                 stage=stage, **choose_metrics(self.tools.test(stage, config, checkpoint))))
 
-    def _measure(self, checkpoints: List[str]) -> List[dict]:
+    def _measure(self, unpruned: List[str], pruned: List[str]) -> List[dict]:
         """Measure size and speed of all stages in turns."""
-        configs = (self.baseline, self.baseline, self.pruned, self.pruned)
-        return self.state.run('measure', checkpoints, lambda: dict(
-            stages=measure_stages(configs, checkpoints)))['stages']
+        configs = [self.baseline] * len(unpruned) + [self.pruned] * len(pruned)
+        return self.state.run('measure', unpruned + pruned, lambda: dict(
+            stages=measure_stages(configs, unpruned + pruned)))['stages']
 
 
 def _content(config: Path) -> Dict[str, object]:

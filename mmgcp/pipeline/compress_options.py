@@ -6,7 +6,7 @@ from typing import Dict, Optional
 
 from mmgcp.pruning.options import KEEP_SHARE
 from mmgcp.sparsity.hook import PENALTIES, RATE
-from mmgcp.utils.checks import COUNT, NAME, PATH, POSITIVE, one_of
+from mmgcp.utils.checks import COUNT, COUNT_OR_NONE, NAME, PATH, POSITIVE, one_of
 from mmgcp.utils.cli import CfgOptions
 from mmgcp.utils.options import check_options, option
 
@@ -33,9 +33,9 @@ class CompressOptions:
         None, check=COUNT, cli=dict(group=TRAINING, type=int), default_help="the config's",
         help='epochs of the first stage')
     sparse_epochs: Optional[int] = option(
-        None, check=COUNT, cli=dict(group=TRAINING, type=int),
+        None, check=COUNT_OR_NONE, cli=dict(group=TRAINING, type=int),
         default_help="the config's sparse_epochs, or a sixth of the first stage's, but at least "
-        '50 and at most all', help='epochs of sparse training')
+        '50 and at most all', help='epochs of sparse training; with 0 there is none')
     distill_epochs: Optional[int] = option(
         None, check=COUNT, cli=dict(group=TRAINING, type=int),
         default_help="the config's distill_epochs, or as for sparse training",
@@ -70,7 +70,7 @@ class CompressOptions:
     prune_options: str = option(
         '', cli=dict(group=PRUNING, metavar="'OPTIONS'"), default_help='none',
         help="more options of prune.py, as in --prune-options='--round-to 8 --sensitivity'; where "
-        'neither they nor the config have a criterion, it is BestOf')
+        'neither they nor the config have a criterion, it is BestOf after sparse training')
     cfg_options: Dict[str, object] = option(
         factory=dict, cli=dict(nargs='+', action=CfgOptions), default_help='none',
         help='settings of the config to override, as key=value')

@@ -17,7 +17,7 @@ from .tool_runner import ToolRunner
 
 def rehearse_stages(tools: ToolRunner, baseline: Path, checkpoint: Optional[str],
                     prune_arguments: Sequence[str],
-                    sparse: Callable[[Config, str], Config],
+                    sparse: Optional[Callable[[Config, str], Config]],
                     distill: Callable[[Config, str], Config]) -> None:
     """Build what each stage consists of, and plan the pruning, before the first one begins.
 
@@ -29,8 +29,8 @@ def rehearse_stages(tools: ToolRunner, baseline: Path, checkpoint: Optional[str]
         baseline (Path): Config of the first stage.
         checkpoint (str, optional): The trained detector, None if it will be trained.
         prune_arguments (Sequence[str]): Those of prune.py behind the checkpoint.
-        sparse (Callable): Makes the config of sparse training from the baseline's, and the
-            checkpoint.
+        sparse (Callable, optional): Makes the config of sparse training from the baseline's, and
+            the checkpoint. None for no sparse training.
         distill (Callable): Makes the config of distillation from the student's, and the
             teacher's checkpoint.
 
@@ -38,12 +38,15 @@ def rehearse_stages(tools: ToolRunner, baseline: Path, checkpoint: Optional[str]
         UserError: A stage would fail; says which and why.
     """
     cfg = Config.fromfile(str(baseline))
-    model = None
+    trained = None
     if not checkpoint:
-        model = _stage('baseline', lambda: rehearse_training(cfg))
+        trained = _stage('baseline', lambda: rehearse_training(cfg))
     cfg.load_from = None
-    config = _stage('sparse', lambda: sparse(copy.deepcopy(cfg), ''))
-    trained = _stage('sparse', lambda: rehearse_training(config, with_data=model is None))
+    if sparse:
+        config = _stage('sparse', lambda: sparse(copy.deepcopy(cfg), ''))
+        trained = _stage('sparse', lambda: rehearse_training(config, with_data=trained is None))
+    elif trained is None:
+        trained = _stage('distilled', lambda: rehearse_training(cfg))
     if checkpoint:
         load_strictly(trained, checkpoint, str(baseline))
     script = tools.load('prune.py')

@@ -36,7 +36,7 @@ def draw_curves(folder: Path, rows: Sequence[dict], path: Path) -> bool:
     names: Set[str] = set()  # of the losses of the first stage, which later ones add some to
     for stage, (before, after) in STAGES.items():
         trained = read_log(folder / stage, _has_losses, 'a training')
-        if not trained:
+        if not trained or after not in accuracy:  # that of an earlier run with this stage
             continue
         names = names or _loss_names(trained[0])
         epochs = _epochs(trained)

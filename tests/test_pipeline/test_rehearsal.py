@@ -123,12 +123,12 @@ def test_pruning_that_can_be_done(cfg, criterion):
 
 
 def rehearse(path, folder, checkpoint=None, arguments=('--target-params', '0.5'), hook=None,
-             groups='auto'):
+             groups='auto', sparse=True):
     """Rehearse all stages as compress() does."""
     cfg = Config.fromfile(str(path))
     hook = sparsity_hook(cfg, schedule='two_phase') if hook is None else hook
     rehearse_stages(ToolRunner(TOOLS, folder), path, checkpoint, arguments,
-                    lambda cfg, trained: sparse_config(cfg, trained, 1, hook),
+                    sparse and (lambda cfg, trained: sparse_config(cfg, trained, 1, hook)),
                     lambda cfg, trained: distill_config(cfg, str(path), trained, 1, groups))
 
 
@@ -150,7 +150,9 @@ def test_stages(path, tmp_path, settings, message):
 def test_all_stages_can_be_done(path, tmp_path):
     """Also from a checkpoint that is a bare state dict."""
     torch.save(build_detector(Config.fromfile(str(path))).state_dict(), tmp_path / 'bare.pth')
-    rehearse(path, tmp_path / 'out', checkpoint=str(tmp_path / 'bare.pth'))
+    for sparse in (True, None):
+        rehearse(path, tmp_path / 'out', checkpoint=str(tmp_path / 'bare.pth'), sparse=sparse)
+    rehearse(path, tmp_path / 'out', sparse=None)
     assert [item.name for item in tmp_path.iterdir()] == ['bare.pth']
 
 

@@ -33,6 +33,7 @@ class Interrupted(Exception):
 class FakeTools(ToolRunner):
     """Notes what would be run, and leaves what that would leave."""
 
+    steps: list = []  # that there are, and that have been made
     done: list = []
     arguments: dict = {}
     stop_in = None
@@ -71,7 +72,8 @@ def start(monkeypatch, tmp_path):
     monkeypatch.setattr(module, 'measure_stages', lambda configs, checkpoints: [
         dict(parameters=10, macs=20, latency_ms=1.5)] * len(configs))
 
-    def run(stop_in=None, **options):
+    def run(stop_in=None, steps=ALL, **options):
+        monkeypatch.setattr(FakeTools, 'steps', steps)
         monkeypatch.setattr(FakeTools, 'done', [])
         monkeypatch.setattr(FakeTools, 'arguments', {})
         monkeypatch.setattr(FakeTools, 'stop_in', stop_in)
@@ -79,7 +81,8 @@ def start(monkeypatch, tmp_path):
         try:
             rows = compress(CompressOptions(
                 work_dir=tmp_path / 'run', tools_dir=ROOT / 'tools', **options))
-            assert [row['stage'] for row in rows] == ['baseline', 'sparse', 'pruned', 'distilled']
+            assert [f"test {row['stage']}" for row in rows] == [
+                step for step in FakeTools.steps if step.startswith('test')]
         except Interrupted:
             assert stop_in
         return FakeTools.done
@@ -180,6 +183,20 @@ def test_epochs(start, folder):
     assert Config.fromfile(str(folder / 'distilled.py')).max_epochs == 5
 
 
+@pytest.mark.parametrize('options', [
+    dict(sparse_epochs=0), dict(cfg_options=dict(sparse_epochs=0))])
+def test_without_sparse_training(start, folder, options):
+    """The baseline is pruned, by the default criterion; also where it was sparse at first."""
+    steps = [step for step in ALL if 'sparse' not in step]
+    assert start(steps=steps, **options) == steps
+    config, checkpoint, *arguments = FakeTools.arguments['prune.py prune']
+    assert (config, checkpoint) == (
+        str(folder / 'baseline.py'), str(folder / 'baseline' / 'epoch_3.pth'))
+    assert '--criterion' not in arguments and not (folder / 'sparse.py').exists()
+    assert start(sparse_epochs=2) == ALL[2:]
+    assert start(steps=steps, **options) == ALL[4:]
+
+
 def test_learning_rates(start, folder):
     start(lr=0.5, distill_lr=0.25)
     rates = [Config.fromfile(str(folder / f'{stage}.py')).optim_wrapper.optimizer.lr
@@ -226,7 +243,8 @@ def test_criterion(start, options, criterion):
     (dict(checkpoint='none.pth'), 'there is no checkpoint none.pth'),
     (dict(cfg_options={'train_cfg': dict(_delete_=True, type='IterBasedTrainLoop',
                                          max_iters=9)}, epochs=None), 'no number of epochs'),
-    (dict(sparse_epochs=0), 'sparse_epochs must be an integer .* but is 0'),
+    (dict(sparse_epochs=-1), 'sparse_epochs must be an integer .* but is -1'),
+    (dict(distill_epochs=0), 'distill_epochs must be an integer .* but is 0'),
     (dict(lr=-1.), 'lr must be a finite number above 0, but is -1.0'),
 ])
 def test_wrong_options(start, folder, options, message):

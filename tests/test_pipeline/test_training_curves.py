@@ -73,6 +73,13 @@ def test_given_checkpoint(tmp_path, drawn):
         ('sparse', [5.]), ('distilled', [5.])]
 
 
+def test_log_of_a_stage_that_is_no_longer_there(tmp_path, drawn):
+    for stage in ('baseline', 'sparse'):
+        write_log(tmp_path, stage, [line(10, 1, 4.)])
+    assert [curve.name for curve in drawn([row for row in ROWS if row['stage'] != 'sparse'])] == [
+        'baseline']
+
+
 def test_nothing_has_been_logged(tmp_path):
     write_log(tmp_path, 'baseline', [])
     assert not draw_curves(tmp_path, ROWS, tmp_path / 'curves.png')
