@@ -3,6 +3,7 @@
 import argparse
 import copy
 import os
+import random
 import sys
 import time
 import traceback
@@ -122,7 +123,7 @@ class PeerRuns(Runs):
             task = Task(model, cfg, share, self.shape, self.batches, row.options,
                         inputs['seed'] if row.has_chance else None, of=self.args.of)
             if row.between:
-                task.finetune = lambda model, _: self.recover(model, row.between)
+                task.finetune = lambda model, _: self.recover(model, row.between, inputs['seed'])
             print(f'{name}: pruning', file=sys.stderr, flush=True)
             start = time.perf_counter()
             pruned = PRUNERS[row.pruner](task)
@@ -147,21 +148,25 @@ class PeerRuns(Runs):
             trained = make_distiller(pruned, teacher, self.settings['checkpoint'])
             student = trained.student
         if row.after == 'recover':
-            seconds = self.recover(student, epochs - spent)
+            seconds = self.recover(student, epochs - spent, seed)
         else:
             seconds = train(trained, self.cfg, epochs - spent, self.lr, seed)
         found = dict(ap=self.measure(student), epoch_seconds=seconds)
         average(student, pruned.model)
         self.finish(name, inputs, dict(found, averaged_ap=self.measure(student)))
 
-    def recover(self, student: nn.Module, epochs: int) -> List[float]:
+    def recover(self, student: nn.Module, epochs: int, seed: int) -> List[float]:
         """Let a pruned detector follow the original on the images to train with.
+
+        All that chance decides is the order of the batches, which seed 0 leaves as it is.
 
         Returns the seconds that each epoch took on average.
         """
         teacher = self.load()[0]
         images = [batch.images for batch in calibration_batches(
             self.cfg, teacher, sys.maxsize, CALIBRATION_BATCH)]
+        if seed:
+            random.Random(seed).shuffle(images)
         start = time.perf_counter()
         recover(student, teacher, images, steps=epochs * len(images))
         return [(time.perf_counter() - start) / epochs] * epochs
@@ -169,9 +174,7 @@ class PeerRuns(Runs):
     def describe_training(self, row: Row, share: float, seed: int,
                           epochs: int) -> Tuple[str, dict]:
         """The name of a training after pruning, and what its result depends on."""
-        _, pruning = self.describe_pruning(row, share, seed)
-        if row.after == 'recover':  # in which there is no chance
-            seed = pruning['seed']
+        pruning = self.describe_pruning(row, share, seed)[1]
         inputs = dict(pruning, kind='trained', seed=seed, epochs=epochs, **self.rates)
         return f'{self.name_of(row, share, seed)}-{epochs}epochs', inputs
 

@@ -89,7 +89,7 @@ def test_comparison(benchmark, detector, annotated, tmp_path, capsys, monkeypatc
     assert 'MMRazor, L1, -30%: ModuleNotFoundError: ' in printed
     for row in rows[3:5]:
         assert 27 < -float(row[1].strip('%')) < 33
-    for row in rows[2:5]:
+    for row in rows[2:6]:
         assert ' to ' not in row[3] and ' to ' in row[4]  # of one pruning, of two seeds
     assert (tmp_path / 'plot.png').stat().st_size > 10000
 
@@ -100,6 +100,7 @@ def test_comparison(benchmark, detector, annotated, tmp_path, capsys, monkeypatc
         'plain-0.3-0-1epochs', 'plain-0.3-1-1epochs', 'tp-taylor-local-bn-0.3-0',
         'tp-taylor-local-bn-0.3-0-1epochs', 'tp-taylor-local-bn-0.3-1-1epochs',
         'tp-taylor-local-bn-recovered-0.3-0', 'tp-taylor-local-bn-recovered-0.3-0-1epochs',
+        'tp-taylor-local-bn-recovered-0.3-1-1epochs',
         'mmrazor-l1-0.3-0-failed', 'mmrazor-l1-0.3-1-failed'}
     monkeypatch.setattr(sys.modules['peers_runs'], 'train', None)
     monkeypatch.setattr(sys.modules['peers_runs'], 'recover', None)
@@ -185,6 +186,24 @@ def test_epochs_between_steps_count(benchmark, detector, annotated, tmp_path, ca
     assert rows[0][3:] == ['right away', 'after 4 epochs', 'after 7 epochs']
     assert rows[-1][0] == 'mmgcp, in 2 steps, recovered after each (pruned after 5 epochs)'
     assert rows[-1][3:] == ['-', '-', '0.200']
+
+
+def test_seeds_of_recovery(benchmark, detector, annotated, tmp_path, monkeypatch, module):
+    """They decide the order of the batches, which the first one leaves as it is."""
+    orders = []
+    monkeypatch.setattr(module('runs'), 'recover',
+                        lambda student, teacher, images, steps: orders.append(
+                            [float(batch.mean()) for batch in images]))
+    monkeypatch.setattr(module('runs'), 'evaluate', lambda model, cfg: ('coco/mAP', 0.2))
+    monkeypatch.setattr(module('runs'), 'CALIBRATION_BATCH', 1)
+    arguments = (*detector, '--size', 64, '--calib-batches', 1, '--train', annotated, '--rows',
+                 'recovered', '--remove', 0.3, '--epochs', 1, '--prune-options',
+                 'criterion.type=mmgcp.L1Norm compensate=False')
+    benchmark(*arguments, '--work-dir', tmp_path / 'work', '--seeds', 0, 1, 2)
+    benchmark(*arguments, '--work-dir', tmp_path / 'again', '--seeds', 1)
+    assert len(orders) == 4 and orders[3] == orders[1]
+    assert len(orders[0]) > 2 and len({tuple(order) for order in orders}) == 3
+    assert all(sorted(order) == sorted(orders[0]) for order in orders)
 
 
 def test_rows(module):
