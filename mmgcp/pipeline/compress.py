@@ -14,12 +14,13 @@ from mmgcp.datasets import VOCInfo, check_voc, choose_splits
 from mmgcp.errors import UserError
 from mmgcp.pruning.options import BUDGETS, TARGETS
 from mmgcp.utils.checkpoint import load_strictly, read_checkpoint
-from mmgcp.utils.checks import COUNT, COUNT_OR_NONE, check_value
+from mmgcp.utils.checks import check_value
 from mmgcp.utils.cli import replacing
 from mmgcp.utils.config import build_detector, load_config
 from mmgcp.utils.config_content import plain_content
 from mmgcp.utils.devices import find_device
 from mmgcp.utils.folders import work_dir
+from mmgcp.utils.options import check_of
 
 from .child_config import write_child
 from .compress_options import CompressOptions
@@ -246,11 +247,11 @@ class _Pipeline:
     def _epochs(self, stage: str) -> int:
         """Return the number of epochs of a later stage."""
         name = f'{stage}_epochs'
-        if self.cfg.get(name) is not None:
-            check_value(f'{name} of the config', self.cfg[name],
-                        COUNT_OR_NONE if stage == 'sparse' else COUNT)
-        given = (getattr(self.options, name), self.cfg.get(name), default_epochs(self.epochs))
-        return next(epochs for epochs in given if epochs is not None)
+        given, configured = getattr(self.options, name), self.cfg.get(name)
+        if configured is not None:
+            check_value(f'{name} of the config', configured, check_of(CompressOptions, name))
+        choices = (given, configured, default_epochs(self.epochs))
+        return next(epochs for epochs in choices if epochs is not None)
 
     def _train(self, stage: str, epochs: int) -> str:
         """Train with the config of a stage; return the last checkpoint."""

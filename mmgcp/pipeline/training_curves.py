@@ -35,8 +35,10 @@ def draw_curves(folder: Path, rows: Sequence[dict], path: Path) -> bool:
     curves: List[StageCurve] = []
     names: Set[str] = set()  # of the losses of the first stage, which later ones add some to
     for stage, (before, after) in STAGES.items():
+        if after not in accuracy:  # what there is of it is left of an earlier run
+            continue
         trained = read_log(folder / stage, _has_losses, 'a training')
-        if not trained or after not in accuracy:  # that of an earlier run with this stage
+        if not trained:
             continue
         names = names or _loss_names(trained[0])
         epochs = _epochs(trained)

@@ -52,6 +52,11 @@ def check_options(options: Any, error: Type[UserError] = UserError) -> None:
         check_value(item.name, value, check, error)
 
 
+def check_of(cls: type, name: str) -> Optional[Check]:
+    """Return what values of an option have to satisfy, for one that is set somewhere else."""
+    return {item.name: item.metadata['check'] for item in fields(cls)}[name]
+
+
 def check_names(cls: type, names: Iterable[str], owner: str,
                 error: Type[UserError] = UserError) -> None:
     """Raise an error if a dataclass of options has none of a name.

@@ -33,7 +33,6 @@ class Interrupted(Exception):
 class FakeTools(ToolRunner):
     """Notes what would be run, and leaves what that would leave."""
 
-    steps: list = []  # that there are, and that have been made
     done: list = []
     arguments: dict = {}
     stop_in = None
@@ -73,7 +72,6 @@ def start(monkeypatch, tmp_path):
         dict(parameters=10, macs=20, latency_ms=1.5)] * len(configs))
 
     def run(stop_in=None, steps=ALL, **options):
-        monkeypatch.setattr(FakeTools, 'steps', steps)
         monkeypatch.setattr(FakeTools, 'done', [])
         monkeypatch.setattr(FakeTools, 'arguments', {})
         monkeypatch.setattr(FakeTools, 'stop_in', stop_in)
@@ -82,7 +80,7 @@ def start(monkeypatch, tmp_path):
             rows = compress(CompressOptions(
                 work_dir=tmp_path / 'run', tools_dir=ROOT / 'tools', **options))
             assert [f"test {row['stage']}" for row in rows] == [
-                step for step in FakeTools.steps if step.startswith('test')]
+                step for step in steps if step.startswith('test')]
         except Interrupted:
             assert stop_in
         return FakeTools.done
