@@ -44,8 +44,9 @@ def raw_difference(exported: ExportedModel, detector: nn.Module, images: Tensor)
         images (Tensor): (N, C, H, W).
 
     Returns:
-        float: The largest difference; of values above 1, relative to them. Infinite where the
-        shapes differ or a value is not finite.
+        float: The largest difference; in maps with values above 1, relative to the largest one,
+        because sums round by the size of their terms. Infinite where the shapes differ or a value
+        is not finite.
     """
     with eval_mode(detector):
         expected = flatten_tensors(detector(images, mode='tensor'))
@@ -55,7 +56,9 @@ def raw_difference(exported: ExportedModel, detector: nn.Module, images: Tensor)
 def _difference(found: Tensor, expected: Tensor) -> float:
     if found.shape != expected.shape:
         return math.inf
-    difference = float(((found - expected).abs() / expected.abs().clamp(min=1)).max())
+    places = tuple(range(expected.dim()))[-2:]
+    largest = expected.abs().amax(places, keepdim=True).clamp(min=1)
+    difference = float(((found - expected).abs() / largest).max())
     return math.inf if math.isnan(difference) else difference
 
 
@@ -97,9 +100,10 @@ def detections_difference(exported: ExportedModel, detector: nn.Module, images: 
 
     Returns:
         float: The largest difference of a box and its counterpart of the same class, of scores and
-        of coordinates, which are relative to those above 1 pixel. A box without counterpart has
-        an infinite one. One in a hundred boxes is left out, and so are those that are hardly
-        better than the first one that is left out of the file.
+        of coordinates. These are relative to the largest coordinate of the box, as a corner at 0
+        is the difference of a centre and half a side, which round as large numbers do. A box
+        without counterpart has an infinite one. One in a hundred boxes is left out, and so are
+        those that are hardly better than the first one that is left out of the file.
     """
     outputs: Dict[str, Tensor] = exported.run(images)
     most = outputs['scores'].shape[1]
@@ -151,8 +155,9 @@ def _unlike(boxes: Sequence[Tensor], others: Sequence[Tensor], cut: float) -> Te
     places, scores, labels = (item[certain] for item in boxes)
     if len(others[0]) == 0:
         return torch.full_like(scores, math.inf)
-    apart = (places[:, None] - others[0][None]).abs() / places[:, None].abs().clamp(min=1)
-    apart = torch.max(apart.amax(-1), (scores[:, None] - others[1][None]).abs())
+    apart = (places[:, None] - others[0][None]).abs().amax(-1)
+    apart = torch.max(apart / places.abs().amax(-1, keepdim=True).clamp(min=1),
+                      (scores[:, None] - others[1][None]).abs())
     apart = torch.where(labels[:, None] == others[2][None], apart,
                         torch.full_like(apart, math.inf))
     return apart.amin(1)

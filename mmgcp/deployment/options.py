@@ -33,8 +33,8 @@ class ExportOptions:
     tolerance: float = option(
         1e-4, check=number_in(0, 1, open_low=True),
         cli=dict(type=float, metavar='T'),
-        help='How far the file may be from PyTorch, relative to values above 1; if it is farther, '
-        'it is not kept.')
+        help='How far the file may be from PyTorch, relative to the largest coordinate of a box, '
+        'or to the largest value of a map if above 1; if it is farther, it is not kept.')
     int8: bool = option(
         False, check=BOOLEAN, cli=dict(action='store_true', group='int8'),
         help='Write a second file, with -int8 in its name, that computes with 8-bit integers.')

@@ -121,6 +121,18 @@ def test_raw_outputs(detector, images):
     assert raw_difference(Answers(answers), detector, images) == math.inf
 
 
+def test_raw_outputs_are_relative_to_the_largest_of_a_map():
+    maps = torch.zeros(1, 2, 4, 4)
+    maps[0, 0, 0, 0], maps[0, 1, 0, 0] = -200., 0.5
+    answer = maps.clone()
+    answer[0, 0, 3, 3] += 0.01
+    detector = torch.nn.Module()
+    detector.forward = lambda images, mode: (maps, )
+    assert raw_difference(Answers(dict(a=answer)), detector, None) == pytest.approx(0.01 / 200)
+    answer[0, 1, 3, 3] += 0.01
+    assert raw_difference(Answers(dict(a=answer)), detector, None) == pytest.approx(0.01)
+
+
 def test_threshold_with_which_something_is_found(detector, images):
     test_cfg = ConfigDict(dict(detector.bbox_head.test_cfg))
     assert telling_threshold(detector, images, test_cfg) is None
@@ -129,6 +141,24 @@ def test_threshold_with_which_something_is_found(detector, images):
     test_cfg.score_thr = lower
     assert 0 < lower < 0.999
     assert all(len(item.scores) for item in predict(detector, images, test_cfg))
+
+
+def answer_of(boxes, scores, labels):
+    return dict(boxes=boxes[None], scores=scores[None], labels=labels[None])
+
+
+@pytest.mark.parametrize('number', [1, 4, 4000])
+def test_rounding_of_corners_near_zero(monkeypatch, detector, images, number):
+    """What is left of 150 - 149.9 is as far from the truth as 150 is: by steps of 2**-16."""
+    boxes = torch.tensor([[0.1, 20., 299.9, 290.], [40., 60., 50., 70.]])
+    scores, labels = torch.tensor([0.5, 0.4]), torch.tensor([1, 2])
+    monkeypatch.setattr('mmgcp.deployment.check.predict', lambda *_: [
+        InstanceData(bboxes=boxes, scores=scores, labels=labels)])
+    moved = boxes.clone()
+    moved[0, 0] += number * 2**-16
+    expected = number * 2**-16 / 299.9
+    found = compare(detector, images[:1], answer_of(moved, scores, labels))
+    assert found == pytest.approx(expected, rel=1e-2) and (found < 1e-4) == (number < 4000)
 
 
 @pytest.mark.parametrize('change, allowed', [
@@ -150,5 +180,4 @@ def test_others_may_be_chosen_where_scores_tie(monkeypatch, detector, images, ch
     monkeypatch.setattr('mmgcp.deployment.check.predict', fake_predict)
     found = [value[2:].clone() for value in (boxes, scores, labels)]
     change(*found)
-    answer = {name: value[None] for name, value in zip(('boxes', 'scores', 'labels'), found)}
-    assert (compare(detector, images[:1], answer) < 1e-5) == allowed
+    assert (compare(detector, images[:1], answer_of(*found)) < 1e-5) == allowed
