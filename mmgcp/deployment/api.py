@@ -1,7 +1,6 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Exporting a detector: fused, written, run at once and compared with PyTorch."""
 import copy
-import math
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,6 @@ from mmgcp.utils.config import with_fixed_size
 from .check import detections_difference, raw_difference, sample_images, telling_threshold
 from .exported import (
     FORMATS,
-    ExportedModel,
     evaluate_exported,
     is_installed,
     open_exported,
@@ -36,7 +34,6 @@ from .writers import companions, write
 Report = Callable[[str], Any]
 NEEDED = dict(onnx=['onnx'], openvino=['onnx', 'openvino'], ncnn=['pnnx'])  # to write files
 DEFAULT_VAL_IMAGES = 100  # for int8
-ATTEMPTS = 3  # to find images in which NMS does not depend on rounding
 
 
 @dataclass
@@ -161,7 +158,8 @@ def _largest_difference(model: nn.Module, network: nn.Module, path: Path, shape:
     if not options.nms:
         return max(raw_difference(exported, model, sample_images(model, item)) for item in shapes)
     test_cfg = ConfigDict(copy.deepcopy(dict(model.bbox_head.test_cfg)))
-    found = [_least_difference(exported, model, item, test_cfg, options) for item in shapes]
+    found = [detections_difference(exported, model, sample_images(model, item), test_cfg)
+             for item in shapes]
     images = sample_images(model, shapes[0])
     threshold = telling_threshold(model, images, test_cfg)
     if threshold is not None:  # nothing is found in noise: compare a twin that finds more
@@ -169,21 +167,10 @@ def _largest_difference(model: nn.Module, network: nn.Module, path: Path, shape:
         with tempfile.TemporaryDirectory() as folder:
             twin = Path(folder) / f'twin{path.suffix}'
             write(_network(network.detector, options, threshold), images, twin, metadata, options)
-            found += [_least_difference(open_exported(twin), model, item, test_cfg, options)
+            found += [detections_difference(open_exported(twin), model,
+                                            sample_images(model, item), test_cfg)
                       for item in shapes]
     return max(found)
-
-
-def _least_difference(exported: ExportedModel, model: nn.Module, shape: Sequence[int],
-                      test_cfg: dict, options: ExportOptions) -> float:
-    """Compare boxes on other images, too, where they differ: NMS may depend on rounding."""
-    least = math.inf
-    for seed in range(ATTEMPTS):
-        images = sample_images(model, shape, seed)
-        least = min(least, detections_difference(exported, model, images, test_cfg))
-        if least <= options.tolerance:
-            break
-    return least
 
 
 def _int8_file(model: nn.Module, cfg: Config, path: Path, options: ExportOptions,

@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from mmdet.structures.bbox import bbox_overlaps
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor
@@ -13,12 +14,14 @@ from torch import Tensor
 from mmgcp.nn.forward import flatten_tensors
 from mmgcp.nn.temporarily import eval_mode
 
-from .candidates import decode
+from .candidates import DEFAULT_NMS_PRE, decode
 from .exported import ExportedModel
 from .predictions import DETECTIONS
 
-FORGIVEN = 100  # of so many boxes one may differ: NMS decides otherwise where overlaps nearly tie
-NEARLY = 1e-4  # a difference that can be rounding
+NEARLY = 1e-3  # relative difference of scores which rounding does not exceed
+LEAST = 1e-30  # instead of scores of 0, which have no logarithm
+SLACK = 0.01  # of overlaps: NMS moves classes apart, and so rounds as large numbers do
+CHECKED = 3000  # candidates, the best ones, of which it is checked why they are left out
 
 
 def sample_images(detector: nn.Module, shape: Sequence[int], seed: int = 0) -> Tensor:
@@ -63,14 +66,16 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 
 
 @torch.no_grad()
-def predict(detector: nn.Module, images: Tensor, test_cfg: Any) -> List[InstanceData]:
+def predict(detector: nn.Module, images: Tensor, test_cfg: Any,
+            with_nms: bool = True) -> List[InstanceData]:
     """What a detector itself predicts for images (N, C, H, W), in their pixels."""
     height, width = images.shape[-2:]
     meta = dict(ori_shape=(height, width), img_shape=(height, width), scale_factor=(1., 1.))
     with eval_mode(detector):
         outputs = detector(images, mode='tensor')
         return detector.bbox_head.predict_by_feat(
-            *outputs, batch_img_metas=[meta] * len(images), cfg=test_cfg, rescale=True)
+            *outputs, batch_img_metas=[meta] * len(images), cfg=test_cfg, rescale=True,
+            with_nms=with_nms)
 
 
 def telling_threshold(detector: nn.Module, images: Tensor, test_cfg: Any) -> Optional[float]:
@@ -88,9 +93,14 @@ def telling_threshold(detector: nn.Module, images: Tensor, test_cfg: Any) -> Opt
     return min(threshold, lowest / 2)
 
 
+@torch.no_grad()
 def detections_difference(exported: ExportedModel, detector: nn.Module, images: Tensor,
                           test_cfg: Any) -> float:
-    """Compare boxes with those that the detector itself predicts.
+    """Compare boxes with the candidates that the detector itself has for NMS, and check the NMS.
+
+    Rounding decides which boxes NMS keeps where scores nearly tie, as those of a detector do that
+    has hardly been trained. But each one that it keeps is a candidate, no two of a class overlap,
+    and each candidate that is left out overlaps a better box.
 
     Args:
         exported (ExportedModel): The file.
@@ -99,65 +109,87 @@ def detections_difference(exported: ExportedModel, detector: nn.Module, images: 
         test_cfg (dict): By which it predicts.
 
     Returns:
-        float: The largest difference of a box and its counterpart of the same class, of scores and
-        of coordinates. These are relative to the largest coordinate of the box, as a corner at 0
-        is the difference of a centre and half a side, which round as large numbers do. A box
-        without counterpart has an infinite one. One in a hundred boxes is left out, and so are
-        those that are hardly better than the first one that is left out of the file.
+        float: The largest of: how far a box is from the nearest candidate of its class; how far
+        the overlap of two boxes is above the threshold; by how much the box for which a candidate
+        is left out is worse than it, or overlaps it too little. Coordinates are relative to the
+        largest one of a box, since a corner near 0 is the difference of a centre and half a side,
+        which round as large numbers do. Scores are compared by their logarithms, relative to
+        those below -1, since logits round so.
     """
     outputs: Dict[str, Tensor] = exported.run(images)
-    most = outputs['scores'].shape[1]
-    wider = ConfigDict(dict(test_cfg, max_per_img=most + 1))
-    predicted, worst = predict(detector, images, wider), 0.
-    for index, item in enumerate(predicted):
-        real = outputs['labels'][index] >= 0
-        found = [outputs[name][index][real] for name in DETECTIONS]
-        expected = [item.bboxes[:most], item.scores[:most], item.labels[:most]]
-        # a box that is hardly better than the first one that is not among them is uncertain
-        cut = float(item.scores[most]) if len(item.scores) > most else wider.get('score_thr', -1)
-        unlike = [_unlike(found, expected, cut), _unlike(expected, found, cut)]
-        if len(item.scores) and not any(map(len, unlike)):  # all scores are the same
-            unlike = [_unlike_scores(found[1], expected[1])]
-        values = torch.cat(unlike).sort()[0]
-        values = values[:len(values) - len(values) // FORGIVEN]
-        difference = float(values[-1]) if len(values) else 0.
-        if difference > NEARLY:
-            difference = min(difference, _with_other_ties(
-                found, expected, detector, images[index:index + 1], test_cfg))
-        worst = max(worst, difference)
-    return worst
+    before_nms = int(test_cfg.get('nms_pre', DEFAULT_NMS_PRE))
+    threshold = float(test_cfg.get('score_thr', -1))
+    more = ConfigDict(dict(test_cfg, nms_pre=2 * before_nms, score_thr=threshold * (1 - NEARLY)))
+    differences = [0.]
+    for index, item in enumerate(predict(detector, images, more, with_nms=False)):
+        candidates = item[item.scores.argsort(descending=True)]
+        boxes, scores, labels = (outputs[name][index] for name in DETECTIONS)
+        real = labels >= 0
+        found = InstanceData(bboxes=boxes[real], scores=scores[real], labels=labels[real])
+        # what is not better than this may be missing
+        limits = [torch.tensor([threshold]), candidates.scores[before_nms:before_nms + 1]]
+        if bool(real.all()):  # there was no room for more
+            limits.append(found.scores.sort()[0][:1])
+        best = candidates[:min(before_nms, CHECKED)]
+        differences += [float(values.max()) for values in (
+            _from_nearest(found, candidates),
+            _overlaps(found[_whole(found, images)], test_cfg.nms),
+            _left_out(best, _whole(best, images), found, torch.cat(limits).max(), test_cfg.nms)
+        ) if len(values)]
+    return max(differences)
 
 
-def _with_other_ties(found: Sequence[Tensor], expected: Sequence[Tensor], detector: nn.Module,
-                     images: Tensor, test_cfg: Any) -> float:
-    """Compare boxes of an image of which NMS has perhaps chosen others, since scores nearly tie.
-
-    So it is where a detector has hardly been trained. All of them must be among those that NMS
-    has to choose from, and the scores of those that are chosen must be the same.
-    """
-    everything = ConfigDict(dict(test_cfg, max_per_img=10**6))
-    everything.nms = dict(everything.nms, iou_threshold=1.)
-    item, = predict(detector, images, everything)
-    candidates = [item.bboxes, item.scores, item.labels]
-    return float(torch.cat([_unlike(found, candidates, -1.),
-                            _unlike_scores(found[1], expected[1])]).max())
+def _whole(boxes: InstanceData, images: Tensor) -> Tensor:
+    """Which boxes (B, ) are not cut off at a side of the image: NMS sees boxes before that."""
+    height, width = images.shape[-2:]
+    places = boxes.bboxes
+    return (places[:, :2] > 0).all(-1) & (places[:, 2] < width) & (places[:, 3] < height)
 
 
-def _unlike_scores(scores: Tensor, others: Tensor) -> Tensor:
-    if len(scores) != len(others):
-        return torch.full((1, ), math.inf)
-    return (scores.sort()[0] - others.sort()[0]).abs().amax().view(1)
+def _better(scores: Tensor, others: Tensor) -> Tensor:
+    """By how much scores are better than others, by their logarithms."""
+    logs, other_logs = scores.clamp(min=LEAST).log(), others.clamp(min=LEAST).log()
+    return (logs - other_logs) / logs.abs().clamp(min=1)
 
 
-def _unlike(boxes: Sequence[Tensor], others: Sequence[Tensor], cut: float) -> Tensor:
-    """For each box the difference from the nearest other one (B, ); the uncertain ones left out."""
-    certain = boxes[1] > cut + NEARLY
-    places, scores, labels = (item[certain] for item in boxes)
-    if len(others[0]) == 0:
-        return torch.full_like(scores, math.inf)
-    apart = (places[:, None] - others[0][None]).abs().amax(-1)
-    apart = torch.max(apart / places.abs().amax(-1, keepdim=True).clamp(min=1),
-                      (scores[:, None] - others[1][None]).abs())
-    apart = torch.where(labels[:, None] == others[2][None], apart,
-                        torch.full_like(apart, math.inf))
-    return apart.amin(1)
+def _apart(boxes: InstanceData, others: InstanceData) -> Tensor:
+    """How far each box (B, ) is from each other one (O, ): (B, O), infinite for other classes."""
+    places = boxes.bboxes[:, None]
+    apart = (places - others.bboxes).abs().amax(-1) / places.abs().amax(-1).clamp(min=1)
+    apart = torch.max(apart, _better(boxes.scores[:, None], others.scores).abs())
+    return apart.masked_fill(boxes.labels[:, None] != others.labels, math.inf)
+
+
+def _from_nearest(boxes: InstanceData, others: InstanceData) -> Tensor:
+    """How far each box is from the nearest other one (B, )."""
+    if len(others) == 0:
+        return torch.full_like(boxes.scores, math.inf)
+    return torch.cat([boxes.scores[:0], *(  # one by one: there are many others
+        _apart(boxes[[index]], others).amin(1) for index in range(len(boxes)))])
+
+
+def _rivals(boxes: InstanceData, others: InstanceData, nms: dict) -> Tensor:
+    """How much each pair (B, O) overlaps, -1 where NMS does not compare them."""
+    overlaps = bbox_overlaps(boxes.bboxes, others.bboxes)
+    if nms.get('class_agnostic'):
+        return overlaps
+    return overlaps.masked_fill(boxes.labels[:, None] != others.labels, -1)
+
+
+def _overlaps(boxes: InstanceData, nms: dict) -> Tensor:
+    """How far overlaps of each box with others are above the threshold (B, )."""
+    overlaps = _rivals(boxes, boxes, nms).fill_diagonal_(-1)
+    return (overlaps - nms.iou_threshold - SLACK).clamp(min=0).flatten()
+
+
+def _left_out(candidates: InstanceData, whole: Tensor, found: InstanceData, limit: Tensor,
+              nms: dict) -> Tensor:
+    """How wrong it is that each candidate was not found, 0 if it was (B, )."""
+    reasons = [_better(candidates.scores, limit)]
+    if len(found):
+        overlaps = _rivals(candidates, found, nms)
+        overlaps[(overlaps >= 0) & ~whole[:, None]] = 1  # it is not known how much
+        lacking = nms.iou_threshold - SLACK - overlaps
+        worse = _better(candidates.scores[:, None], found.scores)
+        reasons += [_apart(candidates, found).amin(1), torch.max(lacking, worse).amin(1)]
+    return torch.stack(reasons).amin(0).clamp(min=0)
