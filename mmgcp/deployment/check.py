@@ -21,7 +21,6 @@ from .predictions import DETECTIONS
 NEARLY = 1e-3  # relative difference of scores which rounding does not exceed
 LEAST = 1e-30  # instead of scores of 0, which have no logarithm
 SLACK = 0.01  # of overlaps: NMS moves classes apart, and so rounds as large numbers do
-CHECKED = 3000  # candidates, the best ones, of which it is checked why they are left out
 
 
 def sample_images(detector: nn.Module, shape: Sequence[int], seed: int = 0) -> Tensor:
@@ -96,11 +95,11 @@ def telling_threshold(detector: nn.Module, images: Tensor, test_cfg: Any) -> Opt
 @torch.no_grad()
 def detections_difference(exported: ExportedModel, detector: nn.Module, images: Tensor,
                           test_cfg: Any) -> float:
-    """Compare boxes with the candidates that the detector itself has for NMS, and check the NMS.
+    """Compare boxes with what the detector itself predicts, before NMS and after it.
 
     Rounding decides which boxes NMS keeps where scores nearly tie, as those of a detector do that
-    has hardly been trained. But each one that it keeps is a candidate, no two of a class overlap,
-    and each candidate that is left out overlaps a better box.
+    has hardly been trained. But each one in the file is a candidate of the detector, no two of a
+    class overlap, and each one that is only kept by the detector overlaps a better one in the file.
 
     Args:
         exported (ExportedModel): The file.
@@ -110,7 +109,7 @@ def detections_difference(exported: ExportedModel, detector: nn.Module, images: 
 
     Returns:
         float: The largest of: how far a box is from the nearest candidate of its class; how far
-        the overlap of two boxes is above the threshold; by how much the box for which a candidate
+        the overlap of two boxes is above the threshold; by how much the box for which another one
         is left out is worse than it, or overlaps it too little. Coordinates are relative to the
         largest one of a box, since a corner near 0 is the difference of a centre and half a side,
         which round as large numbers do. Scores are compared by their logarithms, relative to
@@ -121,8 +120,9 @@ def detections_difference(exported: ExportedModel, detector: nn.Module, images: 
     threshold = float(test_cfg.get('score_thr', -1))
     more = ConfigDict(dict(test_cfg, nms_pre=2 * before_nms, score_thr=threshold * (1 - NEARLY)))
     differences = [0.]
-    for index, item in enumerate(predict(detector, images, more, with_nms=False)):
-        candidates = item[item.scores.argsort(descending=True)]
+    for index, (candidates, kept) in enumerate(zip(
+            predict(detector, images, more, with_nms=False), predict(detector, images, test_cfg))):
+        candidates = candidates[candidates.scores.argsort(descending=True)]
         boxes, scores, labels = (outputs[name][index] for name in DETECTIONS)
         real = labels >= 0
         found = InstanceData(bboxes=boxes[real], scores=scores[real], labels=labels[real])
@@ -130,11 +130,10 @@ def detections_difference(exported: ExportedModel, detector: nn.Module, images: 
         limits = [torch.tensor([threshold]), candidates.scores[before_nms:before_nms + 1]]
         if bool(real.all()):  # there was no room for more
             limits.append(found.scores.sort()[0][:1])
-        best = candidates[:min(before_nms, CHECKED)]
         differences += [float(values.max()) for values in (
             _from_nearest(found, candidates),
             _overlaps(found[_whole(found, images)], test_cfg.nms),
-            _left_out(best, _whole(best, images), found, torch.cat(limits).max(), test_cfg.nms)
+            _left_out(kept, _whole(kept, images), found, torch.cat(limits).max(), test_cfg.nms)
         ) if len(values)]
     return max(differences)
 
@@ -182,14 +181,14 @@ def _overlaps(boxes: InstanceData, nms: dict) -> Tensor:
     return (overlaps - nms.iou_threshold - SLACK).clamp(min=0).flatten()
 
 
-def _left_out(candidates: InstanceData, whole: Tensor, found: InstanceData, limit: Tensor,
+def _left_out(boxes: InstanceData, whole: Tensor, found: InstanceData, limit: Tensor,
               nms: dict) -> Tensor:
-    """How wrong it is that each candidate was not found, 0 if it was (B, )."""
-    reasons = [_better(candidates.scores, limit)]
+    """How wrong it is that each box was not found, 0 if it was (B, )."""
+    reasons = [_better(boxes.scores, limit)]
     if len(found):
-        overlaps = _rivals(candidates, found, nms)
+        overlaps = _rivals(boxes, found, nms)
         overlaps[(overlaps >= 0) & ~whole[:, None]] = 1  # it is not known how much
         lacking = nms.iou_threshold - SLACK - overlaps
-        worse = _better(candidates.scores[:, None], found.scores)
-        reasons += [_apart(candidates, found).amin(1), torch.max(lacking, worse).amin(1)]
+        worse = _better(boxes.scores[:, None], found.scores)
+        reasons += [_apart(boxes, found).amin(1), torch.max(lacking, worse).amin(1)]
     return torch.stack(reasons).amin(0).clamp(min=0)
