@@ -149,6 +149,8 @@ class BestBoxes(nn.Module):
             known = torch.where(valid[..., None], boxes, torch.zeros_like(boxes))
             step = known.amax((1, 2))[:, None] + 1
             boxes = boxes + (labels.to(boxes) * step)[..., None]
+        # a box whose right side is left of its left one overlaps nothing; ONNX would turn it round
+        boxes = torch.cat((boxes[..., :2], torch.max(boxes[..., :2], boxes[..., 2:])), -1)
         rows = NonMaxSuppression.apply(boxes, scores[:, None], self.most, self.iou_threshold,
                                        max(self.score_thr, 0.))
         return torch.zeros_like(scores).index_put(

@@ -1,9 +1,12 @@
 # Copyright (c) The mmgcp authors. Licensed under Apache-2.0.
 """Decoding and NMS against MMYOLO's own, on random outputs of a head."""
 import copy
+from inspect import signature
 
+import onnxruntime
 import pytest
 import torch
+from mmcv.ops import batched_nms
 from mmengine.config import ConfigDict
 from yolov4_samples import build, yolov4
 
@@ -55,6 +58,27 @@ def test_as_the_head_predicts(heads, settings, num_classes, fixed_size):
                                    rtol=0, atol=1e-3)
         assert torch.equal(labels[:number], item.labels[:number])
         assert (labels[number:] == -1).all() and (boxes[number:] == 0).all()
+
+
+@pytest.mark.parametrize('corners', [(2, 1, 0, 3), (0, 3, 2, 1), (2, 3, 0, 1)])
+def test_boxes_with_sides_that_are_swapped(corners, tmp_path):
+    """As of a head whose distances are negative: they overlap nothing, for ONNX's NMS, too."""
+    boxes = torch.tensor([[10., 10., 50., 50.], [11., 10., 50., 50.], [12., 10., 50., 50.],
+                          [60., 10., 90., 50.]])
+    boxes[1] = boxes[1][list(corners)]
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
+    expected = batched_nms(boxes, scores, torch.zeros(4), BASE['nms'])[1]
+    assert expected.tolist() == [0, 1, 3]
+    best, path = BestBoxes(BASE, 1, True), tmp_path / 'best.onnx'
+    inputs = (boxes[None], scores[None, :, None], torch.ones(1, 4))
+    settings = {'dynamo': False} if 'dynamo' in signature(torch.onnx.export).parameters else {}
+    torch.onnx.export(best, inputs, str(path), opset_version=13, input_names=['a', 'b', 'c'],
+                      **settings)
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    found = session.run(None, {name: value.numpy() for name, value in zip('abc', inputs)})
+    for file_boxes, file_scores in (found[:2], best(*inputs)[:2]):
+        assert (torch.as_tensor(file_boxes)[0, :3] == boxes[expected]).all()
+        assert torch.as_tensor(file_scores)[0].tolist() == [*scores[expected].tolist(), 0]
 
 
 @pytest.mark.parametrize('nms', [
