@@ -113,7 +113,7 @@ def detections_difference(exported: ExportedModel, detector: nn.Module, images: 
         is left out is worse than it, or overlaps it too little. Coordinates are relative to the
         largest one of a box, since a corner near 0 is the difference of a centre and half a side,
         which round as large numbers do. Scores are compared by their logarithms, relative to
-        those below -1, since logits round so.
+        those below -1, since logits round so. Infinite where a value is not finite.
     """
     outputs: Dict[str, Tensor] = exported.run(images)
     before_nms = int(test_cfg.get('nms_pre', DEFAULT_NMS_PRE))
@@ -130,7 +130,7 @@ def detections_difference(exported: ExportedModel, detector: nn.Module, images: 
         limits = [torch.tensor([threshold]), candidates.scores[before_nms:before_nms + 1]]
         if bool(real.all()):  # there was no room for more
             limits.append(found.scores.sort()[0][:1])
-        differences += [float(values.max()) for values in (
+        differences += [float(values.nan_to_num(math.inf).max()) for values in (
             _from_nearest(found, candidates),
             _overlaps(found[_whole(found, images)], test_cfg.nms),
             _left_out(kept, _whole(kept, images), found, torch.cat(limits).max(), test_cfg.nms)

@@ -94,6 +94,13 @@ def test_last_box(detector, images, answers):
     assert compare(detector, images, answers) > 1e-2
 
 
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+@pytest.mark.parametrize('name', ['boxes', 'scores'])
+def test_not_finite(detector, images, answers, name, value):
+    answers[name][1, 3] = value
+    assert compare(detector, images, answers) == math.inf
+
+
 def test_raw_outputs(detector, images):
     with torch.no_grad():
         outputs = flatten_tensors(detector(images, mode='tensor'))
