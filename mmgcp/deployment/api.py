@@ -16,7 +16,7 @@ from mmgcp.utils.checks import INPUT_SHAPE, check_value
 from mmgcp.utils.cli import replacing
 from mmgcp.utils.config import with_fixed_size
 
-from .check import detections_difference, raw_difference, sample_images, telling_threshold
+from .check import raw_difference, sample_images, telling_threshold
 from .exported import (
     FORMATS,
     evaluate_exported,
@@ -27,6 +27,7 @@ from .exported import (
 from .fusion import fused
 from .int8 import write_int8
 from .metadata import Metadata, describe
+from .nms_check import detections_difference
 from .options import SUFFIXES, ExportOptions
 from .predictions import Detections, RawPredictions
 from .writers import companions, write
