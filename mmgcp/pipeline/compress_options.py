@@ -49,7 +49,7 @@ class CompressOptions:
         default_help="the first stage's", help='learning rate of sparse training')
     distill_lr: Optional[float] = option(
         None, check=POSITIVE, cli=dict(group=TRAINING, type=float),
-        default_help="the first stage's", help='learning rate of distillation')
+        default_help="a tenth of the first stage's", help='learning rate of distillation')
     sparsity_rate: Optional[float] = option(
         None, check=RATE, cli=dict(group=SPARSITY, type=float),
         default_help="the config's sparsity_rate, or 1e-3 for the subgradient and 2e-2 for the "

@@ -20,6 +20,8 @@ from mmgcp.utils.checks import COUNT, POSITIVE, check_value
 from mmgcp.utils.config import drop_collate_scope, section
 from mmgcp.utils.process_state import random_states_kept
 
+from .schedules import FINE_TUNING
+
 UNWANTED_HOOKS = ('EMA', 'Sparsity')
 _numbers = itertools.count()  # MMEngine requires a new name for each training
 
@@ -63,7 +65,7 @@ class IntermediateFinetuning:
                                'epochs; prune_cfg.finetune=False does without')
         if lr is None:
             check_value("the learning rate of the config", optimizer['lr'], POSITIVE, PruningError)
-            lr = 0.1 * optimizer['lr']
+            lr = FINE_TUNING * optimizer['lr']
         self.settings = dict(epochs=epochs, lr=lr, every=every)
         for name, check in (('epochs', COUNT), ('lr', POSITIVE), ('every', COUNT)):
             check_value(f'{name} of the fine-tuning', self.settings[name], check, PruningError)

@@ -13,6 +13,7 @@ from mmgcp.utils.config_content import type_name
 Settings = Dict[str, object]
 
 ENDLESS = int(1e9)  # MMEngine's end of a scheduler without one
+FINE_TUNING = 0.1  # share of the learning rate for a network that is to stay as good as it is
 # Absolute learning rates in schedulers and hooks, which are scaled like the optimizer's
 RATES = ('eta_min', 'eta_max', 'warmup_bias_lr')
 # Defaults of MMYOLO's hooks, for configs that leave them out
@@ -69,7 +70,10 @@ def derive_schedule(cfg: Config, epochs: int, lr: Optional[float] = None, traine
         UserError: The config has no number of epochs, or no learning rate to change.
     """
     timeline = _Timeline(base_epochs(cfg), epochs)
-    factor = 1. if lr is None else lr / _base_lr(cfg)
+    before = base_lr(cfg)
+    if lr is not None and before is None:
+        raise UserError('the config says no learning rate (optim_wrapper.optimizer.lr) to change')
+    factor = lr / before if lr is not None and before else 1.
     warm_up = ENDLESS
     if num_images is not None:
         warm_up = max(1, epochs * math.ceil(num_images / cfg.train_dataloader.batch_size) // 10)
@@ -120,12 +124,12 @@ class _Timeline:
         return 10 * point <= self.base
 
 
-def _base_lr(cfg: Config) -> float:
+def base_lr(cfg: Config) -> Optional[float]:
+    """Return the learning rate of a config, None if it says none or 0."""
     lr = (section(cfg, 'optim_wrapper').get('optimizer') or {}).get('lr')
-    if not lr:
-        raise UserError('the config says no learning rate (optim_wrapper.optimizer.lr) to change')
-    check_value('optim_wrapper.optimizer.lr of the config', lr, POSITIVE)
-    return lr
+    if lr:
+        check_value('optim_wrapper.optimizer.lr of the config', lr, POSITIVE)
+    return lr or None
 
 
 def _validation(cfg: Config, timeline: _Timeline) -> Settings:

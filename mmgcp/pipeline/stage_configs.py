@@ -9,7 +9,7 @@ from mmgcp.pruning.detector import drop_hooks
 from mmgcp.utils.config import drop_collate_scope
 
 from .child_config import override
-from .schedules import derive_schedule
+from .schedules import FINE_TUNING, base_lr, derive_schedule
 from .voc_data import num_training_images, use_voc_data
 
 # The usual rate of each penalty. With Adam, a scale factor moves by at most lr * rate in an
@@ -112,12 +112,16 @@ def distill_config(cfg: Config, teacher: str, checkpoint: str, epochs: int,
         epochs (int): Number of epochs.
         groups (str | list[dict]): Groups of layers whose attention is distilled.
             Defaults to 'auto'.
-        lr (float, optional): Learning rate. Defaults to the baseline's.
+        lr (float, optional): Learning rate. Defaults to a tenth of the baseline's: the whole one
+            can throw back a network that is trained.
         num_images (int, optional): Number of training images, if known.
 
     Returns:
         Config: The config.
     """
+    before = base_lr(cfg)
+    if lr is None and before:
+        lr = FINE_TUNING * before
     cfg = override(cfg, derive_schedule(cfg, epochs, lr, num_images=num_images))
     cfg.model = dict(
         type='mmgcp.SpatialAttentionDistiller',

@@ -7,6 +7,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from mmgcp.datasets import VOCInfo, check_voc
+from mmgcp.errors import UserError
 from mmgcp.pipeline.child_config import write_child
 from mmgcp.pipeline.stage_configs import (
     baseline_config,
@@ -408,8 +409,20 @@ def test_distill(baseline, tmp_path):
     assert model.student.backbone.widen_factor == 0.5
     assert model.teacher == dict(config=str(teacher), checkpoint=str(checkpoint))
     assert model.groups == cfg.attention_groups
+    assert distilled.optim_wrapper.optimizer.lr == pytest.approx(cfg.base_lr / 10)
+    distilled.optim_wrapper.optimizer.lr, distilled.base_lr = cfg.base_lr, cfg.base_lr
     changed = ('max_epochs', 'train_cfg', 'default_hooks', 'model')
     assert without(distilled, *changed) == without(cfg, *changed)
+
+
+def test_distill_without_a_learning_rate_in_the_config(baseline):
+    """That of the optimizer itself stays."""
+    cfg = baseline(epochs=7)
+    cfg.optim_wrapper.optimizer.pop('lr')
+    found = distill_config(cfg, 'teacher.py', 'c.pth', 4)
+    assert found.optim_wrapper == cfg.optim_wrapper
+    with pytest.raises(UserError, match='the config says no learning rate'):
+        distill_config(cfg, 'teacher.py', 'c.pth', 4, lr=0.1)
 
 
 def test_distill_with_two_assigners(baseline, tmp_path):

@@ -196,10 +196,14 @@ def test_without_sparse_training(start, folder, options):
 
 
 def test_learning_rates(start, folder):
-    start(lr=0.5, distill_lr=0.25)
-    rates = [Config.fromfile(str(folder / f'{stage}.py')).optim_wrapper.optimizer.lr
-             for stage in ('baseline', 'sparse', 'distilled')]
-    assert rates == [0.5, 0.5, 0.25]
+    def rates():
+        return [Config.fromfile(str(folder / f'{stage}.py')).optim_wrapper.optimizer.lr
+                for stage in ('baseline', 'sparse', 'distilled')]
+
+    start(lr=0.5)
+    assert rates() == [0.5, 0.5, pytest.approx(0.05)]
+    start(lr=0.5, sparse_lr=0.125, distill_lr=0.25)
+    assert rates() == [0.5, 0.125, 0.25]
 
 
 def test_prune_options(start):
