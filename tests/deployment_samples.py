@@ -20,6 +20,16 @@ REPRESENTATIVES = [YOLOV4, 'yolov5-n', 'yolov6-n', 'yolov7-tiny', 'yolov8-n', 'y
 PARTS = ('backbone', 'neck', 'bbox_head.head_module')
 
 
+class Answers:
+    """A file that answers what it is told to."""
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def run(self, images):
+        return self.answers
+
+
 def narrow_config(name: str) -> Config:
     """The config of a family with an eighth of the channels and three classes."""
     width = 0.25 if 'e2e' in name else 0.125  # of which its layers do not fit together

@@ -4,36 +4,15 @@ import math
 
 import pytest
 import torch
+from deployment_samples import Answers
 from mmengine.config import ConfigDict
-from yolov4_samples import build, yolov4
 
 from mmgcp.deployment.check import (
     predict,
     raw_difference,
-    sample_images,
     telling_threshold,
 )
 from mmgcp.nn.forward import flatten_tensors
-
-
-class Answers:
-    """A file that answers what it is told to."""
-
-    def __init__(self, answers):
-        self.answers = answers
-
-    def run(self, images):
-        return self.answers
-
-
-@pytest.fixture(scope='module')
-def detector(modules):
-    return build(yolov4()).eval()
-
-
-@pytest.fixture(scope='module')
-def images(detector):
-    return sample_images(detector, (2, 3, 64, 64))
 
 
 def test_raw_outputs(detector, images):

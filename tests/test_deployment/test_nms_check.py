@@ -5,35 +5,15 @@ import math
 
 import pytest
 import torch
+from deployment_samples import Answers
 from mmcv.ops import batched_nms
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
-from yolov4_samples import build, yolov4
 
-from mmgcp.deployment.check import predict, sample_images
+from mmgcp.deployment.check import predict
 from mmgcp.deployment.nms_check import detections_difference
 
 MOST = 10
-
-
-class Answers:
-    """A file that answers what it is told to."""
-
-    def __init__(self, answers):
-        self.answers = answers
-
-    def run(self, images):
-        return self.answers
-
-
-@pytest.fixture(scope='module')
-def detector(modules):
-    return build(yolov4()).eval()
-
-
-@pytest.fixture(scope='module')
-def images(detector):
-    return sample_images(detector, (2, 3, 64, 64))
 
 
 @pytest.fixture
