@@ -155,22 +155,22 @@ def _shapes(options: ExportOptions, shape: Sequence[int],
 def _largest_difference(model: nn.Module, network: nn.Module, path: Path, shape: Sequence[int],
                         metadata: Metadata, options: ExportOptions) -> float:
     """Run a file on images of noise, and compare it with the detector."""
-    exported, shapes = open_exported(path), _shapes(options, shape, model)
+    exported = open_exported(path)
+    batches = [sample_images(model, item) for item in _shapes(options, shape, model)]
     if not options.nms:
-        return max(raw_difference(exported, model, sample_images(model, item)) for item in shapes)
+        return max(raw_difference(exported, model, images) for images in batches)
     test_cfg = ConfigDict(copy.deepcopy(dict(model.bbox_head.test_cfg)))
-    found = [detections_difference(exported, model, sample_images(model, item), test_cfg)
-             for item in shapes]
-    images = sample_images(model, shapes[0])
-    threshold = telling_threshold(model, images, test_cfg)
-    if threshold is not None:  # nothing is found in noise: compare a twin that finds more
+    found = [detections_difference(exported, model, images, test_cfg) for images in batches]
+    threshold = telling_threshold(model, batches[0], test_cfg)
+    if threshold is not None:  # little is found in noise: compare a twin that finds more
         test_cfg.score_thr = threshold
         with tempfile.TemporaryDirectory() as folder:
             twin = Path(folder) / f'twin{path.suffix}'
-            write(_network(network.detector, options, threshold), images, twin, metadata, options)
-            found += [detections_difference(open_exported(twin), model,
-                                            sample_images(model, item), test_cfg)
-                      for item in shapes]
+            write(_network(network.detector, options, threshold), batches[0], twin, metadata,
+                  options)
+            exported = open_exported(twin)
+            found += [detections_difference(exported, model, images, test_cfg)
+                      for images in batches]
     return max(found)
 
 

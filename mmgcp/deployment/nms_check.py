@@ -55,7 +55,7 @@ def detections_difference(exported: ExportedModel, detector: nn.Module, images: 
         real = labels[index] >= 0
         found = InstanceData(bboxes=boxes[index][real], scores=scores[index][real],
                              labels=labels[index][real])
-        if len(found) > test_cfg.max_per_img or len(candidates) == 0 < len(found):
+        if len(found) > test_cfg.max_per_img or (len(found) and not len(candidates)):
             return math.inf
         if len(found) == test_cfg.max_per_img:  # there was no room for more
             limit = max(limit, float(found.scores.min()))

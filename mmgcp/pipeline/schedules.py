@@ -70,10 +70,12 @@ def derive_schedule(cfg: Config, epochs: int, lr: Optional[float] = None, traine
         UserError: The config has no number of epochs, or no learning rate to change.
     """
     timeline = _Timeline(base_epochs(cfg), epochs)
-    before = base_lr(cfg)
-    if lr is not None and before is None:
-        raise UserError('the config says no learning rate (optim_wrapper.optimizer.lr) to change')
-    factor = lr / before if lr is not None and before else 1.
+    before, factor = base_lr(cfg), 1.
+    if lr is not None:
+        if before is None:
+            raise UserError('the config says no learning rate (optim_wrapper.optimizer.lr) to '
+                            'change')
+        factor = lr / before
     warm_up = ENDLESS
     if num_images is not None:
         warm_up = max(1, epochs * math.ceil(num_images / cfg.train_dataloader.batch_size) // 10)

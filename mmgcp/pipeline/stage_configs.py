@@ -119,9 +119,9 @@ def distill_config(cfg: Config, teacher: str, checkpoint: str, epochs: int,
     Returns:
         Config: The config.
     """
-    before = base_lr(cfg)
-    if lr is None and before:
-        lr = FINE_TUNING * before
+    if lr is None:
+        before = base_lr(cfg)
+        lr = before and FINE_TUNING * before
     cfg = override(cfg, derive_schedule(cfg, epochs, lr, num_images=num_images))
     cfg.model = dict(
         type='mmgcp.SpatialAttentionDistiller',
